@@ -1,0 +1,3 @@
+"""Distil the KV caches of several teachers into one student, and measure whether it helps."""
+
+__version__ = "0.1.0"
