@@ -1,0 +1,1 @@
+"""What made a file: atomic writing, digests of code and config, and the card beside every output."""

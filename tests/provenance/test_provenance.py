@@ -1,0 +1,138 @@
+"""Digests follow code and not comments; files are whole or absent; cards say what made them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mtkv.provenance import digest
+from mtkv.provenance.card import Card
+from mtkv.provenance.digest import code_digest, digest_of, file_digest, stage_modules
+from mtkv.provenance.files import atomic_path, read_json, write_json
+
+STAGES = ["mtkv.data.build", "mtkv.kv.extract", "mtkv.align.calibrate", "mtkv.distill.train", "mtkv.evaluate.predict"]
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package `mtkv` of three modules that stands in for the real one, and a lock file."""
+    folder = tmp_path / "src" / "mtkv"
+    for name, text in {
+        "__init__.py": "",
+        "a/__init__.py": '"""Re-exports."""\nfrom mtkv.a.other import z\n',
+        "a/stage.py": "import numpy\nfrom mtkv.a.part import f\n\ndef run():\n    return f()\n",
+        "a/part.py": '"""Doc."""\n\ndef f():\n    """Doc."""\n    return 1  # why\n',
+        "a/other.py": "z = 1\n",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (tmp_path / "requirements.lock").write_text("numpy==2.0\npandas==3.0\n")
+    monkeypatch.setattr(digest, "PACKAGE_FOLDER", folder)
+
+    def current():
+        for cached in (digest._lock_pins, digest._module_path, digest._tree, digest._module_digest, digest._imports):
+            cached.cache_clear()
+        return code_digest("mtkv.a.stage")
+
+    yield folder, current
+    monkeypatch.undo()
+    for cached in (digest._lock_pins, digest._module_path, digest._tree, digest._module_digest, digest._imports):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changes"),
+    [
+        ("a/part.py", "return 1", "return 2", True),
+        ("a/part.py", "# why", "# because", False),
+        ("a/part.py", '    """Doc."""', '    """Another."""', False),
+        ("a/part.py", '    """Doc."""\n', "", False),
+        ("a/other.py", "z = 1", "z = 2", False),
+        ("a/stage.py", "return f()", "return f() + 1", True),
+        ("../../requirements.lock", "numpy==2.0", "numpy==2.1", True),
+        ("../../requirements.lock", "pandas==3.0", "pandas==3.1", False),
+    ],
+)
+def test_what_changes_the_digest(package, file, old, new, changes):
+    folder, current = package
+    before = current()
+    path = folder / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert (current() != before) == changes
+
+
+def test_type_checking_imports_do_not_count(package):
+    folder, current = package
+    before = current()
+    text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mtkv.a.other import z\n"
+    (folder / "a/stage.py").write_text(text + (folder / "a/stage.py").read_text())
+    current()
+    assert "mtkv.a.other" not in stage_modules("mtkv.a.stage")
+    assert before != current()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_static_imports_cover_what_python_really_imports(stage):
+    """Every mtkv module loaded by importing the stage is covered, but for packages, config and provenance."""
+    code = f"import sys, {stage}; print(*[m for m in sys.modules if m.startswith('mtkv.')])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    recording = ("mtkv.config", "mtkv.provenance")
+    computing = {m for m in loaded if m.count(".") > 1 and not m.startswith(recording)}
+    assert computing <= set(stage_modules(stage))
+
+
+def test_an_unknown_module_is_an_error():
+    with pytest.raises(ValueError, match=r"mtkv\.nothing"):
+        code_digest("mtkv.nothing")
+
+
+def test_digest_of_is_blind_to_key_order_only():
+    assert digest_of({"a": 1, "b": [1, 2]}) == digest_of({"b": [1, 2], "a": 1})
+    assert digest_of({"a": 1}) != digest_of({"a": 1.5})
+    assert digest_of([1, 2]) != digest_of([2, 1])
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
+
+    def fail_half_way() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, float("nan"))
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    target = tmp_path / "model"
+    for name in ("old", "new"):
+        with atomic_path(target) as temporary:
+            temporary.mkdir()
+            (temporary / name).touch()
+    assert [p.name for p in target.iterdir()] == ["new"]
+
+
+def test_a_card_says_what_made_it_and_a_failed_stage_writes_none(tmp_path):
+    source = tmp_path / "input"
+    source.write_text("x")
+    facts = {"study": "s", "stage": "arms", "wildcards": {"arm": "sft"}, "config_digest": "c", "code_digest": "d"}
+    path = tmp_path / "card.json"
+    with pytest.raises(RuntimeError), Card(path, inputs=[], **facts):
+        raise RuntimeError
+    assert not path.exists()
+    with Card(path, inputs=[str(source)], **facts) as card:
+        card.result = {"tokens": 5, "seed": 42}
+    written = read_json(path)
+    assert written["inputs"] == {str(source): file_digest(source)}
+    assert written["tokens"] == 5
+    assert written["seed"] == 42
+    assert written["wall_seconds"] >= 0
+    assert written["peak_memory_mb"] > 1
+    assert written["packages"]["torch"]
