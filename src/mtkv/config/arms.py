@@ -1,0 +1,80 @@
+"""The section `arms`: one way to make a model each. What is here are *resolved* arms, after `extends` (see `inherit`)."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from mtkv.config.base import Name, Section, distinct, problem
+from mtkv.config.kv import KVConfig
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[list[Seed], AfterValidator(distinct), Field(min_length=1)]
+
+
+class TrainingConfig(Section):
+    """How an arm's student is trained; arms that are compared must agree in all that sets their compute."""
+
+    steps: int | None = Field(
+        default=None, ge=1, description="Optimiser steps. Exactly one of steps and epochs is set."
+    )
+    epochs: float | None = Field(default=None, gt=0, description="Passes over the training rows, instead of steps.")
+    batch_size: int = Field(default=4, ge=1, description="Rows per forward pass.")
+    gradient_accumulation: int = Field(default=8, ge=1, description="Forward passes per optimiser step.")
+    learning_rate: float = Field(default=2.0e-5, gt=0, description="Peak learning rate of AdamW.")
+    scheduler: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="Learning rate after warm-up."
+    )
+    warmup_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="Share of the steps in which the learning rate rises."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
+    max_length: int = Field(default=512, ge=1, description="Longest row in student tokens.")
+    ce_weight: float = Field(default=1.0, ge=0, description="Weight of the cross-entropy on the text (δ of the loss).")
+    logging_steps: int = Field(default=10, ge=1, description="Steps between entries of the training log.")
+    eval_steps: int = Field(default=100, ge=1, description="Steps between validation losses.")
+    eval_rows: int = Field(default=128, ge=1, description="Validation rows used for validation losses.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Number format of the computation.")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations backwards, to save memory.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [name for name in ("steps", "epochs") if getattr(self, name) is not None]
+        if len(given) != 1:
+            both = (
+                f"steps {self.steps} and epochs {self.epochs:g} are both given"
+                if given
+                else "neither steps nor epochs is given"
+            )
+            raise problem(f"{both}; exactly one of them, the other null")
+        return self
+
+
+class Arm(Section):
+    """One way to make a model."""
+
+    description: str = Field(default="", description="One sentence for the report.")
+    extends: Name | None = Field(
+        default=None, description="Arm whose entry this one starts from; what is written here overrides it."
+    )
+    model: Name = Field(
+        default="student", description="Model to start from: student, or a teacher id to evaluate that teacher."
+    )
+    student_view: Literal["text", "latent"] = Field(
+        default="text", description="What the student reads: text, the row itself."
+    )
+    training: TrainingConfig | None = Field(default=None, description="How the student is trained; null: not at all.")
+    kv: KVConfig | None = Field(default=None, description="KV distillation; null: none. Needs training.")
+    seeds: Seeds | None = Field(default=None, description="Seeds of this arm's runs; null: those of the study.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.student_view == "latent":
+            raise problem("'latent' is not built yet; allowed for now: text", "student_view")
+        if self.model != "student" and self.training is not None:
+            raise problem(
+                f"given, but model {self.model!r} is a teacher, which is only evaluated; allowed: null", "training"
+            )
+        if self.kv is not None and self.training is None:
+            raise problem("given, but training is null; KV distillation needs training", "kv")
+        return self

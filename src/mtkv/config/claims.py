@@ -1,0 +1,99 @@
+"""The sections `comparison` and `claims`: the statistics of a study and the sentences they support or refute.
+
+All thresholds are in percentage points of accuracy.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from mtkv.config.base import Name, Section, distinct, problem
+
+
+class ComparisonConfig(Section):
+    """Settings of the paired statistics."""
+
+    baseline: Name = Field(default="sft", description="Arm that every other arm is compared with.")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="Coverage of the intervals.")
+    resamples: int = Field(default=5000, ge=10, description="Bootstrap resamples.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the bootstrap.")
+    tolerance: float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="Largest relative difference in steps, rows and tokens between trained arms.",
+    )
+
+
+class _Claim(Section):
+    statement: str = Field(min_length=1, description="The sentence to be supported or refuted, for the report.")
+    arm: Name = Field(description="Arm the claim is about.")
+    level: Literal["minimum", "ideal", "stretch"] | None = Field(
+        default=None, description="Grade that this claim belongs to; null: none."
+    )
+
+
+class DifferenceClaim(_Claim):
+    """arm − baseline > threshold in macro accuracy, and the same against the control twin if there is one."""
+
+    kind: Literal["difference"] = Field(description="Kind of claim: the difference of two arms.")
+    baseline: Name = Field(description="Arm it is compared with.")
+    threshold: float = Field(default=0.0, ge=-100, le=100, description="Points that the difference must exceed.")
+    twin: Name | None = Field(default=None, description="Control arm that `arm` must beat as well; null: none.")
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Self:
+        for field in ("baseline", "twin"):
+            if getattr(self, field) == self.arm:
+                raise problem(f"{self.arm!r} is the claim's own arm; another arm is needed", field)
+        return self
+
+
+class DatasetsImprovedClaim(_Claim):
+    """arm is better than baseline on at least so many datasets."""
+
+    kind: Literal["datasets_improved"] = Field(description="Kind of claim: the number of datasets that improve.")
+    baseline: Name = Field(description="Arm it is compared with.")
+    at_least: int = Field(ge=1, description="Number of datasets that must improve.")
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Self:
+        if self.baseline == self.arm:
+            raise problem(f"{self.arm!r} is the claim's own arm; another arm is needed", "baseline")
+        return self
+
+
+class AccuracyClaim(_Claim):
+    """The accuracy of an arm on one dataset reaches the threshold."""
+
+    kind: Literal["accuracy"] = Field(description="Kind of claim: an accuracy that is reached.")
+    dataset: Name = Field(description="Dataset it is measured on; macro: the mean over all.")
+    threshold: float = Field(ge=0, le=100, description="Accuracy to reach, in percent.")
+
+
+class ReachesClaim(_Claim):
+    """arm − (the weakest of baselines) ≥ threshold in macro accuracy."""
+
+    kind: Literal["reaches"] = Field(description="Kind of claim: the level of the weakest of some arms is reached.")
+    baselines: Annotated[list[Name], AfterValidator(distinct)] = Field(
+        min_length=1, description="Arms, of which the weakest counts."
+    )
+    threshold: float = Field(
+        default=0.0, ge=-100, le=100, description="Margin in points; negative: may be that much worse."
+    )
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Self:
+        if self.arm in self.baselines:
+            raise problem(
+                f"{self.arm!r} is the claim's own arm; other arms are needed",
+                "baselines",
+                self.baselines.index(self.arm),
+            )
+        return self
+
+
+Claim = Annotated[
+    DifferenceClaim | DatasetsImprovedClaim | AccuracyClaim | ReachesClaim,
+    Field(discriminator="kind"),
+]

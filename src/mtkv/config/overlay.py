@@ -1,0 +1,100 @@
+"""Config files and their overlays: later files are merged over the first one, as Snakemake merges `--configfile`.
+
+Mappings are merged, all else is replaced. null as the value of an arm, a teacher or a claim deletes that entry.
+"""
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mtkv.config.errors import ConfigError, Loc, Problem, show
+from mtkv.config.tree import plain_tree
+
+# Sections whose entries have names of the user's choice.
+ENTRY_SECTIONS: tuple[Loc, ...] = (("arms",), ("teachers", "models"), ("claims",))
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` merged into `base`, which stays as it is."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def without_deleted(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` without the entries whose value is null."""
+    for loc in ENTRY_SECTIONS:
+        config = _drop_nulls(config, loc)
+    return config
+
+
+def read_overlaid(*paths: str | Path) -> dict[str, Any]:
+    """The first YAML file with the others merged over it. Raises ConfigError naming the file for what cannot be read."""
+    config: dict[str, Any] = {}
+    for path in paths:
+        config = merged(config, read_yaml(path))
+    return config
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """One YAML file, which holds a mapping or nothing. Raises ConfigError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = yaml.load(file, Loader=_Loader)
+    except FileNotFoundError:
+        raise _file_error(path, "no such file") from None
+    except OSError as error:
+        raise _file_error(path, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise _file_error(path, "is not UTF-8 text") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _file_error(path, f"is not valid YAML: {_one_line(error)}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _file_error(path, f"holds {show(value)}, not a mapping")
+    try:
+        return plain_tree(value)
+    except ConfigError as error:
+        raise ConfigError([Problem((), f"{path}: {problem}") for problem in error.problems]) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, which PyYAML would overwrite silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if (key.tag, key.value) in seen:
+                message = f"the key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _drop_nulls(config: dict[str, Any], loc: Loc) -> dict[str, Any]:
+    key = str(loc[0]) if loc else None
+    if key is None:
+        return {name: entry for name, entry in config.items() if entry is not None}
+    section = config.get(key)
+    return config | {key: _drop_nulls(section, loc[1:])} if isinstance(section, dict) else config
+
+
+def _file_error(path: str | Path, message: str) -> ConfigError:
+    return ConfigError([Problem((), f"{path}: {message}")])
+
+
+def _one_line(error: Exception) -> str:
+    """PyYAML's message with its place, on one line."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    mark = getattr(error, "problem_mark", None)
+    text = getattr(error, "problem", None) or str(error)
+    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    return " ".join(text.split()) + place

@@ -1,0 +1,207 @@
+"""The default study, its defaults, what the DAG asks of it, digests, and that reading a config stays light."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from mtkv.config.arms import Arm, TrainingConfig
+from mtkv.config.claims import ComparisonConfig
+from mtkv.config.data import DataConfig
+from mtkv.config.digest import digest_of
+from mtkv.config.evaluation import EvaluationConfig
+from mtkv.config.kv import AlignConfig, KVConfig, KVLossConfig
+from mtkv.config.models import ModelConfig, TeachersConfig
+from mtkv.config.study import Study, load_study, read_study
+
+DATASETS = [f"pocket_{name}" for name in ["gsm8k", "math500", "bbh", "gpqa", "truthfulqa", "cmmlu", "ceval"]]
+OF_THE_DESIGN: list[tuple[BaseModel, dict[str, Any]]] = [
+    (
+        TrainingConfig(steps=1),
+        {
+            "epochs": None,
+            "batch_size": 4,
+            "gradient_accumulation": 8,
+            "learning_rate": 2e-5,
+            "warmup_ratio": 0.1,
+            "weight_decay": 0.0,
+        }
+        | {
+            "max_grad_norm": 1.0,
+            "max_length": 512,
+            "ce_weight": 1.0,
+            "logging_steps": 10,
+            "eval_steps": 100,
+            "eval_rows": 128,
+        }
+        | {"gradient_checkpointing": False, "dtype": "float32"},
+    ),
+    (AlignConfig(), {"time": "sync", "layers": "ratio", "map": "ridge", "ridge": 1e-3}),
+    (KVLossConfig(), {"distance": "mse", "lambda_k": 1, "lambda_v": 1, "beta": 0.1}),
+    (
+        KVConfig(teachers=["a"]),
+        {"control": "none", "align": AlignConfig().model_dump(), "loss": KVLossConfig().model_dump()}
+        | {
+            "fusion": {"strategy": "fixed", "weights": None, "temperature": 1.0, "hidden": 32}
+            | {"entropy": {"target": "specialized", "strength": 0.01}}
+        },
+    ),
+    (Arm(), {"model": "student", "student_view": "text", "training": None, "kv": None, "seeds": None, "extends": None}),
+    (
+        DataConfig(),
+        {
+            "mixture": "pocket",
+            "seed": 0,
+            "train_rows": 4000,
+            "validation_rows": 400,
+            "calibration_rows": 400,
+            "test_items": 200,
+        }
+        | {"styles": ["cot", "direct"]},
+    ),
+    (
+        ModelConfig(name="student"),
+        {"source": "pocket", "revision": None, "dtype": "float32", "trust_remote_code": False},
+    ),
+    (TeachersConfig(), {"mode": "stored", "shards": 2, "dtype": "float16", "batch_size": 64, "models": {}}),
+    (EvaluationConfig(), {"jobs": "per_run", "batch_size": 64, "max_new_tokens": 48, "num_fewshot": 0, "limit": None}),
+    (ComparisonConfig(), {"baseline": "sft", "confidence": 0.95, "resamples": 5000, "seed": 0, "tolerance": 0.01}),
+    (
+        Study(study="x", arms={"a": Arm()}),
+        {"seeds": [42, 43, 44], "datasets": DATASETS, "data": DataConfig().model_dump(), "claims": {}},
+    ),
+]
+
+
+@pytest.fixture
+def study(config_folder: Path) -> Study:
+    return read_study(config_folder / "config.yaml")
+
+
+@pytest.mark.parametrize(("model", "expected"), OF_THE_DESIGN, ids=lambda value: type(value).__name__)
+def test_defaults_are_those_of_the_design(model: BaseModel, expected: dict[str, Any]) -> None:
+    assert {key: value for key, value in model.model_dump().items() if key in expected} == expected
+
+
+def test_the_default_study(study: Study) -> None:
+    arms = [
+        "raw",
+        "sft",
+        "single",
+        "fixed",
+        "similarity",
+        "learnable",
+        "fixed_shuffled",
+        "teacher_qwen2",
+        "teacher_gpt2",
+    ]
+    assert study.study == "pocket"
+    assert list(study.arms) == arms
+    assert study.datasets == DATASETS
+    trained = [name for name in arms if study.trained(name)]
+    assert trained == arms[1:7]
+    (training,) = {study.arm(name).training.model_dump_json(exclude_none=True) for name in trained}  # the same for all
+    assert (
+        '"steps":300,"batch_size":64,"gradient_accumulation":1,"learning_rate":0.002,"scheduler":"cosine"' in training
+    )
+    kv = {name: arm.kv for name, arm in study.arms.items() if arm.kv}
+    assert {name: (c.teachers, c.fusion.strategy, c.control) for name, c in kv.items()} == {
+        "single": (["qwen2"], "fixed", "none"),
+        "fixed": (["qwen2", "gpt2"], "fixed", "none"),
+        "similarity": (["qwen2", "gpt2"], "similarity", "none"),
+        "learnable": (["qwen2", "gpt2"], "learnable", "none"),
+        "fixed_shuffled": (["qwen2", "gpt2"], "fixed", "shuffle_items"),
+    }
+    levels = [(claim.kind, claim.level) for claim in study.claims.values()]
+    assert len(levels) == 12
+    assert {level: sum(at == level for _, at in levels) for _, level in levels} == {
+        None: 3,
+        "minimum": 3,
+        "ideal": 4,
+        "stretch": 2,
+    }
+
+
+def test_keys_only_and_values_only(config_folder: Path) -> None:
+    study = read_study(config_folder / "config.yaml", config_folder / "studies" / "pocket-kv-only.yaml")
+    assert study.study == "pocket-kv-only"
+    losses = {name: study.arm(name).kv.loss for name in ("keys_and_values", "keys_only", "values_only")}
+    assert {name: (loss.lambda_k, loss.lambda_v, loss.beta) for name, loss in losses.items()} == {
+        "keys_and_values": (1, 1, 0),
+        "keys_only": (1, 0, 0),
+        "values_only": (0, 1, 0),
+    }
+
+
+def test_runs(study: Study) -> None:
+    runs = study.runs()
+    assert len(runs) == len(set(runs)) == 3 * 1 + 6 * 3
+    assert runs[:4] == [("raw", 42), ("sft", 42), ("sft", 43), ("sft", 44)]
+    assert study.seeds_of("teacher_gpt2") == [42]
+    assert study.seeds_of("learnable") == [42, 43, 44]
+
+
+def test_teachers_and_aligns_that_arms_use(raw: dict[str, Any]) -> None:
+    raw["arms"]["stiff"] = {"extends": "single", "kv": {"align": {"ridge": 1}}}
+    study = load_study(raw)
+    assert study.teachers_used() == ["qwen2", "gpt2"]
+    assert [align.ridge for align in study.aligns("qwen2")] == [1e-3, 1.0]
+    assert [align.ridge for align in study.aligns("gpt2")] == [1e-3]
+    slugs = [align.slug for align in study.aligns("qwen2")]
+    assert len(set(slugs)) == 2
+    assert all(slug.startswith("ratio-ridge-") and len(slug) == 18 for slug in slugs)
+    raw["teachers"]["models"] = {
+        "gpt2": raw["teachers"]["models"]["gpt2"],
+        "qwen2": {"name": "qwen2"},
+        "idle": {"name": "gpt2"},
+    }
+    assert load_study(raw).teachers_used() == ["gpt2", "qwen2"]
+
+
+def test_a_model_folder(raw: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    raw["student"] = {"source": "path", "name": str(tmp_path)}
+    assert load_study(raw).student.name == str(tmp_path)
+
+
+def test_digest_depends_on_values_only(raw: dict[str, Any]) -> None:
+    before = load_study(raw)
+    raw["arms"]["sft"]["training"] = dict(reversed(raw["arms"]["sft"]["training"].items())) | {"weight_decay": 0}
+    after = load_study(raw)
+    assert digest_of(after) == digest_of(before)
+    assert digest_of({"b": 1, "a": [after]}) == digest_of({"a": [before.model_dump(mode="json")], "b": 1})
+    raw["arms"]["sft"]["training"]["weight_decay"] = 0.1
+    changed = load_study(raw)
+    assert digest_of(changed.arm("fixed").training) != digest_of(before.arm("fixed").training)
+    assert digest_of(changed.arm("fixed").kv) == digest_of(before.arm("fixed").kv)
+    # sha256 of '{"a":1.5,"b":"é"}' in UTF-8, computed with coreutils' sha256sum
+    assert digest_of({"b": "é", "a": 1.5}) == "6173df492ea2cc3f"
+    with pytest.raises(TypeError):
+        digest_of({"x": object()})
+
+
+def test_a_study_is_frozen_and_does_not_share_defaults(study: Study) -> None:
+    with pytest.raises(ValidationError):
+        study.study = "other"  # type: ignore[misc]
+    DataConfig().styles.clear()
+    study.seeds_of("sft").clear()
+    assert DataConfig().styles == ["cot", "direct"]
+    assert study.seeds_of("sft") == [42, 43, 44]
+
+
+def test_reading_a_config_loads_no_heavy_package(config_folder: Path) -> None:
+    code = (
+        "import sys; from mtkv.config.study import read_study; import mtkv.config.schema;"
+        f"read_study({str(config_folder / 'config.yaml')!r}); mtkv.config.schema.study_schema();"
+        "print(sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout
+    assert "'mtkv'" in loaded
+    assert "'pydantic'" in loaded
+    assert not [
+        name for name in ("torch", "transformers", "pandas", "numpy", "pyarrow", "snakemake") if f"'{name}'" in loaded
+    ]
