@@ -1,0 +1,1 @@
+"""Keys before RoPE and values: capture from any architecture, and the store on disk."""

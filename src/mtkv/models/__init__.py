@@ -1,0 +1,1 @@
+"""Models and tokenizers: the pocket models, loading, encoding."""

@@ -1,0 +1,57 @@
+"""Tiny random models of many architectures, built from configs: no download, no weights on disk."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+VOCABULARY = 64
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROUPED = COMMON | {"intermediate_size": 48, "num_key_value_heads": 2}
+GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1}
+OPT = COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
+# name -> (transformers config class, arguments)
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", GROUPED),
+    "llama_mqa_wide": ("LlamaConfig", GROUPED | {"num_key_value_heads": 1, "head_dim": 16}),
+    "llama_yarn": ("LlamaConfig", GROUPED | {"rope_parameters": YARN}),
+    "mistral": ("MistralConfig", GROUPED | {"sliding_window": 4}),
+    "qwen2": ("Qwen2Config", GROUPED),
+    "qwen3": ("Qwen3Config", GROUPED | {"head_dim": 16}),
+    "gemma3": ("Gemma3TextConfig", GROUPED | {"head_dim": 16, "sliding_window": 4}),
+    "phi3": ("Phi3Config", GROUPED),
+    "glm4": ("Glm4Config", GROUPED | {"head_dim": 8}),
+    "gpt_neox": ("GPTNeoXConfig", COMMON | {"intermediate_size": 48, "hidden_dropout": 0.0, "attention_dropout": 0.0}),
+    "gpt2": ("GPT2Config", GPT2 | {"eos_token_id": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+    "opt": ("OPTConfig", OPT),
+}
+
+
+@pytest.fixture
+def build_model() -> Callable[..., Any]:
+    """`build_model(name, seed=0, **overrides)` → a causal language model with random weights, in eval mode."""
+    import torch
+    import transformers
+
+    def build(name: str, seed: int = 0, **overrides: Any) -> Any:
+        class_name, arguments = ARCHITECTURES[name]
+        torch.manual_seed(seed)
+        config = getattr(transformers, class_name)(**(arguments | overrides))
+        return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+    return build

@@ -1,0 +1,55 @@
+"""Byte ends against the bytes themselves, for byte-level, Unigram and WordPiece tokenizers."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers_for_tests import CORPUS, KINDS
+
+from mtkv.models.encode import byte_ends, encode_rows
+
+TOKENIZERS = {name: build() for name, build in KINDS.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", sorted(set(CORPUS)))
+def test_ends_rise_strictly_and_lie_on_characters(kind, text):
+    (row,) = encode_rows(TOKENIZERS[kind], [text], [""], None)
+    ends = row.byte_end[row.byte_end >= 0]
+    starts_of_characters = {len(text[:i].encode()) for i in range(len(text) + 1)}
+    assert (np.diff(ends) > 0).all()
+    assert set(ends.tolist()) <= starts_of_characters
+    assert ends[-1] == len(text.encode())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="aé小🙂 1,.", min_size=2, max_size=20))
+def test_byte_level_ends_equal_the_length_of_the_decoded_prefix(text):
+    tokenizer = TOKENIZERS["byte_level_bpe"]
+    (row,) = encode_rows(tokenizer, [text], [""], None)
+    alphabet = {token: index for index, token in tokenizer.get_added_vocab().items()}
+    pieces = tokenizer.convert_ids_to_tokens(row.input_ids[:-1].tolist())
+    # In byte-level BPE every character of a token's name stands for one byte.
+    lengths = np.cumsum([len(piece) for piece in pieces if piece not in alphabet])
+    complete = {len(text[:i].encode()) for i in range(len(text) + 1)}
+    want = [end if end in complete and i > 0 else -1 for i, end in enumerate(lengths.tolist())]
+    assert row.byte_end[:-1].tolist() == want
+
+
+def test_first_token_and_eos_are_no_boundaries_and_target_starts_after_the_prompt():
+    tokenizer = TOKENIZERS["byte_level_bpe"]
+    (row,) = encode_rows(tokenizer, ["Question: 12+30\nAnswer:"], [" 42"], None)
+    assert row.byte_end[0] == -1
+    assert row.byte_end[-1] == -1
+    assert row.input_ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(row.input_ids[row.is_target]) == " 42<eos>"
+
+
+def test_a_row_over_the_limit_is_refused_not_cut():
+    with pytest.raises(ValueError, match=r"more than the limit of 5.*training\.max_length"):
+        encode_rows(TOKENIZERS["byte_level_bpe"], ["Question: a long one"], [" 42"], 5)
+
+
+def test_empty_text_and_empty_spans():
+    assert byte_ends("", []).tolist() == []
+    assert byte_ends("小a", [(0, 0), (0, 1), (0, 1), (1, 2)]).tolist() == [-1, -1, 3, 4]
