@@ -1,0 +1,102 @@
+"""transformers' Trainer with the log this project needs: every loss term, routing weights and gradient shares."""
+
+from collections import defaultdict
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+LOGGED_TERMS = ("ce", "key", "value", "cosine", "entropy")
+TRAINER_NAMES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
+
+
+class DistillationTrainer(Trainer):
+    """Trains a `Distiller`. `teachers` names the columns of the routing weights; `tokens_seen` counts unpadded tokens."""
+
+    def __init__(self, *args: Any, teachers: list[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.teachers = teachers
+        self.distiller: Any = self.model
+        self.shares_every = int(self.args.eval_steps or 1)
+        self.tokens_seen = 0
+        self.rows_seen = 0
+        self._sums: dict[str, float] = defaultdict(float)
+        self._batches = 0
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's `loss`; on the way, keep its terms for the next log line."""
+        terms = model(**inputs)
+        if model.training:
+            self.tokens_seen += int(inputs["attention_mask"].sum())
+            self.rows_seen += len(inputs["input_ids"])
+            self._batches += 1
+            for name, value in self._readable(terms).items():
+                self._sums[name] += value
+            if self.state.global_step % self.shares_every == 0:
+                self.log(gradient_shares(model, terms))
+        return (terms["loss"], terms) if return_outputs else terms["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of every term since the last training line."""
+        if "learning_rate" in logs and self._batches:
+            logs = logs | {name: total / self._batches for name, total in self._sums.items()}
+            self._sums.clear()
+            self._batches = 0
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Mean of every term over the validation rows, logged as `eval_<term>`."""
+        self.distiller.eval()
+        sums: dict[str, float] = defaultdict(float)
+        loader = self.get_eval_dataloader()
+        with torch.no_grad():
+            for inputs in loader:
+                terms = self.distiller(**self._prepare_inputs(inputs))
+                for name, value in ({"loss": float(terms["loss"])} | self._readable(terms)).items():
+                    sums[name] += value / len(loader)
+        metrics = {f"eval_{name}": value for name, value in sums.items()}
+        self.log(metrics)
+        self.distiller.train()
+        return metrics
+
+    def _readable(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        values = {name: float(terms[name].detach()) for name in LOGGED_TERMS if name in terms}
+        if "weights" in terms:
+            values |= {
+                f"route.{name}": float(weight)
+                for name, weight in zip(self.teachers, terms["weights"].mean(0), strict=True)
+            }
+        return values
+
+
+def gradient_shares(model: Any, terms: dict[str, Tensor]) -> dict[str, float]:
+    """Share of each loss part in the gradient on the student's weights: ‖∇ part‖ / Σ ‖∇ part‖, as `share.ce`, `share.kv`."""
+    parts = {"ce": model.ce_weight * terms["ce"]} | ({"kv": terms["kv"]} if "kv" in terms else {})
+    parameters = [parameter for parameter in model.student.parameters() if parameter.requires_grad]
+    norms = {name: gradient_norm(part, parameters) for name, part in parts.items()}
+    total = sum(norms.values()) or 1.0
+    return {f"share.{name}": norm / total for name, norm in norms.items()}
+
+
+def gradient_norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:
+    """L2 norm of d loss / d parameters; parameters that `loss` does not reach count as zero."""
+    if not loss.requires_grad:
+        return 0.0
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return float(torch.stack([g.float().norm() for g in gradients if g is not None]).norm())
+
+
+def training_log(history: list[dict[str, float]]) -> pd.DataFrame:
+    """The Trainer's log as rows (step, split, term, value): the file `training.parquet`."""
+    rows = []
+    for line in history:
+        step = int(line["step"])
+        for name, value in line.items():
+            split, term = ("val", name.removeprefix("eval_")) if name.startswith("eval_") else ("train", name)
+            if term in TRAINER_NAMES or term in LOGGED_TERMS or term.startswith(("route.", "share.")):
+                rows.append({"step": step, "split": split, "term": term, "value": float(value)})
+    return pd.DataFrame(rows, columns=["step", "split", "term", "value"])

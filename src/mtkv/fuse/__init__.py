@@ -1,0 +1,1 @@
+"""Fuse several teachers' KV with weights from a router."""
