@@ -1,0 +1,173 @@
+"""What a change reruns, asked of Snakemake itself on a finished study.
+
+The study's own rules run once with scripts that only touch their outputs, so that Snakemake's records are real. Then each
+change is made to a copy and a dry run says which jobs would run.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = {"seeds": [42, 43], "datasets": ["pocket_gsm8k", "pocket_cmmlu"]}
+TOUCH = """import pathlib
+for output in snakemake.output:
+    path = pathlib.Path(output)
+    path.mkdir(parents=True, exist_ok=True) if not path.suffix else path.touch()
+"""
+
+
+def snakemake(folder, *arguments):
+    environment = os.environ | {"PYTHONPATH": str(folder / "src")}
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "study.yaml", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def planned(folder, *arguments):
+    """Jobs by rule of a dry run, without the target rule."""
+    text = snakemake(folder, "--dry-run", "--quiet", "rules", *arguments)
+    table = re.search(r"^job +count\n-+ +-+\n(.*?)^total", text, re.MULTILINE | re.DOTALL)
+    if table is None:
+        assert "Nothing to be done" in text or not text.strip(), text
+        return {}
+    counts = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table[1], re.MULTILINE)}
+    return {name: count for name, count in counts.items() if name != "all"}
+
+
+def without_claims(study):
+    """Few datasets and seeds; claims that name datasets left out are deleted."""
+    claims = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text(encoding="utf-8"))["claims"]
+    gone = {name: None for name, claim in claims.items() if claim.get("at_least", 0) > len(study["datasets"])}
+    return study | {"claims": gone}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A folder with the workflow, a copy of the package and a finished study."""
+    folder = tmp_path_factory.mktemp("finished")
+    for name in ("Snakefile", "requirements.lock"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    for name in ("workflow", "config", "src"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for script in (folder / "workflow/scripts").iterdir():
+        script.write_text(TOUCH)
+    (folder / "study.yaml").write_text(yaml.safe_dump(without_claims(SMALL)))
+    snakemake(folder, "--quiet", "all")
+    assert planned(folder) == {}
+    return folder
+
+
+@pytest.fixture
+def study(finished, tmp_path):
+    """A copy of the finished study that a test may change."""
+    shutil.copytree(finished, tmp_path / "study", symlinks=True)
+    return tmp_path / "study"
+
+
+def change_config(study, **changes):
+    (study / "study.yaml").write_text(yaml.safe_dump(without_claims(SMALL) | changes))
+
+
+def edit(study, path, old, new):
+    file = study / path
+    text = file.read_text(encoding="utf-8")
+    assert old in text, f"{path} no longer has {old!r}; mend this test"
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_an_added_arm_runs_its_own_jobs_only(study):
+    change_config(study, arms={"keys_only": {"extends": "fixed", "kv": {"loss": {"lambda_v": 0.0}}}})
+    assert planned(study) == {"train": 2, "predict": 2, "score": 2, "compare": 1, "report": 1}
+
+
+def test_an_added_seed_runs_its_own_jobs_only(study):
+    change_config(study, seeds=[42, 43, 44])
+    assert planned(study) == {"train": 6, "predict": 6, "score": 6, "compare": 1, "report": 1}
+
+
+def test_an_added_dataset_trains_nothing(study):
+    change_config(study, datasets=[*SMALL["datasets"], "pocket_bbh"])
+    assert planned(study) == {"predict": 15, "score": 15, "compare": 1, "report": 1}
+
+
+def test_one_arms_weight_retrains_that_arm_and_those_that_extend_it(study):
+    change_config(study, arms={"similarity": {"kv": {"fusion": {"temperature": 0.5}}}})
+    assert planned(study) == {"train": 2, "predict": 2, "score": 2, "compare": 1, "report": 1}
+
+
+def test_descriptions_and_claims_train_nothing(study):
+    change_config(study, arms={"fixed": {"description": "another text"}}, description="another")
+    assert planned(study) == {"compare": 1, "report": 1}
+
+
+def test_edited_losses_rerun_training_and_below(study):
+    edit(study, "src/mtkv/distill/losses.py", "if len(student) == 0:", "if len(student) < 1:")
+    assert planned(study) == {"train": 12, "predict": 12, "score": 12, "compare": 1, "report": 1}
+
+
+def test_edited_report_reruns_the_report_only(study):
+    edit(study, "src/mtkv/report/page.py", "\ndef ", "\nUNUSED = 1\n\n\ndef ")
+    assert planned(study) == {"report": 1}
+
+
+def test_edited_statistics_rerun_comparison_and_report(study):
+    edit(study, "src/mtkv/stats/compare.py", "\ndef ", "\nUNUSED = 1\n\n\ndef ")
+    assert planned(study) == {"compare": 1, "report": 1}
+
+
+@pytest.mark.parametrize(
+    "path", ["src/mtkv/distill/losses.py", "src/mtkv/kv/capture.py", "src/mtkv/provenance/card.py"]
+)
+def test_a_comment_in_a_module_reruns_nothing(study, path):
+    file = study / path
+    file.write_text(file.read_text(encoding="utf-8") + "\n# a remark\n", encoding="utf-8")
+    assert planned(study) == {}
+
+
+def test_touching_the_config_reruns_nothing(study):
+    (study / "config/config.yaml").touch()
+    (study / "study.yaml").touch()
+    assert planned(study) == {}
+
+
+def test_one_score_file_needs_its_own_run_only(study):
+    shutil.rmtree(study / "results")
+    shutil.rmtree(study / ".snakemake")
+    target = "results/pocket/scores/learnable/seed42/pocket_gsm8k.json"
+    assert planned(study, target) == {
+        "data": 1,
+        "teacher_kv": 4,
+        "teacher_index": 2,
+        "map": 2,
+        "train": 1,
+        "predict": 1,
+        "score": 1,
+    }
+
+
+def test_a_wrong_config_is_one_message_and_no_traceback(study):
+    change_config(study, arms={"fixed": {"kv": {"fusion": {"strategy": "fxed"}}}})
+    environment = os.environ | {"PYTHONPATH": str(study / "src")}
+    command = [sys.executable, "-m", "snakemake", "-n", "--configfile", "study.yaml"]
+    done = subprocess.run(command, cwd=study, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "arms.fixed.kv.fusion.strategy" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_one_job_for_each_dataset_when_asked_for(study):
+    shutil.rmtree(study / "results")
+    shutil.rmtree(study / ".snakemake")
+    change_config(study, evaluation={"jobs": "per_dataset"})
+    target = "results/pocket/scores/raw/seed42/pocket_gsm8k.json"
+    assert planned(study, target) == {"data": 1, "predict": 1, "score": 1}
+    counts = planned(study, "all")
+    assert counts["predict"] == counts["score"] == 30

@@ -1,0 +1,18 @@
+rule compare:
+    input:
+        scores=score_files(STUDY.arms),
+        cards=train_cards(),
+    output:
+        tables=expand(
+            f"{ROOT}/compare/{{table}}.parquet",
+            table=("items", "cells", "pairs", "claims"),
+        ),
+        card=f"{ROOT}/compare/card.json",
+    log:
+        f"{LOGS}/compare.log",
+    params:
+        study=STUDY.study,
+        config=written(STUDY),
+        code=code_digest("mtkv.stats.compare"),
+    script:
+        "../scripts/compare.py"

@@ -1,0 +1,20 @@
+# Every test set of the mixture is made, whichever of them the study evaluates: adding a dataset then changes no row.
+rule data:
+    output:
+        train=f"{ROOT}/data/train.parquet",
+        val=f"{ROOT}/data/val.parquet",
+        calibration=f"{ROOT}/data/calibration.parquet",
+        test=expand(f"{ROOT}/data/test/{{dataset}}.parquet", dataset=POCKET_DATASETS),
+        card=f"{ROOT}/data/card.json",
+    log:
+        f"{LOGS}/data.log",
+    resources:
+        mem_mb=resource("data", "mem_mb"),
+        runtime=resource("data", "runtime"),
+    params:
+        study=STUDY.study,
+        config=written(STUDY.data),
+        datasets=list(POCKET_DATASETS),
+        code=code_digest("mtkv.data.build"),
+    script:
+        "../scripts/data.py"

@@ -1,0 +1,68 @@
+# One job of `predict` answers all datasets of a run (`evaluation.jobs: per_run`), because starting Python with torch,
+# transformers and lm-eval costs more than answering a small dataset; `per_dataset` gives one job for each file.
+# Either way any single file can be asked for by name.
+PER_JOB = STUDY.datasets if STUDY.evaluation.jobs == "per_run" else ["{dataset}"]
+
+
+def trained_model(wildcards):
+    """The trained model of a run; nothing for arms that are evaluated as they come."""
+    if STUDY.trained(wildcards.arm):
+        return [f"{ROOT}/arms/{wildcards.arm}/seed{wildcards.seed}/model"]
+    return []
+
+
+rule predict:
+    input:
+        model=trained_model,
+        test=expand(f"{ROOT}/data/test/{{dataset}}.parquet", dataset=PER_JOB),
+    output:
+        predictions=expand(
+            f"{ROOT}/predictions/{{{{arm}}}}/seed{{{{seed}}}}/{{dataset}}.parquet",
+            dataset=PER_JOB,
+        ),
+        card=f"{ROOT}/predictions/{{arm}}/seed{{seed}}/"
+        + ("card.json" if len(PER_JOB) > 1 else "{dataset}.card.json"),
+    log:
+        f"{LOGS}/predictions/{{arm}}-seed{{seed}}"
+        + ("" if len(PER_JOB) > 1 else "-{dataset}")
+        + ".log",
+    threads: STUDY.resources.predict.threads
+    resources:
+        mem_mb=resource("predict", "mem_mb"),
+        runtime=resource("predict", "runtime"),
+        gpu=resource("predict", "gpu"),
+    params:
+        study=STUDY.study,
+        model=lambda wildcards: (
+            None
+            if STUDY.trained(wildcards.arm)
+            else model_params(model_of(wildcards.arm))
+        ),
+        evaluation=written(STUDY.evaluation),
+        code=code_digest("mtkv.evaluate.predict", data=("evaluate/tasks/*.yaml",)),
+    script:
+        "../scripts/predict.py"
+
+
+rule score:
+    input:
+        predictions=expand(
+            f"{ROOT}/predictions/{{{{arm}}}}/seed{{{{seed}}}}/{{dataset}}.parquet",
+            dataset=PER_JOB,
+        ),
+        test=expand(f"{ROOT}/data/test/{{dataset}}.parquet", dataset=PER_JOB),
+    output:
+        scores=expand(
+            f"{ROOT}/scores/{{{{arm}}}}/seed{{{{seed}}}}/{{dataset}}.json",
+            dataset=PER_JOB,
+        ),
+    log:
+        f"{LOGS}/scores/{{arm}}-seed{{seed}}"
+        + ("" if len(PER_JOB) > 1 else "-{dataset}")
+        + ".log",
+    params:
+        study=STUDY.study,
+        limit=STUDY.evaluation.limit,
+        code=code_digest("mtkv.evaluate.score"),
+    script:
+        "../scripts/score.py"

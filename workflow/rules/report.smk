@@ -1,0 +1,20 @@
+rule report:
+    input:
+        compared=rules.compare.output,
+        logs=[card.replace("card.json", "training.parquet") for card in train_cards()],
+        data=f"{ROOT}/data/card.json",
+    output:
+        page=f"{ROOT}/report/index.html",
+        figures=directory(f"{ROOT}/report/figures"),
+        tables=directory(f"{ROOT}/report/tables"),
+        card=f"{ROOT}/report/card.json",
+    log:
+        f"{LOGS}/report.log",
+    params:
+        study=STUDY.study,
+        config=written(STUDY),
+        code=code_digest(
+            "mtkv.report.page", data=("report/templates/*", "report/static/*")
+        ),
+    script:
+        "../scripts/report.py"

@@ -1,0 +1,82 @@
+SHARDS = [f"{number:04d}" for number in range(STUDY.teachers.shards)]
+ROWS = [f"{ROOT}/data/{split}.parquet" for split in ("train", "val", "calibration")]
+
+
+def align_of(wildcards):
+    """The align config behind a map's file name."""
+    return next(
+        align
+        for align in STUDY.aligns(wildcards.teacher)
+        if align.slug == wildcards.align
+    )
+
+
+rule teacher_kv:
+    input:
+        rows=ROWS,
+    output:
+        shard=f"{ROOT}/teachers/{{teacher}}/shard-{{shard}}.safetensors",
+        card=f"{ROOT}/teachers/{{teacher}}/shard-{{shard}}.card.json",
+    log:
+        f"{LOGS}/teachers/{{teacher}}-{{shard}}.log",
+    threads: STUDY.resources.teachers.threads
+    resources:
+        mem_mb=resource("teachers", "mem_mb"),
+        runtime=resource("teachers", "runtime"),
+        gpu=resource("teachers", "gpu"),
+    params:
+        study=STUDY.study,
+        student=model_params(STUDY.student),
+        teacher=lambda wildcards: model_params(STUDY.teachers.models[wildcards.teacher]),
+        layers=lambda wildcards: sorted(
+            {align.layers for align in STUDY.aligns(wildcards.teacher)}
+        ),
+        shards=STUDY.teachers.shards,
+        dtype=STUDY.teachers.dtype,
+        batch_size=STUDY.teachers.batch_size,
+        code=code_digest("mtkv.kv.extract", "mtkv.align.layers"),
+    script:
+        "../scripts/teacher_kv.py"
+
+
+rule teacher_index:
+    input:
+        shards=expand(
+            f"{ROOT}/teachers/{{{{teacher}}}}/shard-{{shard}}.safetensors",
+            shard=SHARDS,
+        ),
+    output:
+        index=f"{ROOT}/teachers/{{teacher}}/index.parquet",
+        card=f"{ROOT}/teachers/{{teacher}}/card.json",
+    log:
+        f"{LOGS}/teachers/{{teacher}}.log",
+    params:
+        study=STUDY.study,
+        code=code_digest("mtkv.kv.store"),
+    script:
+        "../scripts/teacher_index.py"
+
+
+rule map:
+    input:
+        rows=ROWS,
+        index=f"{ROOT}/teachers/{{teacher}}/index.parquet",
+    output:
+        map=f"{ROOT}/maps/{{teacher}}/{{align}}.safetensors",
+        probe=f"{ROOT}/maps/{{teacher}}/{{align}}.probe.parquet",
+        card=f"{ROOT}/maps/{{teacher}}/{{align}}.card.json",
+    log:
+        f"{LOGS}/maps/{{teacher}}-{{align}}.log",
+    threads: STUDY.resources.maps.threads
+    resources:
+        mem_mb=resource("maps", "mem_mb"),
+        runtime=resource("maps", "runtime"),
+        gpu=resource("maps", "gpu"),
+    params:
+        study=STUDY.study,
+        student=model_params(STUDY.student),
+        teacher=lambda wildcards: model_params(STUDY.teachers.models[wildcards.teacher]),
+        align=lambda wildcards: written(align_of(wildcards)),
+        code=code_digest("mtkv.align.calibrate"),
+    script:
+        "../scripts/map.py"

@@ -1,0 +1,19 @@
+from pathlib import Path
+
+from mtkv.align.calibrate import calibrate_map
+from mtkv.config.kv import AlignConfig
+from mtkv.config.models import ModelConfig
+from mtkv.provenance.card import Card
+
+with Card.for_job(snakemake, "maps") as card:
+    card.result = calibrate_map(
+        ModelConfig.model_validate(snakemake.params.student["config"]),
+        snakemake.wildcards.teacher,
+        ModelConfig.model_validate(snakemake.params.teacher["config"]),
+        AlignConfig.model_validate(snakemake.params.align),
+        Path(snakemake.input.index).parent,
+        calibration=Path(snakemake.input.rows[2]),
+        validation=Path(snakemake.input.rows[1]),
+        output=Path(snakemake.output.map),
+        probe=Path(snakemake.output.probe),
+    )

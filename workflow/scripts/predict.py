@@ -1,0 +1,23 @@
+from pathlib import Path
+
+from mtkv.config.evaluation import EvaluationConfig
+from mtkv.config.models import ModelConfig
+from mtkv.evaluate.predict import predict
+from mtkv.evaluate.source import model_source
+from mtkv.provenance.card import Card
+
+params, given = snakemake.params, snakemake.params.model
+outputs = {Path(path).stem: Path(path) for path in snakemake.output.predictions}
+with Card.for_job(snakemake, "predictions") as card:
+    folder, load = model_source(snakemake.input.model, ModelConfig.model_validate(given["config"]) if given else None)
+    card.result = predict(
+        folder,
+        list(outputs),
+        Path(snakemake.input.test[0]).parents[1],
+        EvaluationConfig.model_validate(params.evaluation),
+        outputs,
+        Path("checkpoints/predictions"),
+        code=params.code,
+        load=load,
+        dtype=given and given["config"]["dtype"],
+    )

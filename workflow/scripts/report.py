@@ -1,0 +1,9 @@
+from pathlib import Path
+
+from mtkv.config.study import load_study
+from mtkv.provenance.card import Card
+from mtkv.report.page import render
+
+page = Path(snakemake.output.page)
+with Card.for_job(snakemake, "report") as card:
+    card.result = render(load_study(snakemake.params.config), page.parents[1], page)

@@ -1,0 +1,20 @@
+from pathlib import Path
+
+from mtkv.align.layers import stored_layers
+from mtkv.config.models import ModelConfig
+from mtkv.kv.extract import extract_shard
+from mtkv.models.load import model_layers
+from mtkv.provenance.card import Card
+
+student, teacher = (ModelConfig.model_validate(snakemake.params[name]["config"]) for name in ("student", "teacher"))
+with Card.for_job(snakemake, "teachers") as card:
+    card.result = extract_shard(
+        teacher,
+        stored_layers(snakemake.params.layers, model_layers(teacher), model_layers(student)),
+        [Path(path) for path in snakemake.input.rows],
+        int(snakemake.wildcards.shard),
+        snakemake.params.shards,
+        snakemake.params.dtype,
+        snakemake.params.batch_size,
+        Path(snakemake.output.shard),
+    )
