@@ -1,0 +1,95 @@
+"""Which split a question belongs to, how the splits are filled, and the check that they share no question.
+
+The split is a function of the normalised question's hash alone. Whatever the seed or the sizes, a question that may be
+tested can therefore never be trained on, in any study; the pocket models' own training draws from the train bins only.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping
+from itertools import combinations
+from random import Random
+
+from mtkv.data.items import Task
+from mtkv.data.rows import Question
+
+# share of the questions' hash bins, out of 16
+BINS: dict[str, range] = {
+    "train": range(0, 10),
+    "val": range(10, 11),
+    "calibration": range(11, 12),
+    "test": range(12, 16),
+}
+BIN_COUNT = 16
+SPLITS: tuple[str, ...] = tuple(BINS)
+DRAWS_WITHOUT_NEWS = 20_000
+
+# Signs that carry meaning in arithmetic stay; without them x+4-3 and x-4+3 would be one question.
+_COLLAPSED = re.compile(r"[^\w+\-*/=()<>]+")
+
+
+class LeakageError(ValueError):
+    """Two splits share a question."""
+
+
+def normalised(question: str) -> str:
+    """Unicode NFKC, case folded, every run of white space and punctuation (arithmetic signs excepted) one space."""
+    return _COLLAPSED.sub(" ", unicodedata.normalize("NFKC", question).casefold()).strip()
+
+
+def question_hash(question: str) -> str:
+    """SHA-256 of the normalised question, in hexadecimal."""
+    return hashlib.sha256(normalised(question).encode()).hexdigest()
+
+
+def split_of(digest: str) -> str:
+    """The split of a question, from its hash."""
+    place = int(digest[:8], 16) % BIN_COUNT
+    return next(split for split, bins in BINS.items() if place in bins)
+
+
+def draw_questions(task: Task, seed: int, sizes: Mapping[str, int]) -> dict[str, list[Question]]:
+    """Distinct questions of `task`, `sizes[split]` for each split, reproducible from `seed`.
+
+    Raises ValueError naming the dataset and the split when the task has no more new questions to give.
+    """
+    random = Random(f"{seed}:{task.name}")
+    seen: set[str] = set()
+    drawn: dict[str, list[Question]] = {split: [] for split in sizes}
+    idle = 0
+    while any(len(drawn[split]) < size for split, size in sizes.items()):
+        item = task.draw(random)
+        digest = question_hash(item.question)
+        split = split_of(digest)
+        idle += 1
+        if digest not in seen and len(drawn.get(split, ())) < sizes.get(split, 0):
+            seen.add(digest)
+            number = sum(len(questions) for questions in drawn.values())
+            drawn[split].append(Question(task.name, task.language, number, digest, item))
+            idle = 0
+        if idle > DRAWS_WITHOUT_NEWS:
+            have = {split: f"{len(drawn[split])} of {size}" for split, size in sizes.items()}
+            raise ValueError(f"{task.name} has too few different questions: {have}; ask for fewer rows or test items")
+    return drawn
+
+
+def leakage(hashes: Mapping[str, Collection[str]]) -> dict[str, int]:
+    """Number of shared question hashes for each pair of splits, keyed "train & test"."""
+    return {
+        f"{one} & {other}": len(set(hashes[one]) & set(hashes[other])) for one, other in combinations(sorted(hashes), 2)
+    }
+
+
+def assert_no_leakage(hashes: Mapping[str, Collection[str]]) -> dict[str, int]:
+    """`leakage`, all zero. Raises LeakageError naming the pairs of splits that share questions."""
+    counts = leakage(hashes)
+    shared = {pair: count for pair, count in counts.items() if count}
+    if shared:
+        raise LeakageError(f"splits share questions: {shared}")
+    return counts
+
+
+def hashes_digest(hashes: Iterable[str]) -> str:
+    """SHA-256 over the sorted distinct question hashes of a split."""
+    return hashlib.sha256("\n".join(sorted(set(hashes))).encode()).hexdigest()
