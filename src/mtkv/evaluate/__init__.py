@@ -1,0 +1,1 @@
+"""From a model to item-level correctness: lm-eval tasks, predictions (one row per question) and scores."""

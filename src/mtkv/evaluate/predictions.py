@@ -1,0 +1,55 @@
+"""The predictions file: one row per question of a dataset, or the reason why the dataset could not be answered.
+
+`predict` writes it; `score` reads it without torch or lm-eval. A failed dataset is a file without rows whose parquet
+metadata holds the reason, so that a study goes on and says what is missing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtkv.provenance.files import atomic_path
+
+SCHEMA = pa.schema(
+    [
+        ("item", pa.string()),
+        ("cluster", pa.string()),
+        ("prompt_hash", pa.string()),  # sha256 of the text the model read
+        ("output", pa.string()),  # generated text, null for multiple choice
+        ("loglikelihoods", pa.list_(pa.float64())),  # of each choice in nats, null for generation
+        ("filtered", pa.string()),  # the answer taken from the output, or the likeliest choice
+        ("gold", pa.string()),
+        ("correct", pa.float64()),
+    ]
+)
+FAILED = b"failed"
+
+
+def write_predictions(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows with the columns of `SCHEMA`, atomically."""
+    _write(path, pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+def write_failure(path: str | Path, reason: str) -> None:
+    """Write a file without rows that says why the dataset has no predictions, atomically."""
+    _write(path, SCHEMA.with_metadata({FAILED: reason.encode()}).empty_table())
+
+
+def read_predictions(path: str | Path) -> tuple[pd.DataFrame, str | None]:
+    """The rows, and the reason of failure (None when the dataset was answered).
+
+    Raises ValueError for a file with other columns than `SCHEMA`.
+    """
+    table = pq.read_table(path)
+    if not table.schema.equals(SCHEMA, check_metadata=False):
+        raise ValueError(f"{path}: columns {table.schema.names} with these types are not a predictions file")
+    reason = (table.schema.metadata or {}).get(FAILED)
+    return table.to_pandas(), None if reason is None else reason.decode()
+
+
+def _write(path: str | Path, table: pa.Table) -> None:
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)

@@ -1,0 +1,135 @@
+"""Item-level correctness of one dataset: a predictions file comes in, the score file that a user asks for goes out.
+
+Needs neither torch nor lm-eval. What lm-eval called correct is checked again from the raw columns, and the items must
+be exactly the dataset's. The interval is Wilson's score interval (E. B. Wilson, JASA 1927).
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mtkv.evaluate.predictions import read_predictions
+from mtkv.provenance.files import write_json
+
+CONFIDENCE = 0.95
+
+
+def score(
+    predictions: Path,
+    output: Path,
+    *,
+    study: str,
+    arm: str,
+    seed: int,
+    dataset: str,
+    expected_items: Path,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Write the score of `predictions` on the first `limit` questions (None: all) of `expected_items`, the test file.
+
+    Accuracy and its bounds are shares (0 to 1); null with status "failed" when the dataset could not be answered.
+    Returns the score without its items. Raises ValueError when items are missing, unknown or there twice, or when a
+    row's correctness does not follow from what the model said.
+    """
+    questions = pd.read_parquet(expected_items).iloc[:limit].set_index("id")
+    rows, reason = read_predictions(predictions)
+    result: dict[str, Any] = {
+        "study": study,
+        "arm": arm,
+        "seed": seed,
+        "dataset": dataset,
+        "metric": _metric(questions),
+    }
+    if reason is not None:
+        result |= {
+            "status": "failed",
+            "reason": reason,
+            "n": 0,
+            "correct": 0,
+            "accuracy": None,
+            "low": None,
+            "high": None,
+        }
+        items: dict[str, list[Any]] = {"id": [], "cluster": [], "correct": []}
+    else:
+        rows = _in_order(rows, questions, predictions)
+        _check_rows(rows, questions, predictions)
+        count, correct = len(rows), int(rows["correct"].sum())
+        low, high = wilson_interval(correct, count)
+        result |= {"status": "ok", "reason": None, "n": count, "correct": correct, "accuracy": correct / count}
+        result |= {"low": low, "high": high}
+        items = {
+            "id": rows.index.tolist(),
+            "cluster": rows["cluster"].tolist(),
+            "correct": rows["correct"].astype(int).tolist(),
+        }
+    write_json(output, result | {"items": items})
+    return result
+
+
+def wilson_interval(correct: int, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's bounds of a share `correct`/`count`, in 0 to 1. `count` must be positive."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = correct / count
+    middle = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def _metric(questions: pd.DataFrame) -> str:
+    return "exact_match" if (questions["gold"] < 0).all() else "acc"
+
+
+def _in_order(rows: pd.DataFrame, questions: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The rows indexed by item, in the order of the questions."""
+    twice = rows["item"][rows["item"].duplicated()].tolist()
+    missing = questions.index[~questions.index.isin(rows["item"])].tolist()
+    unknown = rows["item"][~rows["item"].isin(questions.index)].tolist()
+    problems = {"there twice": twice, "missing": missing, "not of the dataset": unknown}
+    said = "; ".join(f"{len(items)} {what} ({_some(items)})" for what, items in problems.items() if items)
+    if said:
+        raise ValueError(f"{path}: items are not the dataset's {len(questions)}: {said}")
+    return rows.set_index("item").loc[questions.index]
+
+
+def _check_rows(rows: pd.DataFrame, questions: pd.DataFrame, path: Path) -> None:
+    pairs = list(zip(rows.itertuples(), questions.itertuples(), strict=True))
+    for problem, agrees in CHECKS.items():
+        wrong = [str(row.Index) for row, question in pairs if not agrees(row, question)]
+        if wrong:
+            raise ValueError(f"{path}: {problem} in {len(wrong)} rows ({_some(wrong)})")
+
+
+def _gold(question: Any) -> str:
+    return question.answer if question.gold < 0 else question.choices[question.gold]
+
+
+def _filtered_follows(row: Any, question: Any) -> bool:
+    """The likeliest choice; of a generated text only that a right answer stands in it."""
+    if question.gold < 0:
+        return not row.correct or row.filtered in row.output
+    return row.filtered == question.choices[int(np.argmax(row.loglikelihoods))]
+
+
+def _correct_follows(row: Any, question: Any) -> bool:
+    if question.gold < 0:
+        return row.correct == float(row.filtered == row.gold)
+    return row.correct == float(np.argmax(row.loglikelihoods) == question.gold)
+
+
+CHECKS: dict[str, Callable[[Any, Any], bool]] = {
+    "cluster is not the question's": lambda row, question: row.cluster == question.cluster,
+    "gold is not the question's": lambda row, question: row.gold == _gold(question),
+    "filtered does not follow from the raw output": _filtered_follows,
+    "correct does not follow from filtered and gold": _correct_follows,
+}
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:3]) + (", …" if len(items) > 3 else "")
