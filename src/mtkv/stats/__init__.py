@@ -1,0 +1,1 @@
+"""Item scores in; intervals, paired differences, verdicts on the claims and a grade out."""

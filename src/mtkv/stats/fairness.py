@@ -1,0 +1,46 @@
+"""Refuses to compare trained arms that did not have the same compute.
+
+In: the cards of the training jobs. A difference between two arms is the method's only if both took the same steps on the
+same rows with the same weight on the text; where these differ by more than the tolerance, `check_fairness` raises.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+QUANTITIES = ("steps", "tokens", "rows_seen", "batch_size", "ce_weight")
+
+
+class UnfairComparison(ValueError):  # noqa: N818 - says what it is
+    """Trained arms differ in compute. The message has one line per quantity, with the runs and their numbers."""
+
+
+def check_fairness(cards: Sequence[Mapping[str, Any]], tolerance: float) -> dict[str, list[float]]:
+    """Smallest and largest value of each quantity over all cards; raises UnfairComparison beyond `tolerance`.
+
+    `tolerance` is relative to the largest value (0.01: one percent).
+    """
+    if not cards:
+        return {}
+    spans, problems = {}, []
+    for quantity in QUANTITIES:
+        values = {_run(card): card["result"].get(quantity) for card in cards}
+        absent = sorted(run for run, value in values.items() if value is None)
+        if absent:
+            problems.append(f"{quantity}: not in the card of {', '.join(absent)}")
+            continue
+        low, high = (choose(sorted(values), key=values.__getitem__) for choose in (min, max))
+        spans[quantity] = [float(values[low]), float(values[high])]
+        if values[high] - values[low] > tolerance * abs(values[high]) * (1 + 1e-9):
+            share = (values[high] - values[low]) / abs(values[high])
+            problems.append(
+                f"{quantity}: {low} has {values[low]:g}, {high} has {values[high]:g}, "
+                f"{share:.1%} apart; allowed: {tolerance:.1%}"
+            )
+    if problems:
+        raise UnfairComparison("trained arms differ, so their scores cannot be compared:\n" + "\n".join(problems))
+    return spans
+
+
+def _run(card: Mapping[str, Any]) -> str:
+    wildcards = card["wildcards"]
+    return f"{wildcards['arm']}/seed{wildcards['seed']}"

@@ -1,0 +1,96 @@
+"""The difference of two arms that answered the same items: estimate, interval, p value, smallest detectable difference.
+
+In: two arms of `Answers` and a threshold (0: are they different?). Out: a `Difference`. Its p value is two-sided and asks
+about items (exact McNemar test when both arms have one seed; otherwise random flips of the signs of the per-item mean
+differences, stratified by dataset) *and*, where there are several seeds, about seeds: the two-level distribution of
+`intervals` must be beyond the threshold too, and the larger of the two p values counts.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from mtkv.stats.intervals import Estimate, estimate
+from mtkv.stats.items import MACRO, Answers
+from mtkv.stats.resampling import Resamples
+
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Difference:
+    """arm − baseline in one column, in 0..1; `p` tests against the threshold it was made with."""
+
+    estimate: Estimate
+    p: float
+    mdd: float
+
+
+def difference(
+    answers: Answers,
+    resamples: Resamples,
+    arm: str,
+    baseline: str,
+    column: str,
+    confidence: float,
+    threshold: float = 0.0,
+) -> Difference | str:
+    """The difference in a column (a dataset or "macro"), or why there is none. `threshold` in 0..1."""
+    gaps = [f"{side} has no result ({gap})" for side in (arm, baseline) if (gap := answers.missing(side, column))]
+    if gaps:
+        return " and ".join(gaps)
+    found = estimate(answers, resamples, arm, column, confidence, baseline)
+    p = _items_p(answers, resamples, arm, baseline, column, threshold)
+    if found.n_seeds > 1:
+        p = max(p, two_level_p(found, threshold))
+    return Difference(found, p, smallest_detectable(found, confidence))
+
+
+def two_level_p(found: Estimate, threshold: float) -> float:
+    """Two-sided p: how far into the tail of the two-level distribution the threshold lies."""
+    tail = min((found.draws <= threshold).sum(), (found.draws >= threshold).sum())
+    return min(1.0, 2.0 * float(tail + 1) / (found.draws.size + 1))
+
+
+def smallest_detectable(found: Estimate, confidence: float) -> float:
+    """(t₁₋α⸝₂ + t_power)·se: the true difference that a study like this finds 80 % of the time. NaN without variation."""
+    if found.se == 0:
+        return float("nan")
+    quantiles = stats.t.ppf([(1 + confidence) / 2, POWER], found.df)
+    return float(quantiles.sum() * found.se)
+
+
+def exact_mcnemar(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+    """Exact McNemar p value of two 0/1 vectors over the same items."""
+    table = [[((ours == i) & (theirs == j)).sum() for j in (1, 0)] for i in (1, 0)]
+    return float(mcnemar(table, exact=True).pvalue)
+
+
+def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Holm-adjusted p values of one family; a NaN (nothing tested) stays NaN and does not count."""
+    adjusted = np.full(p_values.shape, np.nan)
+    known = ~np.isnan(p_values)
+    if known.any():
+        adjusted[known] = multipletests(p_values[known], method="holm")[1]
+    return adjusted
+
+
+def _items_p(answers: Answers, resamples: Resamples, arm: str, baseline: str, column: str, threshold: float) -> float:
+    """p value that knows of items only: exact McNemar where it applies, else the sign-flip permutation test."""
+    if column != MACRO and threshold == 0 and len(answers.seeds[arm]) == len(answers.seeds[baseline]) == 1:
+        ours, theirs = (answers.matrix(side, column)[0] for side in (arm, baseline))
+        if np.isin([ours, theirs], (0.0, 1.0)).all():
+            return exact_mcnemar(ours, theirs)
+    strata = answers.strata(column)
+    flips = np.mean(
+        [resamples.flips[d][arm] - resamples.flips[d][baseline] - threshold * resamples.flip_means[d] for d in strata],
+        axis=0,
+    )
+    means = [answers.matrix(arm, d).mean() - answers.matrix(baseline, d).mean() - threshold for d in strata]
+    # Flips that tie with what was observed must count as ties, whatever the order of the summation rounded.
+    as_extreme = np.abs(flips) >= abs(np.mean(means)) - 1e-9
+    return float(as_extreme.sum() + 1) / (flips.size + 1)

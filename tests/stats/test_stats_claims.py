@@ -1,0 +1,168 @@
+"""Claims get the verdict that the data allow: planted effects are found, nulls and gaps are not turned into findings."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mtkv.stats.claims import Evidence, claims_table, grade, judge
+from mtkv.stats.resampling import Resamples
+
+BEATS = {"statement": "KV beats text.", "kind": "difference", "arm": "kv", "baseline": "sft", "threshold": 0}
+TWIN = BEATS | {"twin": "twin"}
+IMPROVED = {"statement": "Datasets improve.", "kind": "datasets_improved", "arm": "kv", "baseline": "sft"}
+ACCURATE = {"statement": "Accurate.", "kind": "accuracy", "arm": "kv", "dataset": "pocket_gsm8k"}
+REACHES = {"statement": "Reaches the weakest.", "kind": "reaches", "arm": "kv", "baselines": ["teacher", "raw"]}
+SEEDS = {"raw": 1, "sft": 3, "kv": 3, "twin": 3, "teacher": 1}
+LEVEL = {"raw": 0.25, "sft": 0.5, "kv": 0.5, "twin": 0.5, "teacher": 0.9}
+
+
+@pytest.fixture
+def table_of(made):
+    """`table_of(claims, accuracies, …)` → claims table of a made study, indexed by claim."""
+
+    def build(claims, accuracies, seed=0, items=60, seed_sd=0.0, resamples=1000, gaps=()):
+        world = made.draw_world(np.random.default_rng(seed), LEVEL | accuracies, SEEDS, made.datasets, items, seed_sd)
+        answers = made.answers_of(world)
+        answers.reasons.update(dict.fromkeys(gaps, "failed: out of memory"))
+        study = made.make_study(claims=claims)
+        return claims_table(answers, Resamples(answers, resamples, seed), study.claims, 0.95).set_index("claim")
+
+    return build
+
+
+def test_planted_effect_is_found_and_beyond_it_refuted(table_of):
+    claims = {f"by_{points}": BEATS | {"threshold": points} for points in (0, 25)} | {
+        "reverse": BEATS | {"arm": "sft", "baseline": "kv"}
+    }
+    table = table_of(claims, {"kv": 0.62})
+    assert table["verdict"].to_dict() == {"by_0": "supported", "by_25": "refuted", "reverse": "refuted"}
+    assert table.loc["by_0", "low"] < 12 < table.loc["by_0", "high"]
+    assert "kv − sft = +" in table.loc["by_0", "why"]
+    assert "420 items, 3 seeds" in table.loc["by_0", "why"]
+
+
+def test_threshold_inside_the_interval_is_undecided_and_says_what_could_be_seen(table_of):
+    table = table_of({"same": BEATS}, {"kv": 0.5})
+    assert table.loc["same", "verdict"] == "undecided"
+    assert table.loc["same", "low"] < 0 < table.loc["same", "high"]
+    assert "smallest detectable difference" in table.loc["same", "why"]
+
+
+def test_a_kv_claim_needs_to_beat_its_twin(table_of):
+    claims = {"plain": BEATS, "with_twin": TWIN}
+    both_up = table_of(claims, {"kv": 0.62, "twin": 0.62})
+    assert both_up["verdict"].to_dict() == {"plain": "supported", "with_twin": "undecided"}
+    assert "control twin twin" in both_up.loc["with_twin", "why"]
+    twin_down = table_of(claims, {"kv": 0.62})
+    assert twin_down["verdict"].to_dict() == {"plain": "supported", "with_twin": "supported"}
+    assert "kv − twin" in twin_down.loc["with_twin", "why"]
+    assert twin_down.loc["with_twin", "twin"] == "twin"
+
+
+def test_datasets_improved_counts_sure_datasets_and_names_the_rest(table_of):
+    claims = {"two": IMPROVED | {"at_least": 2}, "seven": IMPROVED | {"at_least": 7}}
+    strong = table_of(claims, {"kv": 0.75}, items=150)
+    assert set(strong["verdict"]) == {"supported"}
+    assert strong.loc["seven", ["delta", "low", "high", "threshold"]].tolist() == [7, 7, 7, 7]
+    weak = table_of(claims, {"kv": 0.53})
+    assert set(weak["verdict"]) == {"undecided"}
+    assert weak.loc["two", "low"] < 2 <= weak.loc["two", "delta"]
+    assert "point estimates are up" in weak.loc["two", "why"]
+    worse = table_of(claims, {"kv": 0.25}, items=150)
+    assert set(worse["verdict"]) == {"refuted"}
+
+
+@pytest.mark.parametrize(("threshold", "verdict"), [(40, "supported"), (52, "undecided"), (75, "refuted")])
+def test_accuracy_is_weighed_with_its_interval(table_of, threshold, verdict):
+    table = table_of({"claim": ACCURATE | {"threshold": threshold}}, {"kv": 0.55}, items=200)
+    assert table.loc["claim", "verdict"] == verdict
+
+
+def test_accuracy_of_one_seed_is_an_exact_binomial_test(made):
+    from scipy import stats
+
+    answers = made.answers_of({"raw": {"pocket_gsm8k": np.repeat([[0.0, 1.0]], [30, 20], axis=1)}})
+    study = made.make_study(claims={"c": ACCURATE | {"arm": "raw", "threshold": 25}})
+    row = claims_table(answers, Resamples(answers, 100, 0), study.claims, 0.95).iloc[0]
+    assert row["p"] == pytest.approx(stats.binomtest(20, 50, 0.25).pvalue, abs=1e-12)
+
+
+def test_reaches_takes_the_weakest_and_a_margin(table_of):
+    claims = {"weakest": REACHES, "strong": REACHES | {"baselines": ["teacher"]}}
+    claims["margin"] = REACHES | {"baselines": ["teacher"], "threshold": -60}
+    table = table_of(claims, {})
+    assert table["verdict"].to_dict() == {"weakest": "supported", "strong": "refuted", "margin": "supported"}
+    assert table.loc["weakest", "baseline"] == "raw"
+
+
+def test_missing_data_leave_a_claim_undecided_and_are_named(table_of):
+    claims = {"kv": BEATS, "twin": TWIN, "sets": IMPROVED | {"at_least": 1}, "gsm": ACCURATE | {"threshold": 10}}
+    claims |= {"reach": REACHES, "untouched": BEATS | {"arm": "sft", "baseline": "raw"}}
+    table = table_of(claims, {"kv": 0.9}, gaps=[("kv", 43, "pocket_gsm8k"), ("twin", 42, "pocket_bbh")])
+    touched = table.drop(index="untouched")
+    assert set(touched["verdict"]) == {"undecided"}
+    assert touched["why"].str.contains("pocket_gsm8k, seed 43: failed: out of memory").all()
+    assert touched[["delta", "low", "high", "p", "p_holm"]].isna().all(axis=None)
+    assert table.loc["untouched", "verdict"] == "supported"
+
+
+def test_missing_twin_is_named(table_of):
+    table = table_of({"claim": TWIN}, {"kv": 0.7}, gaps=[("twin", 42, "pocket_bbh")])
+    assert table.loc["claim", "verdict"] == "undecided"
+    assert "twin has no result (pocket_bbh" in table.loc["claim", "why"]
+
+
+def test_p_values_are_adjusted_over_all_claims_of_the_study(table_of):
+    claims = {f"c{i}": BEATS | {"threshold": i / 10} for i in range(4)}
+    table = table_of(claims, {"kv": 0.55}, seed=1)
+    ranked = table.sort_values("p")
+    expected = np.minimum(1, np.maximum.accumulate(ranked["p"].to_numpy() * [4, 3, 2, 1]))
+    assert ranked["p_holm"].to_numpy() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "p_holm", "verdict"),
+    [
+        ({}, 0.01, "supported"),
+        ({}, 0.05, "undecided"),
+        ({"low": 0.0}, 0.01, "undecided"),
+        ({"low": 0.0, "inclusive": True}, 0.01, "supported"),
+        ({"low": -1.0}, 0.01, "undecided"),
+        ({"low": -3.0, "high": -1.0}, 0.01, "refuted"),
+        ({"low": -3.0, "high": 0.0}, 0.01, "undecided"),
+        ({"unmet": "it does not beat its twin"}, 0.01, "undecided"),
+        ({"missing": "kv has no result"}, float("nan"), "undecided"),
+    ],
+)
+def test_verdicts(changes, p_holm, verdict):
+    evidence = Evidence(**({"finding": "f", "threshold": 0.0, "delta": 2.0, "low": 1.0, "high": 3.0} | changes))
+    found, why = judge(evidence, p_holm, 0.05)
+    assert found == verdict
+    assert why.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("claims", "expected"),
+    [
+        ([("minimum", "supported"), ("ideal", "supported"), ("stretch", "supported")], "stretch"),
+        ([("minimum", "supported"), ("ideal", "undecided"), ("stretch", "supported")], "minimum"),
+        ([("minimum", "supported"), ("minimum", "refuted"), ("ideal", "supported")], "none"),
+        ([("minimum", "supported"), ("ideal", "supported"), (None, "refuted")], "ideal"),
+        ([("ideal", "supported")], "ideal"),
+        ([(None, "supported")], "none"),
+        ([], "none"),
+    ],
+)
+def test_grade_is_the_highest_level_all_supported(claims, expected):
+    assert grade(pd.DataFrame(claims, columns=["level", "verdict"])) == expected
+
+
+@pytest.mark.slow
+def test_null_studies_support_nothing(table_of):
+    """100 studies in which seeds vary and arms do not differ: a claim is supported in at most 8."""
+    claims = {"beats": BEATS, "reverse": BEATS | {"arm": "sft", "baseline": "kv"}, "one": IMPROVED | {"at_least": 1}}
+    wrong = 0
+    for seed in range(100):
+        table = table_of(claims, {}, seed=seed, items=40, seed_sd=0.1, resamples=300)
+        wrong += (table["verdict"] == "supported").any()
+    assert wrong <= 8

@@ -1,0 +1,164 @@
+"""The stage as a whole: four files, one row per thing, the same whatever the order, quick, and without torch."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mtkv.provenance.files import write_json
+from mtkv.stats.compare import compare
+from mtkv.stats.fairness import UnfairComparison
+
+SEEDS = {"raw": 1, "sft": 3, "kv": 3, "twin": 3, "teacher": 1}
+ACCURACY = {"raw": 0.25, "sft": 0.5, "kv": 0.5, "twin": 0.5, "teacher": 0.9}
+CLAIMS = {
+    "beats": {"statement": "KV beats text.", "kind": "difference", "arm": "kv", "baseline": "sft", "twin": "twin", "level": "minimum"},
+    "five": {"statement": "Five improve.", "kind": "datasets_improved", "arm": "kv", "baseline": "sft", "at_least": 5, "level": "ideal"},
+    "gsm": {"statement": "Accurate.", "kind": "accuracy", "arm": "kv", "dataset": "pocket_gsm8k", "threshold": 95, "level": "stretch"},
+    "reach": {"statement": "Reaches.", "kind": "reaches", "arm": "kv", "baselines": ["teacher"]},
+}  # fmt: skip
+COLUMNS = {
+    "items": "arm seed dataset item cluster correct",
+    "cells": "arm dataset mean low high n_items n_seeds sd_seeds status reason tied",
+    "pairs": "arm baseline dataset delta low high p p_holm n_items n_seeds sd_seeds sd_items mdd family",
+    "claims": "claim statement kind level arm baseline twin threshold delta low high p p_holm n verdict why",
+}
+
+
+@pytest.fixture
+def compared(made, tmp_path):
+    """`compared(shift, edit)` → (result, tables) of a made study whose arm `kv` is better by `shift`."""
+
+    def run(shift=0.0, edit=lambda paths: paths, items=60, cards=(), folder="compare"):
+        accuracies = ACCURACY | {"kv": ACCURACY["kv"] + shift}
+        world = made.draw_world(np.random.default_rng(3), accuracies, SEEDS, made.datasets, items, 0.02)
+        paths = edit(made.write_scores(tmp_path / "scores", world))
+        result = compare(made.make_study(claims=CLAIMS), paths, list(cards), tmp_path / folder)
+        return result, {name: pd.read_parquet(tmp_path / folder / f"{name}.parquet") for name in COLUMNS}
+
+    return run
+
+
+def test_tables_have_their_columns_and_one_row_per_thing(compared, made):
+    result, tables = compared(0.12)
+    for name, columns in COLUMNS.items():
+        assert list(tables[name]) == columns.split()
+    assert tables["claims"]["claim"].tolist() == list(CLAIMS)
+    assert len(tables["cells"]) == len(SEEDS) * 8 == len(tables["cells"].drop_duplicates(["arm", "dataset"]))
+    pairs = tables["pairs"].drop_duplicates(["arm", "baseline"])
+    assert {(row.arm, row.baseline): row.family for row in pairs.itertuples()} == {
+        **{(arm, "sft"): "baseline" for arm in ("raw", "kv", "twin", "teacher")},
+        ("twin", "kv"): "extends",
+        ("kv", "teacher"): "claim",
+        ("kv", "twin"): "twin",
+    }
+    assert (tables["pairs"].groupby(["arm", "baseline"])["dataset"].nunique() == 8).all()
+    assert (tables["pairs"]["p_holm"] >= tables["pairs"]["p"]).all()
+    assert len(tables["items"]) == sum(SEEDS.values()) * 7 * 60 == result["items"]
+    json.dumps(result, allow_nan=False)
+
+
+def test_planted_effect_is_found_and_a_null_is_not(compared):
+    found, tables = compared(0.12)
+    assert tables["claims"].set_index("claim").loc["beats", "verdict"] == "supported"
+    assert found["grade"] == "minimum"
+    assert sum(found["claims"].values()) == len(CLAIMS)
+    null, tables = compared(0.0)
+    assert tables["claims"].set_index("claim").loc["beats", "verdict"] != "supported"
+    assert null["grade"] == "none"
+
+
+def test_an_arm_shifted_by_eight_points_is_found_on_identical_models(made, tmp_path):
+    """The same answers, with 8 % of all items turned from wrong to right: seeds agree, so 8 points show."""
+    rng = np.random.default_rng(5)
+    world = made.draw_world(rng, ACCURACY, SEEDS, made.datasets, 200)
+    world["twin"] = world["sft"]
+    world["kv"] = {dataset: matrix.copy() for dataset, matrix in world["sft"].items()}
+    for matrix in world["kv"].values():
+        for row in matrix:
+            row[rng.choice(np.flatnonzero(row == 0), 16, replace=False)] = 1
+    claims = {"by_7": CLAIMS["beats"] | {"threshold": 7}, "by_9": CLAIMS["beats"] | {"threshold": 9}}
+    compare(made.make_study(claims=claims), made.write_scores(tmp_path / "s", world), [], tmp_path / "c")
+    table = pd.read_parquet(tmp_path / "c/claims.parquet").set_index("claim")
+    assert table["verdict"].to_dict() == {"by_7": "supported", "by_9": "refuted"}
+    assert table["delta"].tolist() == pytest.approx([8, 8])
+
+
+def test_numbers_are_those_of_a_plain_pivot(compared):
+    _, tables = compared(0.1)
+    means = tables["items"].groupby(["arm", "dataset"])["correct"].mean().unstack()
+    cells = tables["cells"].pivot(index="arm", columns="dataset", values="mean")
+    assert np.allclose(cells[means.columns], means.loc[cells.index], atol=1e-12)
+    assert np.allclose(cells["macro"], means.mean(axis=1).loc[cells.index], atol=1e-12)
+    for row in tables["pairs"].itertuples():
+        expected = cells.loc[row.arm, row.dataset] - cells.loc[row.baseline, row.dataset]
+        assert row.delta == pytest.approx(expected, abs=1e-12)
+        assert row.low <= row.delta <= row.high
+
+
+def test_teachers_are_no_rivals_for_the_tied_set(compared):
+    _, tables = compared(0.2)
+    macro = tables["cells"].query("dataset == 'macro'").set_index("arm")
+    assert macro["tied"].to_dict() == {"raw": False, "sft": False, "kv": True, "twin": False, "teacher": False}
+    assert macro.loc["teacher", "mean"] > macro.loc["kv", "mean"]
+
+
+def test_order_of_scores_changes_no_byte(compared, tmp_path):
+    def shuffled(paths):
+        for path in paths:
+            content = json.loads(path.read_text())
+            content["items"] = {key: values[::-1] for key, values in content["items"].items()}
+            path.write_text(json.dumps(content))
+        return paths[::-1]
+
+    compared(0.1, folder="straight")
+    compared(0.1, shuffled, folder="shuffled")
+    for name in COLUMNS:
+        one, two = ((tmp_path / folder / f"{name}.parquet").read_bytes() for folder in ("straight", "shuffled"))
+        assert one == two
+
+
+def test_missing_dataset_makes_the_macro_average_missing_and_is_named(compared):
+    def without_one(paths):
+        return [path for path in paths if path.parts[-3:] != ("kv", "seed43", "pocket_bbh.json")]
+
+    result, tables = compared(0.1, without_one)
+    cells = tables["cells"].set_index(["arm", "dataset"])
+    for column in ("pocket_bbh", "macro"):
+        assert cells.loc[("kv", column), "status"] == "missing"
+        assert cells.loc[("kv", column), "reason"] == "pocket_bbh, seed 43: no scores file"
+        assert np.isnan(cells.loc[("kv", column), "mean"])
+    assert cells.loc[("kv", "pocket_gsm8k"), "status"] == "ok"
+    assert (cells.drop(index="kv", level="arm")["status"] == "ok").all()
+    pairs = tables["pairs"].set_index(["arm", "baseline", "dataset"])
+    assert pairs.loc[("kv", "sft", "macro"), ["delta", "p", "p_holm"]].isna().all()
+    assert np.isfinite(pairs.loc[("twin", "sft", "macro"), "p_holm"])
+    assert "pocket_bbh, seed 43" in tables["claims"].set_index("claim").loc["beats", "why"]
+    assert result["missing"] == {"kv/seed43/pocket_bbh": "no scores file"}
+
+
+def test_study_without_any_scores_is_all_missing(compared):
+    result, tables = compared(edit=lambda paths: [])
+    assert set(tables["cells"]["status"]) == {"missing"}
+    assert result["claims"] == {"undecided": len(CLAIMS)}
+
+
+def test_unfair_training_stops_the_stage(compared, tmp_path):
+    cards = []
+    for arm, steps in (("sft", 300), ("kv", 306)):
+        cards.append(tmp_path / f"{arm}.json")
+        facts = {"steps": steps, "tokens": 9, "rows_seen": 9, "batch_size": 8, "ce_weight": 1.0}
+        write_json(cards[-1], {"wildcards": {"arm": arm, "seed": "42"}, "result": facts})
+    with pytest.raises(UnfairComparison, match="steps: sft/seed42 has 300, kv/seed42 has 306"):
+        compared(cards=cards)
+    assert not (tmp_path / "compare").exists()
+
+
+def test_statistics_need_no_torch():
+    code = (
+        "import sys, mtkv.stats.compare; print([m for m in ('torch', 'transformers', 'lm_eval') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

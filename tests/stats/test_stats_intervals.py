@@ -1,0 +1,150 @@
+"""Intervals agree with statsmodels, scipy and formulas written out, and cover what they say they cover."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
+
+from mtkv.stats.cells import cell, tied_set
+from mtkv.stats.intervals import estimate, item_variance, satterthwaite, wilson
+from mtkv.stats.items import MACRO
+from mtkv.stats.resampling import Resamples
+
+ONE = ["pocket_bbh"]
+
+
+def test_wilson_is_the_root_of_the_score_equation():
+    """Both ends p of Wilson's interval solve |p̂ − p| = z·sqrt(p(1 − p)/n)."""
+    for right, n in [(0, 20), (1, 200), (37, 60), (200, 200)]:
+        for p in wilson(right, n, 0.95):
+            assert abs(right / n - p) == pytest.approx(1.959963984540054 * np.sqrt(p * (1 - p) / n), abs=1e-10)
+
+
+def test_variance_components_agree_with_a_two_way_anova():
+    rng = np.random.default_rng(3)
+    matrix = rng.normal(0, 0.3, (4, 1)) + rng.normal(0, 1, 25) + rng.normal(0, 0.5, (4, 25))
+    long = pd.DataFrame({"y": matrix.ravel(), "seed": np.repeat(np.arange(4), 25), "item": np.tile(np.arange(25), 4)})
+    table = anova_lm(ols("y ~ C(seed) + C(item)", long).fit())["mean_sq"]
+    expected = (table["C(item)"] - table["Residual"]) / 4
+    assert item_variance(matrix.mean(axis=0), [matrix]) == pytest.approx(expected, abs=1e-10)
+
+
+def test_standard_error_of_crossed_seeds_is_that_of_the_anova(made):
+    """Var(mean) = (MS_seed + MS_item − MS_residual) / (seeds · items), for a difference seed by seed."""
+    world = made.draw_world(np.random.default_rng(1), {"a": 0.6, "b": 0.5}, {"a": 3, "b": 3}, ONE, 80, 0.2)
+    answers = made.answers_of(world)
+    found = estimate(answers, Resamples(answers, 4000, 0), "a", ONE[0], 0.95, "b")
+    matrix = world["a"][ONE[0]] - world["b"][ONE[0]]
+    long = pd.DataFrame({"y": matrix.ravel(), "seed": np.repeat(np.arange(3), 80), "item": np.tile(np.arange(80), 3)})
+    ms = anova_lm(ols("y ~ C(seed) + C(item)", long).fit())["mean_sq"]
+    assert found.se**2 == pytest.approx((ms["C(seed)"] + ms["C(item)"] - ms["Residual"]) / 240, abs=1e-12)
+    assert found.sd_seeds == pytest.approx(np.std(matrix.mean(axis=1), ddof=1))
+    assert found.sd_items == pytest.approx(np.std(matrix.mean(axis=0), ddof=1))
+
+
+def test_one_seed_is_the_bootstrap_of_scipy(made):
+    answers = made.answers_of(
+        made.draw_world(np.random.default_rng(2), {"a": 0.6, "b": 0.5}, {"a": 1, "b": 1}, ONE, 60)
+    )
+    found = estimate(answers, Resamples(answers, 20000, 0), "a", ONE[0], 0.95, "b")
+    difference = answers.matrix("a", ONE[0])[0] - answers.matrix("b", ONE[0])[0]
+    theirs = stats.bootstrap((difference,), np.mean, method="percentile", n_resamples=20000, rng=1).confidence_interval
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.012)
+    assert found.se == pytest.approx(stats.sem(difference), abs=1e-12)
+    assert np.isnan(found.sd_seeds)
+
+
+def test_resampled_means_are_those_of_a_plain_loop(made):
+    answers = made.answers_of(made.draw_world(np.random.default_rng(4), {"a": 0.6}, {"a": 3}, ONE, 30))
+    resamples = Resamples(answers, 50, 9)
+    from zlib import crc32
+
+    stream = np.random.default_rng([9, crc32(ONE[0].encode())])
+    counts = stream.multinomial(30, np.full(30, 1 / 30), size=50)
+    matrix = answers.matrix("a", ONE[0])
+    for row, mean in zip(counts, resamples.means[ONE[0]]["a"], strict=True):
+        chosen = [item for item, count in enumerate(row) for _ in range(count)]
+        assert mean == pytest.approx(np.mean([matrix[seed][item] for seed in range(3) for item in chosen]), abs=1e-12)
+
+
+def test_macro_weighs_datasets_equally_whatever_their_size(made):
+    rng = np.random.default_rng(5)
+    world = {"a": {"small": rng.integers(0, 2, (2, 10)).astype(float), "large": rng.integers(0, 2, (2, 300)) * 1.0}}
+    answers = made.answers_of(world)
+    found = estimate(answers, Resamples(answers, 200, 0), "a", MACRO, 0.95)
+    assert found.value == pytest.approx((world["a"]["small"].mean() + world["a"]["large"].mean()) / 2)
+    assert found.n_items == 310
+
+
+def test_degrees_of_freedom_are_welchs():
+    rng = np.random.default_rng(6)
+    one, two = rng.normal(0, 1, 5), rng.normal(0, 3, 9)
+    ours = satterthwaite([one.var(ddof=1) / 5, two.var(ddof=1) / 9], [4, 8])
+    assert ours == pytest.approx(stats.ttest_ind(one, two, equal_var=False).df, abs=1e-10)
+
+
+def test_arms_with_unrelated_seeds_have_welchs_seed_error(made):
+    """Two seeds against four, on items that no arm finds harder than another: only the seeds vary."""
+    levels = {"a": [0.2, 0.5], "b": [0.1, 0.4, 0.2, 0.3]}
+    world = {arm: {ONE[0]: np.repeat(np.array(own)[:, None], 50, axis=1)} for arm, own in levels.items()}
+    answers = made.answers_of(world)
+    found = estimate(answers, Resamples(answers, 200, 0), "a", ONE[0], 0.95, "b")
+    expected = stats.ttest_ind(levels["a"], levels["b"], equal_var=False)
+    assert found.value / found.se == pytest.approx(expected.statistic, abs=1e-9)
+    assert found.df == pytest.approx(expected.df, abs=1e-9)
+
+
+def test_interval_of_three_seeds_that_disagree_is_students(made):
+    """When only seeds vary, the interval is the t interval of the seed means with its 4.30 standard errors."""
+    means = np.array([0.3, 0.5, 0.46])
+    answers = made.answers_of({"a": {ONE[0]: np.repeat(means[:, None], 40, axis=1)}})
+    found = estimate(answers, Resamples(answers, 40000, 0), "a", ONE[0], 0.95)
+    low, high = stats.t.interval(0.95, 2, means.mean(), stats.sem(means))
+    assert (found.low, found.high) == pytest.approx((low, high), rel=0.05)
+
+
+def test_seeds_that_agree_leave_the_interval_of_the_items(made):
+    row = np.random.default_rng(7).integers(0, 2, 100).astype(float)
+    several, one = (made.answers_of({"a": {ONE[0]: np.tile(row, (seeds, 1))}}) for seeds in (3, 1))
+    ours, theirs = (estimate(answers, Resamples(answers, 500, 0), "a", ONE[0], 0.95) for answers in (several, one))
+    assert (ours.low, ours.high, ours.se) == pytest.approx((theirs.low, theirs.high, theirs.se), abs=1e-12)
+    assert ours.sd_seeds == 0
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_all_right_or_all_wrong_is_no_certainty(made, seeds, share):
+    answers = made.answers_of({"a": {ONE[0]: np.full((seeds, 50), share)}})
+    found = cell(answers, Resamples(answers, 100, 0), "a", ONE[0], 0.95)
+    assert (found.low, found.high) == pytest.approx(wilson(50 * share, 50, 0.95))
+    assert found.high - found.low > 0.05
+
+
+def test_cell_of_one_seed_is_wilsons(made):
+    answers = made.answers_of(made.draw_world(np.random.default_rng(8), {"a": 0.3}, {"a": 1}, ONE, 200))
+    found = cell(answers, Resamples(answers, 100, 0), "a", ONE[0], 0.95)
+    assert (found.low, found.high) == wilson(answers.matrix("a", ONE[0]).sum(), 200, 0.95)
+
+
+def test_tied_set_has_the_best_arm_and_its_equals(made):
+    world = made.draw_world(np.random.default_rng(9), {"a": 0.7, "b": 0.7, "c": 0.3}, dict.fromkeys("abc", 2), ONE, 200)
+    answers = made.answers_of(world)
+    resamples = Resamples(answers, 500, 0)
+    assert tied_set(answers, resamples, ONE[0], 0.95, ["a", "b", "c"]) == {"a", "b"}
+    assert tied_set(answers, resamples, ONE[0], 0.95, ["c"]) == {"c"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed_sd", [0.0, 0.1, 0.4])
+def test_intervals_cover(made, seed_sd):
+    """Three seeds crossed with 100 items: a 95 % interval of a difference covers the truth, however much seeds vary."""
+    rng = np.random.default_rng(17)
+    covered = 0
+    for study in range(400):
+        world = made.draw_world(rng, {"a": 0.5, "b": 0.5}, {"a": 3, "b": 3}, ONE, 100, seed_sd)
+        answers = made.answers_of(world)
+        found = estimate(answers, Resamples(answers, 300, study), "a", ONE[0], 0.95, "b")
+        covered += found.low <= 0 <= found.high
+    assert 0.93 <= covered / 400 <= 0.98
