@@ -1,0 +1,120 @@
+"""What a figure is: plotly traces and layout, a caption, the numbers as a table, and the keys the page's filter needs.
+
+A trace's `meta` says what it shows: `arm`, `seed`, `dataset` for a whole trace, `points` (or `rows`/`columns` of a heatmap)
+for single entries; `by_seed` holds the per-seed values its means are made of, so that the page can average again over a
+subset of seeds. The filter in static/figures.js reads nothing else.
+"""
+
+import html
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Trace = dict[str, Any]
+
+
+@dataclass
+class Figure:
+    """One picture. `views` are alternatives shown one at a time (id, label): traces with that `meta.view`, or none.
+
+    The first `stills` of them become SVG files.
+    """
+
+    id: str
+    section: str
+    title: str
+    caption: str
+    traces: list[Trace]
+    layout: dict[str, Any]
+    header: list[str]
+    rows: list[list[str]]
+    views: list[tuple[str, str]] = field(default_factory=list)
+    view_label: str = "Show"
+    height: int = 420
+    stills: int = 1
+
+    def payload(self) -> dict[str, Any]:
+        """What the page's script gets."""
+        return {
+            "id": self.id,
+            "title": self.title,
+            "traces": self.traces,
+            "layout": base_layout(self.height) | self.layout,
+            "views": [list(view) for view in self.views],
+        }
+
+
+def base_layout(height: int) -> dict[str, Any]:
+    """Layout shared by all figures; colours of text and grid are set by the page's theme."""
+    return {
+        "height": height,
+        "margin": {"l": 64, "r": 24, "t": 16, "b": 64},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "hovermode": "closest",
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
+    }
+
+
+def label(text: object) -> str:
+    """`text` as plotly must get it: plotly reads a little HTML in names, so markup is escaped."""
+    return html.escape(str(text), quote=False)
+
+
+def tick(text: object) -> str:
+    """`text` as a label below an axis: long names break after their first underscore."""
+    shown = label(text)
+    return shown.replace("_", "_<br>", 1) if len(shown) > 8 else shown
+
+
+def number(value: Any, digits: int = 6) -> float | None:
+    """A JSON-able float with `digits` significant digits; None for null, NaN and infinities."""
+    if value is None:
+        return None
+    value = float(value)
+    if not math.isfinite(value):
+        return None
+    return 0.0 if value == 0 else round(value, digits - 1 - math.floor(math.log10(abs(value))))
+
+
+def percent(value: Any) -> float | None:
+    """A share as percentage points, or None."""
+    return None if (known := number(value, 12)) is None else number(known * 100, 8)
+
+
+def by_seed(value: str, seeds: Mapping[int, list[Any]], band: bool = False) -> dict[str, Any]:
+    """`meta.by_seed`: the trace's attribute `value` is the mean over these per-seed lists; `band` draws their range too."""
+    return {"value": value, "seeds": {str(seed): values for seed, values in seeds.items()}, "band": band}
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of what is known, None when nothing is."""
+    known = [value for value in values if value is not None]
+    return number(math.fsum(known) / len(known), 8) if known else None
+
+
+def interval(low: Any, high: Any, center: Any) -> tuple[float | None, float | None]:
+    """Lengths of the two whiskers around `center`, in percentage points, from shares."""
+    if None in (number(low), number(high), number(center)):
+        return None, None
+    return percent(max(0.0, center - low)), percent(max(0.0, high - center))
+
+
+def text(value: Any, digits: int = 1, sign: bool = False, missing: str = "—") -> str:
+    """`value` with `digits` decimals and a true minus sign, or `missing`."""
+    known = number(value, 12)
+    if known is None:
+        return missing
+    shown = f"{known:+.{digits}f}" if sign else f"{known:.{digits}f}"
+    if not float(shown):
+        shown = shown.lstrip("+-")
+    return shown.replace("-", "\u2212")
+
+
+def p_text(value: Any) -> str:
+    """A p value: three decimals, "<0.001" below."""
+    known = number(value)
+    if known is None:
+        return "—"
+    return "<0.001" if known < 0.001 else f"{known:.3f}"

@@ -1,0 +1,40 @@
+"""Colours that stay apart for colour-blind readers (Okabe and Ito 2008), dashes and symbols, one style per arm.
+
+Arms that are only evaluated (the raw student, the teachers) and the baseline are drawn in greys, so that colour means
+"an arm under test".
+"""
+
+from dataclasses import dataclass
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A800")
+GREYS = ("#8A8F98", "#5A6069", "#A6ACB5", "#757B85")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
+BETTER, WORSE, NEUTRAL = OKABE_ITO[0], OKABE_ITO[1], GREYS[0]
+# Vermillion for worse, blue for better, light in the middle: no red-green pair.
+DIVERGING = [[0.0, "#B34700"], [0.25, "#EFA877"], [0.5, "#F3F4F6"], [0.75, "#7FB4DA"], [1.0, "#005A8F"]]
+SEQUENTIAL = [[0.0, "#F3F6FA"], [0.5, "#7FB4DA"], [1.0, "#004B7A"]]
+P_VALUES = [[0.0, "#005A8F"], [0.05, "#7FB4DA"], [0.051, "#EDEFF2"], [1.0, "#F8F9FA"]]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one arm, teacher or dataset is drawn everywhere."""
+
+    color: str
+    dash: str
+    symbol: str
+
+
+def style(position: int, colors: tuple[str, ...] = OKABE_ITO) -> Style:
+    """The style of the `position`-th thing; dash and symbol change when the colours start again."""
+    turn = position // len(colors)
+    return Style(colors[position % len(colors)], DASHES[turn % len(DASHES)], SYMBOLS[(position + turn) % len(SYMBOLS)])
+
+
+def arm_styles(arms: list[str], trained: list[str], baseline: str) -> dict[str, Style]:
+    """One style per arm: greys for the baseline and for arms without training, colours for the others."""
+    grey = [arm for arm in arms if arm == baseline or arm not in trained]
+    coloured = [arm for arm in arms if arm not in grey]
+    neutral = sorted(grey, key=lambda arm: arm != baseline)
+    return {arm: style(i) for i, arm in enumerate(coloured)} | {arm: style(i, GREYS) for i, arm in enumerate(neutral)}

@@ -1,0 +1,243 @@
+"""What a reader can do with the page, in a real browser, and what the page must never do."""
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+# Every figure's drawn data, without what plotly adds.
+SHOWN = """() => Object.fromEntries([...document.querySelectorAll('.figure')].map((figure) => {
+  const data = figure.querySelector('.plot').data;
+  return [figure.dataset.figure, data ? JSON.stringify(data.map((t) => [t.name, t.x, t.y, t.z, t.r, t.theta])) : ''];
+}))"""
+ARM_FIGURES = {
+    "bars",
+    "radar",
+    "heatmap",
+    "waterfall",
+    "forest",
+    "curves",
+    "kv_and_ce",
+    "routing_steps",
+    "routing_datasets",
+    "cost",
+}
+DATASET_FIGURES = {"bars", "radar", "heatmap", "waterfall", "routing_datasets"}
+SEED_FIGURES = {"bars", "radar", "heatmap", "waterfall", "forest", "curves", "kv_and_ce"}
+
+
+def settle(page):
+    page.wait_for_selector("html[data-ready=yes]", state="attached")
+
+
+def toggle(page, kind, value):
+    menu = page.locator(f"[data-filter={kind}]")
+    menu.locator("summary").click()
+    menu.locator(f"input[value='{value}']").click()
+    settle(page)
+    page.keyboard.press("Escape")
+
+
+def changed(before, after):
+    return {name for name in before if before[name] != after[name]}
+
+
+def column(page, name):
+    return page.locator(f"#scores tbody tr:visible td[data-column='{name}']").all_inner_texts()
+
+
+def arms(page):
+    return page.evaluate(
+        "[...document.querySelectorAll('#scores tbody tr')].filter((r) => !r.hidden).map((r) => r.dataset.arm)"
+    )
+
+
+def test_opens_offline_without_errors_and_hostile_text_stays_text(page):
+    assert page.problems == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    assert "<img src=x onerror=alert(1)>" in page.locator("#claim-kv_beats_sft").inner_text()
+    assert page.locator(".plot .main-svg").count() > 10
+    shown = page.evaluate(SHOWN)
+    assert all(shown.values()), [name for name, data in shown.items() if not data]
+
+
+def test_policy_is_in_force(open_page):
+    page = open_page()
+    page.evaluate(
+        """() => { window.reached = [];
+        document.addEventListener('securitypolicyviolation', (e) => window.reached.push(e.effectiveDirective));
+        const script = document.createElement('script'); script.textContent = 'window.ran = true'; document.body.append(script);
+        const image = document.createElement('img'); image.src = 'http://127.0.0.1:9/x.png'; document.body.append(image);
+        fetch('http://127.0.0.1:9/').catch(() => {}); }"""
+    )
+    page.wait_for_function("window.reached.length >= 3")
+    assert set(page.evaluate("window.reached")) == {"script-src-elem", "img-src", "connect-src"}
+    assert page.evaluate("window.ran") is None
+
+
+def test_filter_of_arms_datasets_and_seeds_changes_plots_and_table(page):
+    before = page.evaluate(SHOWN)
+    toggle(page, "arms", "learnable")
+    assert changed(before, page.evaluate(SHOWN)) >= ARM_FIGURES
+    assert "learnable" not in arms(page)
+    page.locator("#reset").click()
+    settle(page)
+    assert page.evaluate(SHOWN) == before
+    toggle(page, "datasets", "pocket_gpqa")
+    assert changed(before, page.evaluate(SHOWN)) >= DATASET_FIGURES
+    assert not page.locator("#scores thead [data-column=pocket_gpqa]").is_visible()
+    page.locator("#reset").click()
+    toggle(page, "seeds", "43")
+    assert changed(before, page.evaluate(SHOWN)) >= SEED_FIGURES
+    assert page.locator("#subset").is_visible()
+    assert page.locator("#scores .ci:visible").count() == 0
+
+
+def test_means_over_a_subset_of_seeds(page):
+    toggle(page, "seeds", "43")
+    cell = page.locator("#scores tr[data-arm=fixed] td[data-column=pocket_bbh]")
+    seeds = json.loads(cell.get_attribute("data-seeds"))
+    expected = (seeds["42"] + seeds["44"]) / 2
+    assert float(cell.locator(".number").inner_text()) == pytest.approx(expected, abs=0.0501)
+    bars = page.evaluate(
+        "document.querySelector('#figure-bars .plot').data.find((t) => t.type === 'bar' && t.name === 'fixed')"
+    )
+    assert bars["y"][2] == pytest.approx(expected)
+    assert "error_y" not in bars
+
+
+def test_waterfall_keeps_its_total_when_datasets_are_hidden(page):
+    total = """(() => { const trace = document.querySelector('#figure-waterfall .plot').data[0];
+        return [trace.x.length, trace.y.reduce((a, b) => a + b, 0)]; })()"""
+    count, before = page.evaluate(total)
+    toggle(page, "datasets", "pocket_gpqa")
+    toggle(page, "datasets", "pocket_bbh")
+    fewer, after = page.evaluate(total)
+    assert fewer == count - 1
+    assert after == pytest.approx(before)
+
+
+def test_address_restores_the_state(page, open_page):
+    toggle(page, "arms", "raw")
+    toggle(page, "seeds", "44")
+    page.locator("#scores thead [data-column=macro] .sort").click()
+    page.locator("#figure-heatmap [data-view]").select_option("delta")
+    settle(page)
+    address = page.evaluate("location.hash")
+    again = open_page(address)
+    assert again.evaluate("location.hash") == address
+    assert arms(again) == arms(page)
+    assert again.evaluate(SHOWN) == page.evaluate(SHOWN)
+    assert again.locator("#figure-heatmap [data-view]").input_value() == "delta"
+
+
+def test_a_hash_with_unknown_names_is_harmless(page):
+    page.evaluate("location.hash = '#arms=nobody,sft&order=zzz,macro&sort=zzz:descending&view.bars=zzz&hide=<img>'")
+    page.wait_for_function("document.querySelector('[data-filter=arms] .count').textContent === '1/9'")
+    settle(page)
+    assert page.problems == []
+    assert arms(page) == ["sft"]
+
+
+def test_sort_keeps_the_baseline_on_top(page):
+    button = page.locator("#scores thead [data-column=pocket_gsm8k] .sort")
+    for direction in ("descending", "ascending"):
+        button.click()
+        settle(page)
+        assert page.locator("#scores thead [data-column=pocket_gsm8k]").get_attribute("aria-sort") == direction
+        assert arms(page)[0] == "sft"
+        values = [float(text.split()[0].rstrip("●")) for text in column(page, "pocket_gsm8k")[1:]]
+        assert values == sorted(values, reverse=direction == "descending")
+
+
+def test_columns_hide_and_move_and_the_copy_follows(page):
+    page.locator("#columns summary").click()
+    page.locator("#columns [data-column=pocket_ceval] input").click()
+    page.locator("#columns [data-column=pocket_math500] [data-move='-1']").click()
+    settle(page)
+    page.keyboard.press("Escape")
+    page.locator("[data-copy=csv]").click()
+    page.wait_for_selector("#toast.on")
+    lines = page.evaluate("navigator.clipboard.readText()").splitlines()
+    assert lines[0].split(",")[:3] == ["arm", "pocket_math500", "pocket_gsm8k"]
+    assert "pocket_ceval" not in lines[0]
+    assert len(lines) == 10
+    assert "missing" in next(line for line in lines if line.startswith("similarity"))
+    page.locator("[data-copy=latex]").click()
+    page.wait_for_function(
+        "navigator.clipboard.readText().then((text) => text.startsWith('\\\\begin{tabular}{lrrrrrrr}'))"
+    )
+    page.locator("[data-copy=markdown]").click()
+    page.wait_for_function("navigator.clipboard.readText().then((text) => text.startsWith('| arm | pocket_math500 |'))")
+
+
+def test_a_number_leads_to_its_cards(page):
+    page.locator("#scores tr[data-arm=learnable] td[data-column=pocket_gsm8k] .number").click()
+    dialog = page.locator("dialog[open]")
+    assert dialog.locator("summary").all_inner_texts() == [
+        f"{stage}/learnable/seed{seed}" for seed in (42, 43, 44) for stage in ("arms", "predictions")
+    ]
+    assert '"code_digest": "abc123"' in dialog.locator("pre").first.inner_text()
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+
+
+def test_keyboard_reaches_every_control(page):
+    wanted = page.evaluate(
+        "[...document.querySelectorAll('button, select, summary, nav a')].filter((e) => e.checkVisibility()).length"
+    )
+    page.evaluate("document.querySelector('.skip').focus()")
+    reached = 0
+    for _ in range(wanted * 2):
+        page.keyboard.press("Tab")
+        tag, outline = page.evaluate(
+            "[document.activeElement.tagName, getComputedStyle(document.activeElement).outlineStyle]"
+        )
+        if tag == "BODY":
+            break
+        if tag in ("BUTTON", "SELECT", "SUMMARY") or (
+            tag == "A" and page.evaluate("!!document.activeElement.closest('nav')")
+        ):
+            reached += 1
+            assert outline != "none"
+    assert reached == wanted
+
+
+def test_dark_mode_follows_the_system_and_the_button(page, open_page):
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    page = open_page(color_scheme="dark")
+    dark = page.evaluate(background)
+    ink = page.evaluate("document.querySelector('#figure-bars .plot').layout.font.color")
+    page.locator("#theme").click()
+    settle(page)
+    assert page.evaluate(background) == light != dark
+    assert page.evaluate("document.querySelector('#figure-bars .plot').layout.font.color") != ink
+
+
+def test_exports_are_files(page):
+    for kind in ("svg", "png", "csv"):
+        with page.expect_download() as download:
+            page.locator(f"#figure-bars [data-export={kind}]").click()
+        assert download.value.suggested_filename == f"bars.{kind}"
+    assert page.problems == []
+
+
+def test_reads_without_javascript(open_page):
+    page = open_page(java_script_enabled=False)
+    assert page.locator("#scores tbody tr").count() == 9
+    assert page.locator("img.still").count() == page.locator("figure").count() > 10
+    assert page.locator("img.still").first.is_visible()
+    assert not page.locator(".toolbar").is_visible()
+    assert "supported" in page.locator("#answer").inner_text()
+    assert page.problems == []
+
+
+def test_print_shows_content_without_controls(open_page):
+    page = open_page()
+    page.emulate_media(media="print")
+    assert not page.locator(".toolbar").is_visible()
+    assert not page.locator(".side").is_visible()
+    assert page.locator("#scores").is_visible()
+    assert page.pdf().count(b"/Type /Page") > 3
