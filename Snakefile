@@ -29,6 +29,7 @@ wildcard_constraints:
 
 localrules:
     all,
+    pocket_models,
     scores,
     baselines,
     routing,

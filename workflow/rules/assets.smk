@@ -1,10 +1,17 @@
-# The pocket models are shipped in the package. This rule re-makes them from nothing (CPU, up to 30 minutes):
+# The pocket models are shipped in the package. These rules re-make them from nothing, side by side (CPU, about 30 minutes):
 #   snakemake --profile profiles/local pocket_models
 rule pocket_models:
+    input:
+        expand("build/pocket_models/{name}", name=POCKET_MODELS),
+
+
+rule pocket_model:
     output:
-        directory("build/pocket_models"),
+        directory("build/pocket_models/{name}"),
     log:
-        "build/pocket_models.log",
+        "build/pocket_models/{name}.log",
+    wildcard_constraints:
+        name=one_of(POCKET_MODELS),
     params:
         code=code_digest("mtkv.models.pocket_recipe"),
     script:

@@ -5,6 +5,7 @@ import sys
 
 from mtkv.config.data import POCKET_DATASETS
 from mtkv.config.errors import ConfigError
+from mtkv.config.models import POCKET_MODELS
 from mtkv.config.study import load_study
 from mtkv.models.digest import content_digest
 from mtkv.provenance.digest import code_digest
