@@ -1,6 +1,6 @@
 """How long Snakemake takes to plan: the default study, and one of 40 arms × 5 seeds × 7 datasets.
 
-    python benchmarks/plan.py          prints the median of three dry runs of each, in seconds
+python benchmarks/plan.py          prints the median of three dry runs of each, in seconds
 """
 
 import statistics

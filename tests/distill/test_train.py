@@ -19,7 +19,14 @@ from mtkv.provenance.files import write_parquet
 
 STEPS = 6
 TRAINING = TrainingConfig.model_validate(
-    {"steps": STEPS, "batch_size": 4, "gradient_accumulation": 1, "learning_rate": 1e-3, "logging_steps": 2, "eval_steps": 3}
+    {
+        "steps": STEPS,
+        "batch_size": 4,
+        "gradient_accumulation": 1,
+        "learning_rate": 1e-3,
+        "logging_steps": 2,
+        "eval_steps": 3,
+    }
 )
 
 

@@ -58,7 +58,9 @@ class TeacherSupervision(nn.Module):
         scale = fuse(scales.expand(len(kvs), -1, -1, -1), weights.detach(), sample)[..., None]
         fused = fuse(kvs, weights, sample)
         kinds = [
-            kind for kind, weight in ((KEY, self.config.loss.lambda_k), (VALUE, self.config.loss.lambda_v)) if weight > 0
+            kind
+            for kind, weight in ((KEY, self.config.loss.lambda_k), (VALUE, self.config.loss.lambda_v))
+            if weight > 0
         ]
         loss, regulariser = self.config.loss, self.config.fusion.entropy
         terms = kv_terms(centred / scale, fused / scale, loss.distance, kinds)
