@@ -62,7 +62,7 @@ def test_tables_have_their_columns_and_one_row_per_thing(compared, made):
 
 
 def test_planted_effect_is_found_and_a_null_is_not(compared):
-    found, tables = compared(0.12)
+    found, tables = compared(0.25)
     assert tables["claims"].set_index("claim").loc["beats", "verdict"] == "supported"
     assert found["grade"] == "minimum"
     assert sum(found["claims"].values()) == len(CLAIMS)

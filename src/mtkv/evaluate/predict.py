@@ -108,14 +108,16 @@ def _samples(model: EvaluationModel, name: str, task: StudyTask) -> list[dict[st
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars (lm-eval's and transformers' have no common switch) and no advice; errors are exceptions."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with redirect_stderr(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _generation_row(sample: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 In: `Answers` and the study's claims. Out: the rows of claims.parquet, in percentage points. First every claim is weighed
 alone (`KINDS`: one function per kind gives estimate, interval and p value against the claim's threshold); then Holm's
-adjustment runs over all claims of the study. *Supported* needs the whole interval beyond the threshold and the adjusted p
+adjustment runs over all claims of the study but those that count datasets. *Supported* needs the whole interval beyond the threshold and the adjusted p
 below 1 − confidence; *refuted* needs the whole interval on the other side; anything else, missing data first, is
 *undecided*.
 """
@@ -50,7 +50,8 @@ class Evidence:
     """What one claim has for and against it, before Holm.
 
     `delta`, `low`, `high` and `threshold` in percentage points, or numbers of datasets. `n` counts items. `finding` is
-    the sentence's first half; `missing` why there is nothing to weigh; `unmet` a further condition that does not hold.
+    the sentence's first half; `missing` why there is nothing to weigh; `unmet` a further condition that does not hold;
+    `own_family` that p is adjusted already.
     """
 
     finding: str
@@ -64,6 +65,7 @@ class Evidence:
     inclusive: bool = False
     missing: str | None = None
     unmet: str | None = None
+    own_family: bool = False
 
     @property
     def beyond(self) -> bool:
@@ -102,10 +104,12 @@ def weigh_difference(claim: "DifferenceClaim", on: Weighing) -> Evidence:
 
 
 def weigh_datasets_improved(claim: "DatasetsImprovedClaim", on: Weighing) -> Evidence:
-    """At least so many datasets improve, each by Holm's test within the datasets.
+    """At least so many datasets improve: interval above 0, and Holm's p (over items) within the datasets significant.
 
-    `delta` counts the datasets whose estimate is up, `low` those that are significantly up, `high` those that are not
-    significantly down. p is the `at_least`-th smallest adjusted p of those that are up (a partial-conjunction test).
+    `delta` counts the datasets whose estimate is up, `low` those that improve, `high` those that do not get worse in the
+    same sense. With n datasets and p₍ₖ₎ the k-th smallest p value (over seeds and items) of those that improve, the claim's
+    p is (n − k + 1)·p₍ₖ₎, k = `at_least`: the partial-conjunction test (Benjamini & Heller 2008). Its family is the
+    datasets, so it takes no part in the adjustment over claims.
     """
     found = {
         dataset: difference(on.answers, on.resamples, claim.arm, claim.baseline, dataset, on.confidence)
@@ -115,12 +119,12 @@ def weigh_datasets_improved(claim: "DatasetsImprovedClaim", on: Weighing) -> Evi
     if gaps:
         return Evidence("", claim.at_least, baseline=claim.baseline, missing="; ".join(gaps))
     known = [one for one in found.values() if not isinstance(one, str)]
-    adjusted = holm(np.array([one.p for one in known]))
-    sure = [(one, p) for one, p in zip(known, adjusted, strict=True) if p < 1 - on.confidence]
-    better = sum(one.estimate.low > 0 for one, _ in sure)
-    worse = sum(one.estimate.high < 0 for one, _ in sure)
+    adjusted = holm(np.array([one.p_items for one in known]))
+    sure = [one for one, p in zip(known, adjusted, strict=True) if p < 1 - on.confidence]
+    better = sum(one.estimate.low > 0 for one in sure)
+    worse = sum(one.estimate.high < 0 for one in sure)
     up = sum(one.estimate.value > 0 for one in known)
-    rising = sorted(p if one.estimate.low > 0 else 1.0 for one, p in zip(known, adjusted, strict=True))
+    improving = sorted(one.p if one.estimate.low > 0 else 1.0 for one in known)
     total = len(known)
     return Evidence(
         f"{better} of {total} datasets are significantly better than {claim.baseline}, {worse} significantly worse; "
@@ -129,10 +133,11 @@ def weigh_datasets_improved(claim: "DatasetsImprovedClaim", on: Weighing) -> Evi
         delta=up,
         low=better,
         high=total - worse,
-        p=rising[claim.at_least - 1] if claim.at_least <= total else 1.0,
+        p=min(1.0, (total - claim.at_least + 1) * improving[claim.at_least - 1]) if claim.at_least <= total else 1.0,
         n=sum(one.estimate.n_items for one in known),
         baseline=claim.baseline,
         inclusive=True,
+        own_family=True,
     )
 
 
@@ -183,9 +188,9 @@ def claims_table(
     """claims.parquet: one row per claim, in the order of the config."""
     on = Weighing(answers, resamples, confidence)
     evidence = {name: KINDS[claim.kind](claim, on) for name, claim in claims.items()}
-    adjusted = holm(np.array([one.p for one in evidence.values()]))
+    adjusted = holm(np.array([NAN if one.own_family else one.p for one in evidence.values()]))
     rows = [
-        _row(name, claims[name], one, float(p), 1 - confidence)
+        _row(name, claims[name], one, one.p if one.own_family else float(p), 1 - confidence)
         for (name, one), p in zip(evidence.items(), adjusted, strict=True)
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -206,7 +211,7 @@ def judge(evidence: Evidence, p_holm: float, alpha: float) -> tuple[str, str]:
     if not p_holm < alpha:
         return (
             "undecided",
-            f"{finding}: the interval is beyond {needed}, but with all claims counted p is not below {alpha:.3g}.",
+            f"{finding}: the interval is beyond {needed}, but the adjusted p is not below {alpha:.3g}.",
         )
     return "supported", f"{finding}: the whole interval is {'at or ' if evidence.inclusive else ''}above {needed}."
 

@@ -3,7 +3,8 @@
 In: two arms of `Answers` and a threshold (0: are they different?). Out: a `Difference`. Its p value is two-sided and asks
 about items (exact McNemar test when both arms have one seed; otherwise random flips of the signs of the per-item mean
 differences, stratified by dataset) *and*, where there are several seeds, about seeds: the two-level distribution of
-`intervals` must be beyond the threshold too, and the larger of the two p values counts.
+`intervals` must be beyond the threshold too, and the larger of the two p values counts. With three seeds that second p has
+two degrees of freedom: it is 0.01 at ten standard errors of the seed means. Small p values need more seeds, not more items.
 """
 
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Difference:
-    """arm − baseline in one column, in 0..1; `p` tests against the threshold it was made with."""
+    """arm − baseline in one column, in 0..1. `p_items` (items only) and `p` (seeds too) test against its threshold."""
 
     estimate: Estimate
+    p_items: float
     p: float
     mdd: float
 
@@ -44,10 +46,9 @@ def difference(
     if gaps:
         return " and ".join(gaps)
     found = estimate(answers, resamples, arm, column, confidence, baseline)
-    p = _items_p(answers, resamples, arm, baseline, column, threshold)
-    if found.n_seeds > 1:
-        p = max(p, two_level_p(found, threshold))
-    return Difference(found, p, smallest_detectable(found, confidence))
+    p_items = _items_p(answers, resamples, arm, baseline, column, threshold)
+    p = max(p_items, two_level_p(found, threshold)) if found.n_seeds > 1 else p_items
+    return Difference(found, p_items, p, smallest_detectable(found, confidence))
 
 
 def two_level_p(found: Estimate, threshold: float) -> float:

@@ -1,0 +1,195 @@
+"""The recipe of the pocket models: from nothing to three Hugging Face folders, on CPU in half an hour.
+
+Tokenizers are trained on generated rows, models by next-token loss on fresh questions of the training bins. The packaged
+weights in `pocket/` are this recipe's output; `recipe.json` records seed, sizes, versions, accuracies and file digests.
+"""
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from mtkv.models.pocket_measure import measure
+from mtkv.models.pocket_tokenizers import TOKENIZERS
+from mtkv.models.pocket_training import Schedule, train_model, training_texts
+from mtkv.provenance.files import atomic_path, read_json, write_json
+
+TOKENIZER_TEXTS = 6000
+TEST_ITEMS = 200  # per dataset, those of the default study
+RECIPE = "recipe.json"
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+@dataclass(frozen=True)
+class PocketModel:
+    """One model to make: its tokenizer and vocabulary, its architecture and the rounds it is trained in."""
+
+    tokenizer: str
+    vocabulary: int
+    architecture: Callable[..., PreTrainedConfig]
+    sizes: dict[str, Any]
+    rounds: tuple[Schedule, ...]
+
+
+TEACHER_ROUNDS = (
+    Schedule(steps=4000, batch_size=32, learning_rate=2e-3, warmup=100),
+    Schedule(steps=3500, batch_size=32, learning_rate=1.5e-3, warmup=100),
+)
+MODELS: dict[str, PocketModel] = {
+    # Few steps on purpose: it knows the format and little else, so that a study's training shows.
+    "student": PocketModel(
+        "byte_level_bpe",
+        768,
+        LlamaConfig,
+        {
+            "hidden_size": 64,
+            "intermediate_size": 160,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "initializer_range": 0.08,  # with the usual 0.02 so narrow a model spends half its steps on waking up
+            "max_position_embeddings": 256,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            "tie_word_embeddings": True,
+        },
+        (Schedule(steps=200, batch_size=64, learning_rate=4e-3, warmup=20),),
+    ),
+    "qwen2": PocketModel(
+        "byte_level_bpe_of_qwen",
+        1024,
+        Qwen2Config,
+        {
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "max_position_embeddings": 256,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+            "tie_word_embeddings": True,
+        },
+        TEACHER_ROUNDS,
+    ),
+    "gpt2": PocketModel(
+        "unigram",
+        896,
+        GPT2Config,
+        {
+            "n_embd": 144,
+            "n_layer": 4,
+            "n_head": 6,
+            "n_positions": 192,
+            "activation_function": "gelu_pytorch_tanh",  # the same function as gelu_new, in one kernel
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        },
+        TEACHER_ROUNDS,
+    ),
+}
+
+
+def make_pocket_models(
+    output: Path,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+    steps: int | None = None,
+    test_items: int = TEST_ITEMS,
+) -> dict[str, Any]:
+    """Make the models `names` (all by default) under `output`, one folder each, and record them in `recipe.json`.
+
+    `steps` replaces every model's own number of steps and `test_items` the questions measured per dataset: a short trial of
+    the whole recipe. Models recorded before and not made
+    again stay recorded. Returns the record.
+    """
+    torch.set_num_threads(1)
+    path = Path(output) / RECIPE
+    for name in names or MODELS:
+        pocket = MODELS[name]
+        if steps is not None:
+            pocket = replace(pocket, rounds=tuple(replace(schedule, steps=steps) for schedule in pocket.rounds))
+        made = make_model(pocket, seed, Path(output) / name, test_items)
+        recorded = read_json(path)["models"] if path.exists() else {}
+        versions = {package: version(package) for package in PACKAGES}
+        environment = {"python": platform.python_version(), "packages": versions}
+        write_json(path, {"seed": seed, **environment, "models": dict(sorted((recorded | {name: made}).items()))})
+    return read_json(path)
+
+
+def make_model(pocket: PocketModel, seed: int, folder: Path, test_items: int = TEST_ITEMS) -> dict[str, Any]:
+    """Make one model in `folder`; returns its entry of the record."""
+    started = time.monotonic()
+    tokenizer = make_tokenizer(pocket, seed)
+    torch.manual_seed(seed)
+    model = untrained_model(pocket, tokenizer)
+    losses = []
+    for number, schedule in enumerate(pocket.rounds):
+        if number > 0:  # from the saved weights, with fresh questions and a fresh optimizer
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        losses += train_model(model, tokenizer, schedule, seed + number)
+        save_model(model, tokenizer, folder)
+    seconds = time.monotonic() - started
+    # Measured on what was saved: half precision may have changed the weights.
+    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    accuracy = measure(saved, tokenizer, test_items)
+    print(f"{folder.name}: {accuracy}", flush=True)
+    return {
+        "tokenizer": pocket.tokenizer,
+        "vocabulary": len(tokenizer),
+        "parameters": model.num_parameters(),
+        "rounds": [asdict(schedule) for schedule in pocket.rounds],
+        "wall_seconds": round(seconds, 1),
+        "losses": [round(loss, 4) for loss in losses],
+        "accuracy": {dataset: round(value, 4) for dataset, value in accuracy.items()},
+        "sha256": file_digests(folder),
+    }
+
+
+def make_tokenizer(pocket: PocketModel, seed: int) -> PreTrainedTokenizerFast:
+    """The model's tokenizer, trained on rows of the training bins."""
+    random = Random(f"pocket tokenizer {pocket.tokenizer} {seed}")
+    texts = [prompt + target for prompt, target in islice(training_texts(random), TOKENIZER_TEXTS)]
+    return TOKENIZERS[pocket.tokenizer](texts, pocket.vocabulary)
+
+
+def untrained_model(pocket: PocketModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A model of the right architecture with random weights."""
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = pocket.architecture(vocab_size=len(tokenizer), **pocket.sizes, **ids)
+    model = AutoModelForCausalLM.from_config(config)
+    model.generation_config = GenerationConfig(**ids)
+    return model
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a Hugging Face folder in half precision, atomically."""
+    with atomic_path(folder) as temporary:
+        model.to(torch.float16).save_pretrained(temporary)  # type: ignore[arg-type]
+        tokenizer.save_pretrained(temporary)
+        for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors writes files that only their owner may read
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a folder, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
