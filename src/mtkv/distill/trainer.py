@@ -7,6 +7,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from mtkv.distill.rows import DistillationRows
 
 LOGGED_TERMS = ("ce", "key", "value", "cosine", "entropy")
 TRAINER_NAMES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
@@ -18,12 +21,21 @@ class DistillationTrainer(Trainer):
     def __init__(self, *args: Any, teachers: list[str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.teachers = teachers
+        self.rows: DistillationRows = kwargs["train_dataset"]
         self.distiller: Any = self.model
         self.shares_every = int(self.args.eval_steps or 1)
         self.tokens_seen = 0
         self.rows_seen = 0
         self._sums: dict[str, float] = defaultdict(float)
         self._batches = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        """Rows of similar length together, in an order that depends on the seed alone: the same for every arm."""
+        return LengthGroupedSampler(
+            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            lengths=[len(row.input_ids) for row in self.rows.encoded],
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

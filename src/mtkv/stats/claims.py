@@ -2,9 +2,9 @@
 
 In: `Answers` and the study's claims. Out: the rows of claims.parquet, in percentage points. First every claim is weighed
 alone (`KINDS`: one function per kind gives estimate, interval and p value against the claim's threshold); then Holm's
-adjustment runs over all claims of the study but those that count datasets. *Supported* needs the whole interval beyond the threshold and the adjusted p
-below 1 − confidence; *refuted* needs the whole interval on the other side; anything else, missing data first, is
-*undecided*.
+adjustment runs over all claims of the study but those that count datasets, whose family is the datasets. *Supported* needs
+the whole interval beyond the threshold and the adjusted p below 1 − confidence; *refuted* needs the whole interval on the
+other side; anything else, missing data first, is *undecided*.
 """
 
 from collections.abc import Callable, Mapping
