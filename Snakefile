@@ -9,6 +9,10 @@ min_version("9.20")
 configfile: "config/config.yaml"
 
 
+# The image the lock file is meant for. Jobs run in .venv unless a site deploys an image of its own built on this one.
+container: "docker://python:3.11-bookworm"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/assets.smk"
 include: "workflow/rules/data.smk"

@@ -1,25 +1,3 @@
-def kv_inputs(wildcards):
-    """Stores and maps of the arm's teachers, in their order; nothing for arms without KV."""
-    kv = STUDY.arms[wildcards.arm].kv
-    teachers = kv.teachers if kv else []
-    return {
-        "stores": [f"{ROOT}/teachers/{teacher}/index.parquet" for teacher in teachers],
-        "maps": [
-            f"{ROOT}/maps/{teacher}/{kv.align.slug}.safetensors" for teacher in teachers
-        ],
-    }
-
-
-def arm_params(wildcards):
-    """What of an arm its training depends on: not its name, its description or which other arms there are."""
-    arm = STUDY.arms[wildcards.arm]
-    return {
-        "training": written(arm.training) if arm.training else None,
-        "kv": written(arm.kv) if arm.kv else None,
-        "student_view": arm.student_view,
-    }
-
-
 rule train:
     input:
         unpack(kv_inputs),

@@ -1,4 +1,4 @@
-# The validated study and the functions that the rules share. No rule reads `config` itself: each gets, as `params`, the
+# The validated study and the functions that the rules share. Nothing below reads `config` itself; each job gets, as `params`, the
 # smallest validated part it needs and the digest of the code it runs, so that a change reruns just what depends on it.
 import re
 import sys
@@ -71,3 +71,41 @@ def resource(stage, name):
         )
 
     return value
+
+
+def kv_inputs(wildcards):
+    """Stores and maps of the arm's teachers, in their order; nothing for arms without KV."""
+    kv = STUDY.arms[wildcards.arm].kv
+    teachers = kv.teachers if kv else []
+    return {
+        "stores": [f"{ROOT}/teachers/{teacher}/index.parquet" for teacher in teachers],
+        "maps": [
+            f"{ROOT}/maps/{teacher}/{kv.align.slug}.safetensors" for teacher in teachers
+        ],
+    }
+
+
+def arm_params(wildcards):
+    """What of an arm its training depends on: not its name, its description or which other arms there are."""
+    arm = STUDY.arms[wildcards.arm]
+    return {
+        "training": written(arm.training) if arm.training else None,
+        "kv": written(arm.kv) if arm.kv else None,
+        "student_view": arm.student_view,
+    }
+
+
+def trained_model(wildcards):
+    """The trained model of a run; nothing for arms that are evaluated as they come."""
+    if STUDY.trained(wildcards.arm):
+        return [f"{ROOT}/arms/{wildcards.arm}/seed{wildcards.seed}/model"]
+    return []
+
+
+def align_of(wildcards):
+    """The align config behind a map's file name."""
+    return next(
+        align
+        for align in STUDY.aligns(wildcards.teacher)
+        if align.slug == wildcards.align
+    )

@@ -4,13 +4,6 @@
 PER_JOB = STUDY.datasets if STUDY.evaluation.jobs == "per_run" else ["{dataset}"]
 
 
-def trained_model(wildcards):
-    """The trained model of a run; nothing for arms that are evaluated as they come."""
-    if STUDY.trained(wildcards.arm):
-        return [f"{ROOT}/arms/{wildcards.arm}/seed{wildcards.seed}/model"]
-    return []
-
-
 rule predict:
     input:
         model=trained_model,

@@ -2,15 +2,6 @@ SHARDS = [f"{number:04d}" for number in range(STUDY.teachers.shards)]
 ROWS = [f"{ROOT}/data/{split}.parquet" for split in ("train", "val", "calibration")]
 
 
-def align_of(wildcards):
-    """The align config behind a map's file name."""
-    return next(
-        align
-        for align in STUDY.aligns(wildcards.teacher)
-        if align.slug == wildcards.align
-    )
-
-
 rule teacher_kv:
     input:
         rows=ROWS,

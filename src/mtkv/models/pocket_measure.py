@@ -6,6 +6,7 @@ Multiple choice: the option with the highest log-likelihood after the direct pro
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,8 @@ def generated_correct(
     """1.0 where the generated answer is the right one, [questions]."""
     prompts = [STYLES[task.language, "cot"].prompt.format(question=question.item.question) for question in questions]
     batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
-    out = model.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False)
+    generate: Any = model.generate
+    out = generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False)
     texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     answers = [(ANSWER.findall(text) or [""])[-1] for text in texts]
     return np.array([answer == q.item.answer for answer, q in zip(answers, questions, strict=True)], dtype=float)
