@@ -1,7 +1,8 @@
 """The recipe of the pocket models: from nothing to three Hugging Face folders, on CPU in half an hour.
 
 Tokenizers are trained on generated rows, models by next-token loss on fresh questions of the training bins. The packaged
-weights in `pocket/` are this recipe's output; `recipe.json` records seed, sizes, versions, accuracies and file digests.
+weights in `pocket/` come from this recipe, the teachers' from a run in two parts whose note in `recipe.json` says how it differs;
+`recipe.json` records seed, sizes, versions, accuracies and file digests.
 """
 
 import hashlib
