@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from mtkv.stats.items import MACRO
 from mtkv.stats.paired import difference, exact_mcnemar, holm, smallest_detectable
@@ -95,13 +96,14 @@ def test_an_arm_with_one_seed_is_repeated(made):
     assert (one.estimate.low, one.estimate.high) == pytest.approx((three.estimate.low, three.estimate.high), abs=1e-12)
 
 
-def test_holm_is_the_step_down_procedure_and_skips_what_was_not_tested():
-    p = np.array([0.04, np.nan, 0.001, 0.03, 0.3])
-    expected, running = np.full(5, np.nan), 0.0
-    for rank, index in enumerate([2, 3, 0, 4]):
-        running = max(running, min(1.0, (4 - rank) * p[index]))
-        expected[index] = running
-    assert holm(p) == pytest.approx(expected, abs=1e-10, nan_ok=True)
+def test_holm_agrees_with_statsmodels_and_skips_what_was_not_tested():
+    rng = np.random.default_rng(8)
+    for size in (1, 2, 7, 40):
+        p = np.round(rng.uniform(size=size) ** 3, 2)
+        gaps = np.insert(p, [0, size // 2], np.nan)
+        ours = holm(gaps)
+        assert np.isnan(ours).sum() == 2
+        assert ours[~np.isnan(ours)] == pytest.approx(multipletests(p, method="holm")[1], abs=1e-10)
     assert np.isnan(holm(np.array([np.nan]))).all()
     assert holm(np.array([])).size == 0
 

@@ -33,7 +33,7 @@ def snakemake(folder, *arguments):
 
 def planned(folder, *arguments):
     """Jobs by rule of a dry run, without the target rule."""
-    text = snakemake(folder, "--dry-run", "--quiet", "rules", *arguments)
+    text = snakemake(folder, "--dry-run", "--quiet", "rules", "--", *arguments)
     table = re.search(r"^job +count\n-+ +-+\n(.*?)^total", text, re.MULTILINE | re.DOTALL)
     if table is None:
         assert "Nothing to be done" in text or not text.strip(), text

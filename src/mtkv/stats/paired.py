@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from mtkv.stats.intervals import Estimate, estimate
 from mtkv.stats.items import MACRO, Answers
@@ -73,10 +72,11 @@ def exact_mcnemar(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> flo
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Holm-adjusted p values of one family; a NaN (nothing tested) stays NaN and does not count."""
+    # Written out: statsmodels' multipletests (which a test compares this with) collects garbage for 0.1 s in every call.
     adjusted = np.full(p_values.shape, np.nan)
-    known = ~np.isnan(p_values)
-    if known.any():
-        adjusted[known] = multipletests(p_values[known], method="holm")[1]
+    order = np.argsort(p_values)[: int((~np.isnan(p_values)).sum())]
+    steps = p_values[order] * np.arange(order.size, 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
     return adjusted
 
 
