@@ -152,7 +152,7 @@ SINGLE = {
         "arms.teacher_gpt2.training",
         ["'gpt2' is a teacher", "allowed: null"],
     ),
-    "steps and epochs": ("arms.sft.training.epochs", 3, "arms.sft.training", ["steps 300 and epochs 3 are both given"]),
+    "steps and epochs": ("arms.sft.training.epochs", 3, "arms.sft.training", ["steps 150 and epochs 3 are both given"]),
     "no steps, no epochs": ("arms.sft.training.steps", None, "arms.sft.training", ["neither steps nor epochs"]),
     "latent view": ("arms.sft.student_view", "latent", "arms.sft.student_view", ["'latent' is not built yet"]),
     "unknown view": ("arms.sft.student_view", "latnet", "arms.sft.student_view", ["text, latent"]),

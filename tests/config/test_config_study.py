@@ -105,7 +105,7 @@ def test_the_default_study(study: Study) -> None:
     assert trained == arms[1:7]
     (training,) = {study.arm(name).training.model_dump_json(exclude_none=True) for name in trained}  # the same for all
     assert (
-        '"steps":300,"batch_size":64,"gradient_accumulation":1,"learning_rate":0.002,"scheduler":"cosine"' in training
+        '"steps":150,"batch_size":64,"gradient_accumulation":1,"learning_rate":0.004,"scheduler":"cosine"' in training
     )
     kv = {name: arm.kv for name, arm in study.arms.items() if arm.kv}
     assert {name: (c.teachers, c.fusion.strategy, c.control) for name, c in kv.items()} == {
@@ -128,11 +128,10 @@ def test_the_default_study(study: Study) -> None:
 def test_keys_only_and_values_only(config_folder: Path) -> None:
     study = read_study(config_folder / "config.yaml", config_folder / "studies" / "pocket-kv-only.yaml")
     assert study.study == "pocket-kv-only"
-    losses = {name: study.arm(name).kv.loss for name in ("keys_and_values", "keys_only", "values_only")}
+    losses = {name: study.arm(name).kv.loss for name in ("keys_only", "values_only")}
     assert {name: (loss.lambda_k, loss.lambda_v, loss.beta) for name, loss in losses.items()} == {
-        "keys_and_values": (1, 1, 0),
-        "keys_only": (1, 0, 0),
-        "values_only": (0, 1, 0),
+        "keys_only": (1, 0, 0.1),
+        "values_only": (0, 1, 0.1),
     }
 
 
