@@ -18,12 +18,10 @@ from transformers import PreTrainedModel
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.store import StoredRow, write_shard
 from mtkv.models.encode import EncodedRow, encode_rows, pad_batch
-from mtkv.models.load import load_model, load_tokenizer
+from mtkv.models.load import DTYPES, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def extract_shard(

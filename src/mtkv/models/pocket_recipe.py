@@ -5,7 +5,6 @@ weights in `pocket/` come from this recipe, the teachers' from a run in two part
 `recipe.json` records seed, sizes, versions, accuracies and file digests.
 """
 
-import hashlib
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from transformers import (
 from mtkv.models.pocket_measure import measure
 from mtkv.models.pocket_tokenizers import TOKENIZERS
 from mtkv.models.pocket_training import Schedule, train_model, training_texts
+from mtkv.provenance.digest import file_digest
 from mtkv.provenance.files import atomic_path, read_json, write_json
 
 TOKENIZER_TEXTS = 6000
@@ -193,4 +193,4 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
 
 def file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a folder, by name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
