@@ -33,7 +33,6 @@ wildcard_constraints:
 
 localrules:
     all,
-    pocket_models,
     scores,
     baselines,
     routing,

@@ -53,3 +53,14 @@ def test_a_row_over_the_limit_is_refused_not_cut():
 def test_empty_text_and_empty_spans():
     assert byte_ends("", []).tolist() == []
     assert byte_ends("小a", [(0, 0), (0, 1), (0, 1), (1, 2)]).tolist() == [-1, -1, 3, 4]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(sorted(KINDS)), st.text(alphabet="aé小🙂 1,.", min_size=2, max_size=20))
+def test_spans_share_no_byte_and_leave_no_gap_after_the_first_token(kind, text):
+    (row,) = encode_rows(TOKENIZERS[kind], [text], [""], None)
+    comparable = row.byte_end >= 0
+    assert ((row.byte_start >= 0) == comparable).all()
+    starts, ends = row.byte_start[comparable], row.byte_end[comparable]
+    assert (starts < ends).all()
+    assert (starts[1:] == ends[:-1]).all()

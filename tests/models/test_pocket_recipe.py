@@ -14,7 +14,14 @@ from mtkv.data.pocket import TASKS
 from mtkv.data.splits import question_hash, split_of
 from mtkv.models.encode import encode_rows
 from mtkv.models.pocket_measure import measure
-from mtkv.models.pocket_recipe import MODELS, file_digests, make_pocket_models, make_tokenizer, untrained_model
+from mtkv.models.pocket_recipe import (
+    MODELS,
+    collect_recipes,
+    file_digests,
+    make_pocket_models,
+    make_tokenizer,
+    untrained_model,
+)
 from mtkv.models.pocket_training import Schedule, target_loss, training_texts
 
 
@@ -37,6 +44,19 @@ def test_models_made_one_by_one_are_recorded_together(tmp_path):
     make_pocket_models(tmp_path, names=["student"], steps=1, test_items=1)
     record = make_pocket_models(tmp_path, names=["gpt2"], steps=1, test_items=1)
     assert set(record["models"]) == {"student", "gpt2"}
+
+
+def test_records_of_models_made_apart_are_joined_and_different_seeds_are_refused(tmp_path):
+    for name, seed in (("student", 0), ("gpt2", 0), ("qwen2", 1)):
+        make_pocket_models(tmp_path / name, seed=seed, names=[name], steps=1, test_items=1)
+    records = {name: tmp_path / name / "recipe.json" for name in ("student", "gpt2", "qwen2")}
+    collect_recipes([records["student"], records["gpt2"]], tmp_path / "all.json")
+    joined = json.loads((tmp_path / "all.json").read_text())
+    assert joined["models"] == {
+        name: json.loads(records[name].read_text())["models"][name] for name in ("student", "gpt2")
+    }
+    with pytest.raises(ValueError, match="different seeds"):
+        collect_recipes(list(records.values()), tmp_path / "all.json")
 
 
 def test_training_texts_come_from_the_train_bins_in_both_styles():

@@ -3,6 +3,14 @@
 rule pocket_models:
     input:
         expand("build/pocket_models/{name}", name=POCKET_MODELS),
+    output:
+        "build/pocket_models/recipe.json",
+    log:
+        "build/pocket_models/recipe.log",
+    params:
+        code=code_digest("mtkv.models.pocket_recipe"),
+    script:
+        "../scripts/pocket_models.py"
 
 
 rule pocket_model:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mtkv.align.maps import KVMap
+from mtkv.distill.crossentropy import target_loss
 from mtkv.distill.losses import kv_terms
 from mtkv.fuse.entropy import entropy, entropy_loss
 from mtkv.fuse.routers import build_router, fuse, pool
@@ -100,13 +101,15 @@ class Distiller(nn.Module):
         kv_position: Int[Tensor, " tokens"] | None = None,
         teacher_kv: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """All loss terms of one batch; `loss` is their weighted sum, the rest is for the log and the gradient shares."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "use_cache": False}
+        """All loss terms of one batch; `loss` is their weighted sum, the rest is for the log and the gradient shares.
+
+        Rows are padded on the right. `attention_mask` only counts tokens: causal attention does not need it.
+        """
         if self.supervision is None or kv_sample is None or kv_position is None or teacher_kv is None:
-            ce = self.student(**inputs).loss
+            ce = target_loss(self.student, input_ids, labels)
             return {"loss": self.ce_weight * ce, "ce": ce}
         with KVCapture(self.student) as capture:
-            ce = self.student(**inputs).loss
+            ce = target_loss(self.student, input_ids, labels)
             student_kv = packed_kv(capture, range(self.supervision.student_layers))[kv_sample, kv_position]
         terms = self.supervision(student_kv, kv_sample, teacher_kv, len(input_ids))
         return {"loss": self.ce_weight * ce + terms["kv"], "ce": ce} | terms

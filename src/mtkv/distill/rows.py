@@ -14,10 +14,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mtkv.align.tokens import synchronised_tokens
+from mtkv.distill.crossentropy import IGNORED_LABEL
 from mtkv.kv.store import KVStore
 from mtkv.models.encode import EncodedRow, encode_rows, pad_batch
-
-IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,13 @@ class EncodedRow:
 
     `byte_end`: UTF-8 byte of the text at which the token ends, or −1 where nothing may be compared: special tokens, the
     first token (attention sink) and all but the last of the tokens that share one multi-byte character.
+    `byte_start`: end of the boundary before it, so that the spans of a row share no byte and leave no gap between them; −1
+    wherever `byte_end` is.
     `is_target`: tokens of the target part and the closing eos, on which the cross-entropy is taken.
     """
 
     input_ids: np.ndarray
+    byte_start: np.ndarray
     byte_end: np.ndarray
     is_target: np.ndarray
 
@@ -66,14 +69,22 @@ def byte_ends(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     return ends
 
 
+def byte_starts(ends: np.ndarray) -> np.ndarray:
+    """Where the span of each token begins, [time]: at the last boundary before it; −1 where `ends` is."""
+    reached = np.maximum.accumulate(np.append(0, np.maximum(ends, 0)))[:-1]
+    return np.where(ends == NOT_A_BOUNDARY, NOT_A_BOUNDARY, reached).astype(np.int32)
+
+
 def _encode_row(
     ids: list[int], offsets: list[tuple[int, int]], text: str, prompt_length: int, eos_token_id: int
 ) -> EncodedRow:
     ends = byte_ends(text, offsets)
-    ends[:1] = NOT_A_BOUNDARY
+    starts = byte_starts(ends)
+    starts[:1] = ends[:1] = NOT_A_BOUNDARY
     is_target = [end > prompt_length for _, end in offsets]
     return EncodedRow(
         input_ids=np.array([*ids, eos_token_id], dtype=np.int64),
+        byte_start=np.append(starts, NOT_A_BOUNDARY).astype(np.int32),
         byte_end=np.append(ends, NOT_A_BOUNDARY).astype(np.int32),
         is_target=np.array([*is_target, True]),
     )

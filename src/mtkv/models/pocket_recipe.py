@@ -1,8 +1,7 @@
 """The recipe of the pocket models: from nothing to three Hugging Face folders, on CPU in half an hour.
 
 Tokenizers are trained on generated rows, models by next-token loss on fresh questions of the training bins. The packaged
-weights in `pocket/` come from this recipe, the teachers' from a run in two parts whose note in `recipe.json` says how it differs;
-`recipe.json` records seed, sizes, versions, accuracies and file digests.
+weights in `pocket/` come from this recipe; `recipe.json` records seed, sizes, versions, accuracies and file digests.
 """
 
 import platform
@@ -41,19 +40,17 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 @dataclass(frozen=True)
 class PocketModel:
-    """One model to make: its tokenizer and vocabulary, its architecture and the rounds it is trained in."""
+    """One model to make: its tokenizer and vocabulary, its architecture and how long it is trained."""
 
     tokenizer: str
     vocabulary: int
     architecture: Callable[..., PreTrainedConfig]
     sizes: dict[str, Any]
-    rounds: tuple[Schedule, ...]
+    schedule: Schedule
 
 
-TEACHER_ROUNDS = (
-    Schedule(steps=4000, batch_size=32, learning_rate=2e-3, warmup=100),
-    Schedule(steps=3500, batch_size=32, learning_rate=1.5e-3, warmup=100),
-)
+TEACHER_SCHEDULE = Schedule(steps=5000, batch_size=32, learning_rate=2e-3, warmup=100)
+# Initial weights are near 1 / sqrt(width): with the usual 0.02 so narrow a model spends half its steps on waking up.
 MODELS: dict[str, PocketModel] = {
     # Few steps on purpose: it knows the format and little else, so that a study's training shows.
     "student": PocketModel(
@@ -67,12 +64,12 @@ MODELS: dict[str, PocketModel] = {
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "head_dim": 16,
-            "initializer_range": 0.08,  # with the usual 0.02 so narrow a model spends half its steps on waking up
+            "initializer_range": 0.08,
             "max_position_embeddings": 256,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
             "tie_word_embeddings": True,
         },
-        (Schedule(steps=200, batch_size=64, learning_rate=4e-3, warmup=20),),
+        Schedule(steps=200, batch_size=64, learning_rate=4e-3, warmup=20),
     ),
     "qwen2": PocketModel(
         "byte_level_bpe_of_qwen",
@@ -85,11 +82,12 @@ MODELS: dict[str, PocketModel] = {
             "num_attention_heads": 4,
             "num_key_value_heads": 1,
             "head_dim": 32,
+            "initializer_range": 0.06,
             "max_position_embeddings": 256,
             "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
             "tie_word_embeddings": True,
         },
-        TEACHER_ROUNDS,
+        TEACHER_SCHEDULE,
     ),
     "gpt2": PocketModel(
         "unigram",
@@ -99,13 +97,14 @@ MODELS: dict[str, PocketModel] = {
             "n_embd": 144,
             "n_layer": 4,
             "n_head": 6,
+            "initializer_range": 0.06,
             "n_positions": 192,
             "activation_function": "gelu_pytorch_tanh",  # the same function as gelu_new, in one kernel
             "resid_pdrop": 0.0,
             "embd_pdrop": 0.0,
             "attn_pdrop": 0.0,
         },
-        TEACHER_ROUNDS,
+        TEACHER_SCHEDULE,
     ),
 }
 
@@ -128,7 +127,7 @@ def make_pocket_models(
     for name in names or MODELS:
         pocket = MODELS[name]
         if steps is not None:
-            pocket = replace(pocket, rounds=tuple(replace(schedule, steps=steps) for schedule in pocket.rounds))
+            pocket = replace(pocket, schedule=replace(pocket.schedule, steps=steps))
         made = make_model(pocket, seed, Path(output) / name, test_items)
         recorded = read_json(path)["models"] if path.exists() else {}
         versions = {package: version(package) for package in PACKAGES}
@@ -137,18 +136,24 @@ def make_pocket_models(
     return read_json(path)
 
 
+def collect_recipes(records: Sequence[Path], output: Path) -> None:
+    """Join the records of models that were made apart, with one seed and in one environment; ValueError when they differ in that."""
+    parts = [read_json(path) for path in records]
+    settings = [{key: value for key, value in part.items() if key != "models"} for part in parts]
+    if any(other != settings[0] for other in settings):
+        raise ValueError(f"made with different seeds or packages: {settings}")
+    models = {name: made for part in parts for name, made in part["models"].items()}
+    write_json(output, settings[0] | {"models": dict(sorted(models.items()))})
+
+
 def make_model(pocket: PocketModel, seed: int, folder: Path, test_items: int = TEST_ITEMS) -> dict[str, Any]:
     """Make one model in `folder`; returns its entry of the record."""
     started = time.monotonic()
     tokenizer = make_tokenizer(pocket, seed)
     torch.manual_seed(seed)
     model = untrained_model(pocket, tokenizer)
-    losses = []
-    for number, schedule in enumerate(pocket.rounds):
-        if number > 0:  # from the saved weights, with fresh questions and a fresh optimizer
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        losses += train_model(model, tokenizer, schedule, seed + number)
-        save_model(model, tokenizer, folder)
+    losses = train_model(model, tokenizer, pocket.schedule, seed)
+    save_model(model, tokenizer, folder)
     seconds = time.monotonic() - started
     # Measured on what was saved: half precision may have changed the weights.
     saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -158,7 +163,7 @@ def make_model(pocket: PocketModel, seed: int, folder: Path, test_items: int = T
         "tokenizer": pocket.tokenizer,
         "vocabulary": len(tokenizer),
         "parameters": model.num_parameters(),
-        "rounds": [asdict(schedule) for schedule in pocket.rounds],
+        "schedule": asdict(pocket.schedule),
         "wall_seconds": round(seconds, 1),
         "losses": [round(loss, 4) for loss in losses],
         "accuracy": {dataset: round(value, 4) for dataset, value in accuracy.items()},

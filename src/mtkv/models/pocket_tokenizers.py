@@ -1,33 +1,52 @@
 """The pocket models' tokenizers, trained from nothing on texts: two byte-level BPEs and one Unigram.
 
-Each splits numbers into single digits and gives back exactly the text it read. None adds a beginning-of-text token: rows
-start with their prompt, as the models were trained.
+Each splits numbers into single digits, gives back exactly the text it read and keeps the end of a prompt a token boundary
+(log-likelihood scoring cuts there). None adds a beginning-of-text token: rows start with their prompt, as in training.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 END = "<|end|>"
 PAD = "<|pad|>"
 UNKNOWN = "<unk>"  # Unigram asks for one; the bytes stand in before it is used
 BYTE_SCORE = -20.0  # far below every learned piece, so bytes serve only characters without a piece
-QWEN_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 DIGITS = pre_tokenizers.Digits(individual_digits=True)
+SIGNS = pre_tokenizers.Split(Regex(r"[\p{P}\p{S}\n]"), behavior="isolated")
+# Clean-up would eat the spaces before punctuation, and decoding could not give the text back.
+NAMES: dict[str, Any] = {
+    "eos_token": END,
+    "pad_token": PAD,
+    "clean_up_tokenization_spaces": False,
+    "padding_side": "right",
+}
 
 
 def byte_level_bpe(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE that splits words as GPT-2 does; 256 bytes, two special tokens and learned merges."""
-    return _bpe(texts, vocabulary, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True))
+    tokenizer = _learned_bpe(texts, vocabulary, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **NAMES)
 
 
 def byte_level_bpe_of_qwen(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE that splits words as Qwen2 does: a word may begin with a sign, so its pieces end elsewhere."""
-    words = pre_tokenizers.Split(Regex(QWEN_WORDS), behavior="isolated")
-    return _bpe(texts, vocabulary, words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    """Byte-level BPE in Qwen2's own tokenizer class, which is what transformers loads for every model of that family.
+
+    That class lets a word begin with a sign. The merges are learned with signs apart, so no piece joins the end of a prompt to
+    the first letter of an answer.
+    """
+    words = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    learned = json.loads(_learned_bpe(texts, vocabulary, SIGNS, words, byte_level).to_str())["model"]
+    merges = [(left, right) for left, right in learned["merges"]]
+    # Without an `unk_token` of its own the class would add a token that the model has no embedding for.
+    return Qwen2Tokenizer(vocab=learned["vocab"], merges=merges, unk_token=END, **NAMES)
 
 
 def unigram(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -37,7 +56,7 @@ def unigram(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
     models, this gives the same pieces every time.
     """
     learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.Sequence([DIGITS, pre_tokenizers.Metaspace(prepend_scheme="never")])
+    learner.pre_tokenizer = pre_tokenizers.Sequence([DIGITS, SIGNS, pre_tokenizers.Metaspace(prepend_scheme="never")])
     trainer = trainers.BpeTrainer(vocab_size=vocabulary - 256 - 3, show_progress=False)
     learner.train_from_iterator(texts, trainer)
     counts = Counter(piece for encoding in learner.encode_batch(list(texts)) for piece in encoding.tokens)
@@ -48,7 +67,7 @@ def unigram(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.Unigram([*special, *fallback, *learned], unk_id=2, byte_fallback=True))
     tokenizer.pre_tokenizer = learner.pre_tokenizer
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return _wrap(tokenizer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **NAMES)
 
 
 TOKENIZERS: dict[str, Callable[[Sequence[str], int], PreTrainedTokenizerFast]] = {
@@ -58,7 +77,7 @@ TOKENIZERS: dict[str, Callable[[Sequence[str], int], PreTrainedTokenizerFast]] =
 }
 
 
-def _bpe(texts: Sequence[str], vocabulary: int, *splits: pre_tokenizers.PreTokenizer) -> PreTrainedTokenizerFast:
+def _learned_bpe(texts: Sequence[str], vocabulary: int, *splits: pre_tokenizers.PreTokenizer) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([DIGITS, *splits])
     tokenizer.decoder = decoders.ByteLevel()
@@ -69,15 +88,4 @@ def _bpe(texts: Sequence[str], vocabulary: int, *splits: pre_tokenizers.PreToken
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _wrap(tokenizer)
-
-
-def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    # Clean-up would eat the spaces before punctuation, and decoding could not give the text back.
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END,
-        pad_token=PAD,
-        clean_up_tokenization_spaces=False,
-        padding_side="right",
-    )
+    return tokenizer
