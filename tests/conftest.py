@@ -40,6 +40,28 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", GPT2 | {"eos_token_id": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
     "opt": ("OPTConfig", OPT),
 }
+BERT = {key: value for key, value in COMMON.items() if key not in ("bos_token_id", "eos_token_id")}
+T5 = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 12, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4}
+# Encoders and encoder–decoders, same form
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertConfig", BERT | {"intermediate_size": 48, "hidden_dropout_prob": 0.0}),
+    "t5": ("T5Config", T5 | {"d_ff": 48, "dropout_rate": 0.0, "pad_token_id": 0, "decoder_start_token_id": 0}),
+}
+
+
+@pytest.fixture
+def build_encoder() -> Callable[..., Any]:
+    """`build_encoder(name, seed=0, **overrides)` → an encoder or encoder–decoder without a head, in eval mode."""
+    import torch
+    import transformers
+
+    def build(name: str, seed: int = 0, **overrides: Any) -> Any:
+        class_name, arguments = ENCODERS[name]
+        torch.manual_seed(seed)
+        config = getattr(transformers, class_name)(**(arguments | overrides))
+        return transformers.AutoModel.from_config(config).eval()
+
+    return build
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ SINGLE = {
         "arms.learnable.kv.fusion.strategy",
         "learnabel",
         "arms.learnable.kv.fusion.strategy",
-        ["'learnabel' is not one of fixed, similarity, learnable (did you mean 'learnable'?)"],
+        ["'learnabel' is not one of fixed, similarity, learnable, ", "(did you mean 'learnable'?)"],
     ),
     "enum that children inherit": (f"{FIXED}.entropy", {"target": "diverze"}, f"{FIXED}.entropy.target", ["'diverse'"]),
     "enum in list": ("data.styles", ["cot", "dircet"], "data.styles[1]", ["did you mean 'direct'?"]),

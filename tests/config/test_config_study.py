@@ -11,11 +11,11 @@ from pydantic import BaseModel, ValidationError
 from mtkv.config.arms import Arm, TrainingConfig
 from mtkv.config.claims import ComparisonConfig
 from mtkv.config.data import DataConfig
-from mtkv.config.digest import digest_of
 from mtkv.config.evaluation import EvaluationConfig
-from mtkv.config.kv import AlignConfig, KVConfig, KVLossConfig
+from mtkv.config.kv import AlignConfig, FusionConfig, KVConfig, KVLossConfig
 from mtkv.config.models import ModelConfig, TeachersConfig
 from mtkv.config.study import Study, load_study, read_study
+from mtkv.provenance.digest import digest_of
 
 DATASETS = [f"pocket_{name}" for name in ["gsm8k", "math500", "bbh", "gpqa", "truthfulqa", "cmmlu", "ceval"]]
 OF_THE_DESIGN: list[tuple[BaseModel, dict[str, Any]]] = [
@@ -40,14 +40,17 @@ OF_THE_DESIGN: list[tuple[BaseModel, dict[str, Any]]] = [
         | {"gradient_checkpointing": False, "dtype": "float32"},
     ),
     (AlignConfig(), {"time": "sync", "layers": "ratio", "map": "ridge", "ridge": 1e-3}),
-    (KVLossConfig(), {"distance": "mse", "lambda_k": 1, "lambda_v": 1, "beta": 0.1}),
+    (KVLossConfig(), {"distance": "mse", "lambda_k": 1, "lambda_v": 1, "beta": 0.1, "gamma": 0.01}),
     (
         KVConfig(teachers=["a"]),
         {"control": "none", "align": AlignConfig().model_dump(), "loss": KVLossConfig().model_dump()}
-        | {
-            "fusion": {"strategy": "fixed", "weights": None, "temperature": 1.0, "hidden": 32}
-            | {"entropy": {"target": "specialized", "strength": 0.01}}
-        },
+        | {"select": {"method": "full", "budget": 1.0, "rate": 0.1}, "fusion": FusionConfig().model_dump()},
+    ),
+    (
+        FusionConfig(),
+        {"strategy": "fixed", "weights": None, "temperature": 1.0, "similarity": "cosine", "prototypes": "mean"}
+        | {"router": "mlp", "hidden": 32, "per_layer": False, "objective": "kv"}
+        | {"entropy": {"target": "specialized", "strength": 0.01}},
     ),
     (Arm(), {"model": "student", "student_view": "text", "training": None, "kv": None, "seeds": None, "extends": None}),
     (

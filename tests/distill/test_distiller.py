@@ -8,9 +8,12 @@ from tokenizers_for_tests import byte_level_bpe, unigram
 
 from mtkv.align.maps import fit_map
 from mtkv.config.kv import KVConfig
-from mtkv.distill.distiller import Distiller, TeacherSupervision
-from mtkv.distill.rows import CONTROLS, DistillationRows, Match, TeacherKV
-from mtkv.distill.trainer import gradient_shares, training_log
+from mtkv.distill.distiller import Distiller
+from mtkv.distill.gradients import gradient_shares
+from mtkv.distill.rows import CONTROLS, DistillationRows, Match
+from mtkv.distill.sources import RawSource
+from mtkv.distill.supervision import KVSupervision
+from mtkv.distill.trainer import training_log
 from mtkv.kv.extract import read_kv
 from mtkv.kv.store import KVStore, StoredRow, write_index, write_shard
 from mtkv.models.encode import encode_rows
@@ -39,7 +42,7 @@ def setting(build_model, tmp_path):
         teacher = build_model(name, seed=1, vocab_size=len(theirs), **limit)
         encoded = encode_rows(theirs, ROWS["prompt"], ROWS["target"], None)
         kvs = read_kv(teacher, encoded, [0, 1, 2], 4)
-        rows = [StoredRow(i, kv, e.byte_end) for i, e, kv in zip(ROWS["id"], encoded, kvs, strict=True)]
+        rows = [StoredRow(i, kv, e.byte_end, e.byte_start) for i, e, kv in zip(ROWS["id"], encoded, kvs, strict=True)]
         folder = tmp_path / name
         write_shard(folder / "shard-0000.safetensors", rows, [0, 1, 2])
         write_index([folder / "shard-0000.safetensors"], folder / "index.parquet")
@@ -60,10 +63,21 @@ def make(setting, teachers=("llama", "gpt2"), control="none", **kv):
     tokenizer, student, stores, maps = setting
     config = KVConfig.model_validate({"teachers": list(teachers), "control": control} | kv)
     rows = DistillationRows(
-        tokenizer, ROWS, [TeacherKV(stores[t], [0, 1, 2]) for t in teachers], control, seed=0, max_length=None
+        tokenizer,
+        ROWS,
+        [RawSource(stores[t], torch.eye(3), config.align.time, config.select) for t in teachers],
+        control,
+        seed=0,
+        max_length=None,
     )
     torch.manual_seed(0)
-    return Distiller(student, 1.0, TeacherSupervision(config, [maps[t] for t in teachers])), rows
+    return Distiller(
+        student,
+        1.0,
+        KVSupervision(
+            config, [maps[t] for t in teachers], (student.config.num_key_value_heads, [2, 4][: len(teachers)])
+        ),
+    ), rows
 
 
 def test_the_kv_loss_alone_reaches_every_student_layer(setting):
@@ -99,7 +113,7 @@ def test_every_term_equals_a_loop_over_rows_layers_and_tokens(setting):
                 fused = sum(
                     w
                     * (
-                        (stores[t].read(ROWS["id"][index], match.tokens[i])[n, layer, 0] - m.x_mean[layer, 0])
+                        (stores[t].read(ROWS["id"][index], match.tokens[i][:, 0])[n, layer, 0] - m.x_mean[layer, 0])
                         @ m.weight[layer, 0]
                     )
                     for i, (w, t, m) in enumerate(zip((0.25, 0.75), TEACHERS, fitted, strict=True))
@@ -129,7 +143,7 @@ def test_more_padding_changes_no_term(setting):
 def test_learnable_router_is_trained_and_fixed_has_no_parameters(setting):
     learnable, rows = make(setting, fusion={"strategy": "learnable"})
     learnable(**rows.collate([0, 1, 2]))["kv"].backward()
-    assert learnable.supervision.router.output.weight.grad.abs().max() > 0
+    assert learnable.supervision.router.scorer.output.weight.grad.abs().max() > 0
     fixed, _ = make(setting)
     assert list(fixed.supervision.parameters()) == []
 
@@ -139,7 +153,9 @@ def test_zero_weight_has_the_gradient_of_ce_alone(setting):
     terms = distiller(**rows.collate([0, 1]))
     assert terms["kv"].item() == 0
     assert terms["key"].item() > 0
-    assert gradient_shares(distiller, terms) == {"share.ce": 1.0, "share.kv": 0.0}
+    found = shares(distiller, terms)
+    assert found.pop("part.ce") == 1.0
+    assert set(found.values()) == {0.0}
 
 
 def test_gaussian_targets_differ_from_the_true_ones_but_have_their_scale(setting):
@@ -148,19 +164,36 @@ def test_gaussian_targets_differ_from_the_true_ones_but_have_their_scale(setting
     batch = rows.collate([0, 1])
     assert true(**batch)["key"].item() != pytest.approx(noise(**batch)["key"].item(), rel=1e-3)
     kv_map = setting[3]["llama"]
-    drawn = noise.supervision._target(kv_map, torch.zeros(4000, 3, 2, kv_map.x_mean.shape[-1]))
-    torch.testing.assert_close(drawn.std(0), kv_map.channel_std, atol=0.1, rtol=0.1)
+    (frozen,) = noise.supervision.maps
+    drawn = noise.supervision._in_student_space(frozen, torch.zeros(4000, 3, 2, kv_map.x_mean.shape[-1]))
+    torch.testing.assert_close(drawn.std(0), kv_map.channel_std * kv_map.scale[..., None], atol=0.1, rtol=0.1)
 
 
 def test_gradient_shares_sum_to_one(setting):
     distiller, rows = make(setting)
-    shares = gradient_shares(distiller, distiller(**rows.collate([0, 1])))
-    assert sum(shares.values()) == pytest.approx(1)
-    assert min(shares.values()) > 0
+    found = shares(distiller, distiller(**rows.collate([0, 1])))
+    assert set(found) == {"part.ce", "part.key", "part.value", "part.cosine"}
+    assert sum(found.values()) == pytest.approx(1)
+    assert min(found.values()) > 0
+
+
+def shares(distiller, terms):
+    parts = {name: value for name, value in terms.items() if name.startswith("part.")}
+    return gradient_shares(parts, distiller.student.parameters())
+
+
+def tokens(*numbers):
+    return np.array(numbers, dtype=np.int64)[:, None]
 
 
 matches = [
-    Match(f"r{i}", np.arange(n), [np.arange(n) + 10 * i, np.arange(n) + 10 * i + 5]) for i, n in enumerate((3, 0, 5, 2))
+    Match(
+        f"r{i}",
+        np.arange(n),
+        [tokens(*range(10 * i, 10 * i + n)), tokens(*range(10 * i + 5, 10 * i + 5 + n))],
+        [np.ones((n, 1), dtype=np.float32)] * 2,
+    )
+    for i, n in enumerate((3, 0, 5, 2))
 ]
 
 
@@ -172,7 +205,9 @@ def test_shuffle_items_reads_another_row_and_keeps_the_positions():
             assert after.row != before.row
             partner = next(m for m in matches if m.row == after.row)
             for i in range(2):
-                want = [partner.tokens[i][rank % len(partner.position)] for rank in range(len(before.position))]
+                want = [
+                    partner.tokens[i][rank % len(partner.position)].tolist() for rank in range(len(before.position))
+                ]
                 assert after.tokens[i].tolist() == want
     assert sorted(m.row for m in shuffled) == sorted(m.row for m in matches)
 
@@ -190,7 +225,7 @@ def test_a_row_missing_from_a_store_is_named(setting):
     tokenizer, _, stores, _ = setting
     strange = ROWS.assign(id=[f"x{i}" for i in range(6)])
     with pytest.raises(ValueError, match="row x0"):
-        DistillationRows(tokenizer, strange, [TeacherKV(stores["llama"], [0, 1, 2])], "none", 0, None)
+        DistillationRows(tokenizer, strange, [RawSource(stores["llama"], torch.eye(3))], "none", 0, None)
 
 
 def test_training_log_is_long_and_splits_train_from_validation():

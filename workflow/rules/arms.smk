@@ -19,6 +19,6 @@ rule train:
         study=STUDY.study,
         student=model_params(STUDY.student),
         arm=arm_params,
-        code=code_digest("mtkv.distill.train"),
+        code=code("mtkv.distill.train"),
     script:
         "../scripts/train.py"

@@ -8,7 +8,7 @@ rule pocket_models:
     log:
         "build/pocket_models/recipe.log",
     params:
-        code=code_digest("mtkv.models.pocket_recipe"),
+        code=code("mtkv.models.pocket_recipe"),
     script:
         "../scripts/pocket_models.py"
 
@@ -21,6 +21,6 @@ rule pocket_model:
     wildcard_constraints:
         name=one_of(POCKET_MODELS),
     params:
-        code=code_digest("mtkv.models.pocket_recipe"),
+        code=code("mtkv.models.pocket_recipe"),
     script:
         "../scripts/assets.py"

@@ -21,6 +21,11 @@ BASELINES = [arm for arm in ("raw", "sft", "single") if arm in STUDY.arms]
 ROUTING = [arm for arm in ("fixed", "similarity", "learnable") if arm in STUDY.arms]
 
 
+def code(*modules, data=()):
+    """The digest of the code that a job runs, computed when a job of the rule is looked at: parsing, which every job does, stays fast."""
+    return lambda wildcards: code_digest(*modules, data=data)
+
+
 def one_of(names):
     """A wildcard constraint that admits just these names."""
     return "|".join(re.escape(name) for name in names)
@@ -74,24 +79,45 @@ def resource(stage, name):
 
 
 def kv_inputs(wildcards):
-    """Stores and maps of the arm's teachers, in their order; nothing for arms without KV."""
+    """Maps of the arm's teachers, in their order, and their stores where they are stored; nothing for arms without KV."""
     kv = STUDY.arms[wildcards.arm].kv
     teachers = kv.teachers if kv else []
-    return {
-        "stores": [f"{ROOT}/teachers/{teacher}/index.parquet" for teacher in teachers],
-        "maps": [
-            f"{ROOT}/maps/{teacher}/{kv.align.slug}.safetensors" for teacher in teachers
-        ],
-    }
+    if STUDY.teachers.mode == "online":
+        stores = []
+    elif STUDY.teachers.tier == "mapped":
+        stores = [
+            f"{ROOT}/maps/{teacher}/{kv.align.slug}.targets" for teacher in teachers
+        ]
+    else:
+        stores = [f"{ROOT}/teachers/{teacher}/index.parquet" for teacher in teachers]
+    maps = [
+        f"{ROOT}/maps/{teacher}/{kv.align.slug}.safetensors" for teacher in teachers
+    ]
+    return {"stores": stores, "maps": maps}
+
+
+def teacher_index(wildcards):
+    """The index of a teacher's store; nothing when teachers read along."""
+    stored = STUDY.teachers.mode == "stored"
+    return [f"{ROOT}/teachers/{wildcards.teacher}/index.parquet"] if stored else []
 
 
 def arm_params(wildcards):
     """What of an arm its training depends on: not its name, its description or which other arms there are."""
     arm = STUDY.arms[wildcards.arm]
+    teachers = arm.kv.teachers if arm.kv else []
     return {
         "training": written(arm.training) if arm.training else None,
         "kv": written(arm.kv) if arm.kv else None,
         "student_view": arm.student_view,
+        "teachers": [model_params(STUDY.teachers.models[name]) for name in teachers],
+        "tier": STUDY.teachers.tier if STUDY.teachers.mode == "stored" else "online",
+        "logits": written(arm.logits) if arm.logits else None,
+        "logit_teacher": (
+            model_params(STUDY.teachers.models[arm.logits.teacher])
+            if arm.logits
+            else None
+        ),
     }
 
 

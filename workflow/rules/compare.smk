@@ -5,14 +5,15 @@ rule compare:
     output:
         tables=expand(
             f"{ROOT}/compare/{{table}}.parquet",
-            table=("items", "cells", "pairs", "claims"),
+            table=("items", "cells", "pairs", "matrix", "claims"),
         ),
+        study=f"{ROOT}/compare/study.json",
         card=f"{ROOT}/compare/card.json",
     log:
         f"{LOGS}/compare.log",
     params:
         study=STUDY.study,
         config=written(STUDY),
-        code=code_digest("mtkv.stats.compare"),
+        code=code("mtkv.stats.compare"),
     script:
         "../scripts/compare.py"

@@ -15,6 +15,6 @@ rule data:
         study=STUDY.study,
         config=written(STUDY.data),
         datasets=list(POCKET_DATASETS),
-        code=code_digest("mtkv.data.build"),
+        code=code("mtkv.data.build"),
     script:
         "../scripts/data.py"

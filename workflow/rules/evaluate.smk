@@ -32,7 +32,7 @@ rule predict:
             else model_params(model_of(wildcards.arm))
         ),
         evaluation=written(STUDY.evaluation),
-        code=code_digest("mtkv.evaluate.predict", data=("evaluate/tasks/*.yaml",)),
+        code=code("mtkv.evaluate.predict", data=("evaluate/tasks/*.yaml",)),
     script:
         "../scripts/predict.py"
 
@@ -56,6 +56,6 @@ rule score:
     params:
         study=STUDY.study,
         limit=STUDY.evaluation.limit,
-        code=code_digest("mtkv.evaluate.score"),
+        code=code("mtkv.evaluate.score"),
     script:
         "../scripts/score.py"

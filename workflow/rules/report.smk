@@ -13,8 +13,6 @@ rule report:
     params:
         study=STUDY.study,
         config=written(STUDY),
-        code=code_digest(
-            "mtkv.report.page", data=("report/templates/*", "report/static/*")
-        ),
+        code=code("mtkv.report.page", data=("report/templates/*", "report/static/*")),
     script:
         "../scripts/report.py"

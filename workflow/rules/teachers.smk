@@ -25,7 +25,8 @@ rule teacher_kv:
         shards=STUDY.teachers.shards,
         dtype=STUDY.teachers.dtype,
         batch_size=STUDY.teachers.batch_size,
-        code=code_digest("mtkv.kv.extract", "mtkv.align.layers"),
+        importance=lambda wildcards: STUDY.needs_attention(wildcards.teacher),
+        code=code("mtkv.kv.extract", "mtkv.align.layers"),
     script:
         "../scripts/teacher_kv.py"
 
@@ -43,7 +44,7 @@ rule teacher_index:
         f"{LOGS}/teachers/{{teacher}}.log",
     params:
         study=STUDY.study,
-        code=code_digest("mtkv.kv.store"),
+        code=code("mtkv.kv.store"),
     script:
         "../scripts/teacher_index.py"
 
@@ -51,7 +52,7 @@ rule teacher_index:
 rule map:
     input:
         rows=ROWS,
-        index=f"{ROOT}/teachers/{{teacher}}/index.parquet",
+        index=teacher_index,
     output:
         map=f"{ROOT}/maps/{{teacher}}/{{align}}.safetensors",
         probe=f"{ROOT}/maps/{{teacher}}/{{align}}.probe.parquet",
@@ -68,6 +69,49 @@ rule map:
         student=model_params(STUDY.student),
         teacher=lambda wildcards: model_params(STUDY.teachers.models[wildcards.teacher]),
         align=lambda wildcards: written(align_of(wildcards)),
-        code=code_digest("mtkv.align.calibrate"),
+        code=code("mtkv.align.calibrate"),
     script:
         "../scripts/map.py"
+
+
+# Before any training: what can each teacher layer say that the student can express?
+rule probe:
+    input:
+        tables=[
+            f"{ROOT}/maps/{teacher}/{align.slug}.probe.parquet"
+            for teacher in STUDY.teachers.models
+            for align in STUDY.aligns(teacher)
+        ],
+    output:
+        table=f"{ROOT}/maps/probe.parquet",
+        card=f"{ROOT}/maps/probe.card.json",
+    log:
+        f"{LOGS}/maps/probe.log",
+    params:
+        study=STUDY.study,
+        code=code("mtkv.align.calibrate"),
+    script:
+        "../scripts/probe.py"
+
+
+rule targets:
+    input:
+        rows=ROWS[:2],
+        index=f"{ROOT}/teachers/{{teacher}}/index.parquet",
+        map=f"{ROOT}/maps/{{teacher}}/{{align}}.safetensors",
+    output:
+        targets=directory(f"{ROOT}/maps/{{teacher}}/{{align}}.targets"),
+        card=f"{ROOT}/maps/{{teacher}}/{{align}}.targets.card.json",
+    log:
+        f"{LOGS}/maps/{{teacher}}-{{align}}.targets.log",
+    resources:
+        mem_mb=resource("maps", "mem_mb"),
+        runtime=resource("maps", "runtime"),
+    params:
+        study=STUDY.study,
+        student=model_params(STUDY.student),
+        time=lambda wildcards: align_of(wildcards).time,
+        dtype=STUDY.teachers.dtype,
+        code=code("mtkv.align.targets"),
+    script:
+        "../scripts/targets.py"

@@ -11,7 +11,7 @@ with Card.for_job(snakemake, "maps") as card:
         snakemake.wildcards.teacher,
         ModelConfig.model_validate(snakemake.params.teacher["config"]),
         AlignConfig.model_validate(snakemake.params.align),
-        Path(snakemake.input.index).parent,
+        Path(snakemake.input.index[0]).parent if snakemake.input.get("index") else None,
         calibration=Path(snakemake.input.rows[2]),
         validation=Path(snakemake.input.rows[1]),
         output=Path(snakemake.output.map),

@@ -17,4 +17,5 @@ with Card.for_job(snakemake, "teachers") as card:
         snakemake.params.dtype,
         snakemake.params.batch_size,
         Path(snakemake.output.shard),
+        importance=snakemake.params.importance,
     )

@@ -1,9 +1,10 @@
 """Fit one teacher's map on the calibration rows and probe it on the validation rows: the stage `maps`.
 
 In: the teacher's KV store and the raw student, read over the same rows. Out: the map (safetensors) and the probe table, the
-held-out error of identity, fitted map and mean for each student layer and K, V (method.md §4).
+held-out error of the fitted map, its alternatives and the mean for each student layer and K, V (method.md §4).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mtkv.align.layers import layer_map
-from mtkv.align.maps import KVMap, fit_map, relative_error
-from mtkv.align.tokens import coverage, synchronised_tokens
+from mtkv.align.cka import cka_similarity
+from mtkv.align.layers import layer_weights, stored_layers
+from mtkv.align.maps import KVMap, combine_layers, fit_map, relative_error
+from mtkv.align.match import match_time
+from mtkv.align.tokens import Spans
+from mtkv.data.rows import segment_ends
 from mtkv.kv.extract import context_length, read_kv
+from mtkv.kv.online import OnlineTeacher
 from mtkv.kv.store import KVStore
 from mtkv.models.encode import encode_rows
 from mtkv.models.load import load_model, load_tokenizer, model_layers
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig
 
 BATCH_SIZE = 64
+CKA_TOKENS = 4096
 
 
 def calibrate_map(
@@ -34,24 +40,34 @@ def calibrate_map(
     teacher_name: str,
     teacher: "ModelConfig",
     align: "AlignConfig",
-    store_folder: Path,
+    store_folder: Path | None,
     calibration: Path,
     validation: Path,
     output: Path,
     probe: Path,
 ) -> dict[str, Any]:
-    """Stage function: fit, save and probe the map of one teacher; returns coverage, layer map and mean errors."""
-    store = KVStore(store_folder, verify=True)
-    layers = layer_map(align.layers, model_layers(teacher), model_layers(student))
-    fit_x, fit_y, _ = matched_kv(student, store, layers, calibration)
-    fitted = fit_map(fit_x, fit_y, layers, align.map, align.ridge)
-    fitted.save(output)
-    held_x, held_y, covered = matched_kv(student, store, layers, validation)
-    table = probe_table(fitted, held_x, held_y, teacher_name)
+    """Stage function: fit, save and probe the map of one teacher; returns coverage, layer map and mean errors.
+
+    `store_folder` None: the teacher reads the rows now. A map that is trained with the student gets here the statistics of both
+    sides and its closed-form counterpart (ridge), for routing and as a start.
+    """
+    fit, held = pd.read_parquet(calibration), pd.read_parquet(validation)
+    store = open_teacher(student, teacher, align, store_folder, pd.concat([fit, held]))
+    sizes = model_layers(teacher), model_layers(student)
+    fit_x, fit_y, _ = matched_kv(student, store, align.time, fit)
+    similarity = layer_similarity(fit_x, fit_y) if align.layers == "cka" else None
+    weights = layer_weights(align.layers, *sizes, similarity, align.cka_top_k)
+    stored = torch.from_numpy(weights[:, store.layers]).float()
+    x = combine_layers(fit_x, stored)
+    method = "ridge" if align.trained else align.map
+    maps = {name: fit_map(x, fit_y, weights, name, align.ridge) for name in probed_methods(method, x, fit_y)}
+    maps[method].save(output)
+    held_x, held_y, covered = matched_kv(student, store, align.time, held)
+    table = probe_table(maps, combine_layers(held_x, stored), held_y, teacher_name)
     write_parquet(probe, table)
-    errors = table[table["method"] == align.map].groupby("kind")["error"].mean()
+    errors = table[table["method"] == method].groupby("kind")["error"].mean()
     return {
-        "layer_map": layers,
+        "layer_map": maps[method].teacher_layers.tolist(),
         "coverage": covered,
         "calibration_tokens": len(fit_x),
         "held_out_tokens": len(held_x),
@@ -59,47 +75,85 @@ def calibrate_map(
     }
 
 
+def probed_methods(method: str, teacher: Tensor, student: Tensor) -> list[str]:
+    """The arm's own map first, then those it is compared with; identity only where the widths agree."""
+    possible = ["ridge", "procrustes"] + (["identity"] if teacher.shape[-1] == student.shape[-1] else [])
+    return [method, *(name for name in possible if name != method)]
+
+
+def open_teacher(
+    student: "ModelConfig", teacher: "ModelConfig", align: "AlignConfig", store_folder: Path | None, rows: pd.DataFrame
+) -> KVStore | OnlineTeacher:
+    """The teacher's store, checked against its checksums, or the teacher itself."""
+    if store_folder is not None:
+        return KVStore(store_folder, verify=True)
+    layers = stored_layers([align.layers], model_layers(teacher), model_layers(student))
+    return OnlineTeacher(load_model(teacher), load_tokenizer(teacher), rows, layers, BATCH_SIZE)
+
+
+def layer_similarity(
+    teacher: Float[Tensor, "tokens stored 2 teacher_width"],
+    student: Float[Tensor, "tokens student_layers 2 student_width"],
+) -> Float[np.ndarray, "student_layers stored"]:
+    """Linear CKA of every student layer with every teacher layer, on evenly spread tokens."""
+    picked = torch.linspace(0, len(teacher) - 1, min(CKA_TOKENS, len(teacher))).long()
+    return cka_similarity(student[picked].flatten(2).numpy(), teacher[picked].flatten(2).numpy())
+
+
 def matched_kv(
-    student: "ModelConfig", store: KVStore, layers: list[int], rows: Path
+    student: "ModelConfig", store: KVStore | OnlineTeacher, time: str, frame: pd.DataFrame
 ) -> tuple[
-    Float[Tensor, "tokens student_layers 2 teacher_width"],
+    Float[Tensor, "tokens stored 2 teacher_width"],
     Float[Tensor, "tokens student_layers 2 student_width"],
     float,
 ]:
-    """KV of teacher and raw student at every synchronised token of `rows`, and the mean coverage of the rows."""
-    frame = pd.read_parquet(rows, columns=["id", "prompt", "target"])
+    """KV of teacher and raw student at every matched token of the rows, and the mean share of a row's tokens that are."""
     tokenizer, model = load_tokenizer(student), load_model(student)
     encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]), context_length(model))
-    position = [store.layers.index(layer) for layer in layers]
+    ends = segment_ends(frame)
     teacher_kv, student_kv, covered = [], [], []
-    for row, item, kv in zip(
-        frame["id"], encoded, read_kv(model, encoded, range(len(layers)), BATCH_SIZE), strict=True
-    ):
-        matched = synchronised_tokens(item.byte_end, store.byte_end(row))
-        covered.append(coverage(item.byte_end, matched))
-        picked = np.flatnonzero(matched >= 0)
-        student_kv.append(kv[torch.from_numpy(picked)].float())
-        teacher_kv.append(store.read(row, matched[picked])[:, position].float())
+    readings = read_kv(model, encoded, range(model_layers(student)), BATCH_SIZE)
+    for start in range(0, len(frame), BATCH_SIZE):
+        rows = list(frame["id"][start : start + BATCH_SIZE])
+        store.prefetch(rows)
+        batch = slice(start, start + BATCH_SIZE)
+        for row, item, segments, kv in zip(rows, encoded[batch], ends[batch], readings, strict=False):
+            theirs = Spans(store.byte_start(row), store.byte_end(row))
+            match = match_time(time, Spans(item.byte_start, item.byte_end), theirs, segments)
+            comparable = int((item.byte_end >= 0).sum())
+            covered.append(len(match.position) / comparable if comparable else float("nan"))
+            student_kv.append(kv[torch.from_numpy(match.position)].float())
+            found = store.read(row, match.tokens.ravel()).float().cpu().unflatten(0, match.tokens.shape)
+            teacher_kv.append(torch.einsum("nk,nklcw->nlcw", torch.from_numpy(match.weight), found))
     return torch.cat(teacher_kv), torch.cat(student_kv), float(np.nanmean(covered))
 
 
 def probe_table(
-    fitted: KVMap,
+    maps: dict[str, KVMap],
     teacher: Float[Tensor, "tokens student_layers 2 teacher_width"],
     student: Float[Tensor, "tokens student_layers 2 student_width"],
     teacher_name: str,
 ) -> pd.DataFrame:
-    """Held-out relative error, one row per student layer × {key, value} × method; identity only where widths agree."""
-    mapped = fitted.target(teacher) * fitted.scale[..., None] + fitted.y_mean
+    """Held-out relative error, one row per student layer × {key, value} × method of `maps`, and the mean, whose error is 1."""
     rows = []
-    for layer, teacher_layer in enumerate(fitted.teacher_layers.tolist()):
-        for kind, name in enumerate(("key", "value")):
-            truth, mean = student[:, layer, kind], fitted.y_mean[layer, kind]
-            errors = {"ridge": relative_error(mapped[:, layer, kind], truth, mean), "mean": 1.0}
-            if teacher.shape[-1] == student.shape[-1]:
-                errors["identity"] = relative_error(teacher[:, layer, kind], truth, mean)
-            rows += [
-                {"layer": layer, "teacher_layer": teacher_layer, "kind": name, "method": method, "error": error}
-                for method, error in errors.items()
-            ]
-    return pd.DataFrame(rows).assign(teacher=teacher_name, tokens=len(student))
+    for method, fitted in maps.items():
+        mapped = fitted.target(teacher) * fitted.scale[..., None] + fitted.y_mean
+        for layer, teacher_layer in enumerate(fitted.teacher_layers.tolist()):
+            for kind, name in enumerate(("key", "value")):
+                error = relative_error(mapped[:, layer, kind], student[:, layer, kind], fitted.y_mean[layer, kind])
+                place = {"layer": layer, "teacher_layer": teacher_layer, "kind": name}
+                rows.append(place | {"method": method, "error": error})
+    table = pd.DataFrame(rows)
+    mean = table[table["method"] == table["method"].iloc[0]].assign(method="mean", error=1.0)
+    return pd.concat([table, mean], ignore_index=True).assign(teacher=teacher_name, tokens=len(student))
+
+
+def gather_probes(tables: Sequence[Path], output: Path) -> dict[str, Any]:
+    """Stage function: the probe tables of all maps in one, with the name of each map. Returns the mean error per method."""
+    frames = [
+        pd.read_parquet(path).assign(map=f"{path.parent.name}/{path.name.removesuffix('.probe.parquet')}")
+        for path in tables
+    ]
+    table = pd.concat(frames, ignore_index=True)
+    write_parquet(output, table)
+    return {"mean_error": {str(name): float(error) for name, error in table.groupby("method")["error"].mean().items()}}

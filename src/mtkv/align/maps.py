@@ -5,12 +5,13 @@ apart, because independently trained models hold them in unrelated bases. Everyt
 trained on nor tested on, against the raw student.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,15 +25,24 @@ class KVMap:
     """A fitted map and the statistics that make its targets comparable. `pairs` = student layers × {K, V}.
 
     target(x) = ((x − x_mean) @ weight) / scale, to be compared with (y − y_mean) / scale for the student's y.
-    `scale` is the standard deviation of the mapped teacher per layer and kind; `channel_std` that of the scaled target per channel.
+    `x_scale`, `y_scale` and `scale` are the standard deviations of teacher, raw student and mapped teacher per layer and kind;
+    `channel_std` is that of the scaled target per channel.
+    `layer_weights` says which teacher layers x was combined from.
     """
 
     weight: Float[Tensor, "student_layers 2 teacher_width student_width"]
     x_mean: Float[Tensor, "student_layers 2 teacher_width"]
     y_mean: Float[Tensor, "student_layers 2 student_width"]
+    x_scale: Float[Tensor, "student_layers 2"]
+    y_scale: Float[Tensor, "student_layers 2"]
     scale: Float[Tensor, "student_layers 2"]
     channel_std: Float[Tensor, "student_layers 2 student_width"]
-    teacher_layers: Float[Tensor, " student_layers"]
+    layer_weights: Float[Tensor, "student_layers teacher_layers"]
+
+    @property
+    def teacher_layers(self) -> Int[Tensor, " student_layers"]:
+        """The teacher layer of largest weight for each student layer."""
+        return self.layer_weights.argmax(dim=-1)
 
     def save(self, path: Path) -> None:
         """Write as safetensors, atomically."""
@@ -51,62 +61,105 @@ class KVMap:
     def target(
         self, x: Float[Tensor, "tokens student_layers 2 teacher_width"]
     ) -> Float[Tensor, "tokens student_layers 2 student_width"]:
-        """The teacher's KV in the student's space, centred and scaled. `x` holds the mapped teacher layers in order."""
+        """The teacher's KV in the student's space, centred and scaled. `x` holds the combined teacher layers in order."""
         centred = x.to(self.weight.dtype) - self.x_mean
         return torch.einsum("nlki,lkio->nlko", centred, self.weight) / self.scale[..., None]
 
 
-def ridge(x: Float[Tensor, "tokens in"], y: Float[Tensor, "tokens out"], strength: float) -> Float[Tensor, "in out"]:
+def combine_layers(
+    kv: Float[Tensor, "tokens stored 2 width"], weights: Float[Tensor, "student_layers stored"]
+) -> Float[Tensor, "tokens student_layers 2 width"]:
+    """Weighted sum of the stored teacher layers for each student layer; `weights` are the stored columns of the layer weights."""
+    return torch.einsum("ntkw,st->nskw", kv, weights.to(kv))
+
+
+def identity(x: Float[Tensor, "*b tokens in"], y: Float[Tensor, "*b tokens out"], strength: float) -> Tensor:
+    """The teacher's channels as they are. Raises ValueError where the widths differ."""
+    if x.shape[-1] != y.shape[-1]:
+        raise ValueError(
+            f"map: identity needs equal widths, the teacher has {x.shape[-1]} channels and the student {y.shape[-1]}; "
+            "ridge and procrustes take any"
+        )
+    return torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand(*x.shape[:-2], -1, -1)
+
+
+def ridge(
+    x: Float[Tensor, "*b tokens in"], y: Float[Tensor, "*b tokens out"], strength: float
+) -> Float[Tensor, "*b in out"]:
     """argmin_W ‖xW − y‖² + λ‖W‖² for centred x and y, with λ = strength · trace(xᵀx)/in, so that it has no unit."""
-    gram = x.T @ x
-    penalty = strength * gram.diagonal().mean()
-    return torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=gram.dtype), x.T @ y)
+    _check_tokens(x)
+    gram = x.mT @ x
+    penalty = strength * gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram + penalty[..., None, None] * eye, x.mT @ y)
 
 
-MAP_FUNCTIONS: dict[str, MapFunction] = {"ridge": ridge}
+def procrustes(
+    x: Float[Tensor, "*b tokens in"], y: Float[Tensor, "*b tokens out"], strength: float
+) -> Float[Tensor, "*b in out"]:
+    """s·Q with Q = UVᵀ of the SVD xᵀy = USVᵀ and s = tr(S)/‖xQ‖²: a rotation (or reflection) and one scale factor (Schönemann 1966).
+
+    Between different widths Q is semi-orthogonal: it maximises tr(Qᵀxᵀy), and s is the best factor for that Q.
+    """
+    _check_tokens(x)
+    u, s, vh = torch.linalg.svd(x.mT @ y, full_matrices=False)
+    turn = u @ vh
+    size = (x @ turn).square().sum(dim=(-2, -1)).clamp_min(torch.finfo(x.dtype).tiny)
+    return turn * (s.sum(dim=-1) / size)[..., None, None]
+
+
+MAP_FUNCTIONS: dict[str, MapFunction] = {"identity": identity, "ridge": ridge, "procrustes": procrustes}
 
 
 def fit_map(
     teacher: Float[Tensor, "tokens student_layers 2 teacher_width"],
     student: Float[Tensor, "tokens student_layers 2 student_width"],
-    teacher_layers: list[int],
+    layer_weights: Float[Tensor, "student_layers teacher_layers"] | np.ndarray | Sequence[int],
     method: str,
     strength: float,
 ) -> KVMap:
-    """Fit one map on matched tokens. Raises ValueError when there are fewer tokens than teacher channels."""
-    tokens, layers, _, width = teacher.shape
+    """Fit one map on matched tokens; `teacher` holds the combined layers (`combine_layers`), `layer_weights` how they were combined
+    (or one teacher layer per student layer).
+
+    Raises ValueError for an unknown method, for fewer tokens than teacher channels, and from `identity` for unequal widths.
+    """
+    if method not in MAP_FUNCTIONS:
+        raise ValueError(f"map: {method!r} is not one of {', '.join(MAP_FUNCTIONS)}")
+    layers = range(teacher.shape[1])
+    fits = [_fit_layer(teacher[:, i], student[:, i], MAP_FUNCTIONS[method], strength) for i in layers]
+    stacked = {name: torch.stack([fit[name] for fit in fits]).float() for name in fits[0]}
+    return KVMap(**stacked, layer_weights=_weight_matrix(layer_weights))
+
+
+def _fit_layer(x: Tensor, y: Tensor, function: MapFunction, strength: float) -> dict[str, Tensor]:
+    """K and V `[tokens, 2, width]` of one student layer in one batch, in float64."""
+    x, y = x.double().transpose(0, 1), y.double().transpose(0, 1)
+    x_mean, y_mean = x.mean(dim=1), y.mean(dim=1)
+    x, y = x - x_mean[:, None], y - y_mean[:, None]
+    weight = function(x, y, strength)
+    mapped = x @ weight
+    scale = _spread(mapped)
+    channel_std = (mapped / scale[:, None, None]).square().mean(dim=1).sqrt()
+    found = {"weight": weight, "x_mean": x_mean, "y_mean": y_mean, "x_scale": _spread(x), "y_scale": _spread(y)}
+    return found | {"scale": scale, "channel_std": channel_std}
+
+
+def _spread(centred: Float[Tensor, "*b tokens width"]) -> Float[Tensor, "*b"]:
+    return centred.square().mean(dim=(-2, -1)).sqrt().clamp_min(1e-8)
+
+
+def _weight_matrix(layers: Tensor | np.ndarray | Sequence[int]) -> Float[Tensor, "student_layers teacher_layers"]:
+    weights = torch.as_tensor(layers)
+    return (torch.nn.functional.one_hot(weights) if weights.ndim == 1 else weights).float()
+
+
+def _check_tokens(x: Tensor) -> None:
+    tokens, width = x.shape[-2:]
     if tokens <= width:
         raise ValueError(
             f"a map needs more matched tokens than teacher channels: {tokens} tokens for {width} channels; "
             "raise data.calibration_rows"
         )
-    x_mean, y_mean = teacher.double().mean(0), student.double().mean(0)
-    weight = torch.stack(
-        [
-            torch.stack(
-                [
-                    MAP_FUNCTIONS[method](
-                        teacher[:, layer, kind].double() - x_mean[layer, kind],
-                        student[:, layer, kind].double() - y_mean[layer, kind],
-                        strength,
-                    )
-                    for kind in range(2)
-                ]
-            )
-            for layer in range(layers)
-        ]
-    )
-    mapped = torch.einsum("nlki,lkio->nlko", teacher.double() - x_mean, weight)
-    scale = mapped.square().mean((0, 3)).sqrt().clamp_min(1e-8)
-    channel_std = (mapped / scale[..., None]).square().mean(0).sqrt()
-    return KVMap(
-        weight=weight.float(),
-        x_mean=x_mean.float(),
-        y_mean=y_mean.float(),
-        scale=scale.float(),
-        channel_std=channel_std.float(),
-        teacher_layers=torch.tensor(teacher_layers),
-    )
 
 
 def relative_error(

@@ -4,10 +4,24 @@ In: the byte ends of student and teacher tokens. Out: for each student token the
 (method.md §2, synchronised boundaries): a teacher token that ends later has already read text the student has not.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Int
 
 NO_TOKEN = -1
+
+
+@dataclass(frozen=True)
+class Spans:
+    """UTF-8 bytes of the text that each token covers, `[start, end)`; −1 in both for what may not be compared."""
+
+    start: Int[np.ndarray, " time"]
+    end: Int[np.ndarray, " time"]
+
+    def comparable(self) -> Int[np.ndarray, " tokens"]:
+        """Indices of the tokens that have a span, ascending."""
+        return np.flatnonzero(self.end >= 0)
 
 
 def synchronised_tokens(
@@ -17,8 +31,13 @@ def synchronised_tokens(
 
     Byte ends of −1 (special tokens, sinks, unfinished characters) never match.
     """
-    position = {int(end): index for index, end in enumerate(teacher_end) if end >= 0}
-    return np.array([position.get(int(end), NO_TOKEN) if end >= 0 else NO_TOKEN for end in student_end], dtype=np.int64)
+    comparable = np.flatnonzero(teacher_end >= 0)
+    if not len(comparable):
+        return np.full(len(student_end), NO_TOKEN, dtype=np.int64)
+    by_end = comparable[np.argsort(teacher_end[comparable], kind="stable")]
+    last_not_later = np.searchsorted(teacher_end[by_end], student_end, side="right") - 1
+    found = by_end[np.maximum(last_not_later, 0)]
+    return np.where((student_end >= 0) & (teacher_end[found] == student_end), found, NO_TOKEN)
 
 
 def coverage(student_end: Int[np.ndarray, " student_time"], matched: Int[np.ndarray, " student_time"]) -> float:

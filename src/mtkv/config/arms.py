@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from mtkv.config.base import Name, Section, distinct, problem
-from mtkv.config.kv import KVConfig
+from mtkv.config.kv import KVConfig, LogitConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[list[Seed], AfterValidator(distinct), Field(min_length=1)]
@@ -65,6 +65,7 @@ class Arm(Section):
     )
     training: TrainingConfig | None = Field(default=None, description="How the student is trained; null: not at all.")
     kv: KVConfig | None = Field(default=None, description="KV distillation; null: none. Needs training.")
+    logits: LogitConfig | None = Field(default=None, description="Logit distillation; null: none. Needs training.")
     seeds: Seeds | None = Field(default=None, description="Seeds of this arm's runs; null: those of the study.")
 
     @model_validator(mode="after")
@@ -75,6 +76,7 @@ class Arm(Section):
             raise problem(
                 f"given, but model {self.model!r} is a teacher, which is only evaluated; allowed: null", "training"
             )
-        if self.kv is not None and self.training is None:
-            raise problem("given, but training is null; KV distillation needs training", "kv")
+        for field in ("kv", "logits"):
+            if getattr(self, field) is not None and self.training is None:
+                raise problem("given, but training is null; distillation needs training", field)
         return self

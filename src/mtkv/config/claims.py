@@ -17,6 +17,14 @@ class ComparisonConfig(Section):
     confidence: float = Field(default=0.95, gt=0, lt=1, description="Coverage of the intervals.")
     resamples: int = Field(default=5000, ge=10, description="Bootstrap resamples.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the bootstrap.")
+    equivalence_margin: float = Field(
+        default=1.0, gt=0, le=100, description="Points that two arms may differ by and still count as equivalent."
+    )
+    min_clusters: int = Field(
+        default=10,
+        ge=2,
+        description="Clusters from which on a dataset's errors are those of whole clusters; with fewer, of items.",
+    )
     tolerance: float = Field(
         default=0.01,
         ge=0,
@@ -46,6 +54,20 @@ class DifferenceClaim(_Claim):
         for field in ("baseline", "twin"):
             if getattr(self, field) == self.arm:
                 raise problem(f"{self.arm!r} is the claim's own arm; another arm is needed", field)
+        return self
+
+
+class EquivalentClaim(_Claim):
+    """arm is as good as baseline: their macro accuracies differ by less than the margin, in either direction."""
+
+    kind: Literal["equivalent"] = Field(description="Kind of claim: two arms are as good as each other.")
+    baseline: Name = Field(description="Arm it is compared with.")
+    margin: float = Field(gt=0, le=100, description="Points that the difference must stay below, up or down.")
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Self:
+        if self.baseline == self.arm:
+            raise problem(f"{self.arm!r} is the claim's own arm; another arm is needed", "baseline")
         return self
 
 
@@ -93,7 +115,26 @@ class ReachesClaim(_Claim):
         return self
 
 
+class DifferClaim(_Claim):
+    """The arms, `arm` and `baselines`, are not all equally good in macro accuracy: at least two of them differ."""
+
+    kind: Literal["differ"] = Field(description="Kind of claim: some arms are not all equally good.")
+    baselines: Annotated[list[Name], AfterValidator(distinct)] = Field(
+        min_length=1, description="The arms besides `arm`, of which any two may differ."
+    )
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Self:
+        if self.arm in self.baselines:
+            raise problem(
+                f"{self.arm!r} is the claim's own arm; other arms are needed",
+                "baselines",
+                self.baselines.index(self.arm),
+            )
+        return self
+
+
 Claim = Annotated[
-    DifferenceClaim | DatasetsImprovedClaim | AccuracyClaim | ReachesClaim,
+    DifferenceClaim | EquivalentClaim | DatasetsImprovedClaim | AccuracyClaim | ReachesClaim | DifferClaim,
     Field(discriminator="kind"),
 ]

@@ -5,31 +5,100 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from mtkv.config.base import Name, Section, distinct, problem
-from mtkv.config.digest import digest_of
+from mtkv.provenance.digest import digest_of
 
 WEIGHT_TOLERANCE = 1e-6
+
+
+CLOSED_FORM_MAPS = ("identity", "ridge", "procrustes")
+TRAINED_MAPS = ("linear", "two_step", "elastic", "z_space")
+SELECTIONS_BY_ATTENTION = ("attention", "rkv", "rkv_decode")
 
 
 class AlignConfig(Section):
     """How a teacher's KV is brought to the student's tokens, layers and width."""
 
-    time: Literal["sync"] = Field(
-        default="sync", description="sync: match tokens that end at the same byte of the text."
+    time: Literal["sync", "overlap", "iou", "resample", "truncate"] = Field(
+        default="sync",
+        description="sync: match tokens that end at the same byte of the text. overlap, iou: weight teacher tokens by common bytes. "
+        "resample: interpolate in time within prompt, reasoning and answer. truncate: the n-th token with the n-th.",
     )
-    layers: Literal["ratio"] = Field(
-        default="ratio", description="ratio: spread the student's layers evenly over the teacher's."
+    layers: Literal["ratio", "uniform", "skip", "last_aligned", "interpolate", "cka"] = Field(
+        default="ratio",
+        description="ratio: spread the student's layers evenly over the teacher's, both ends kept. uniform: the middle of equal "
+        "blocks. skip: every n-th layer. last_aligned: counted from the last layer. interpolate: between the two nearest layers. "
+        "cka: the most similar layers on the calibration rows.",
     )
-    map: Literal["ridge"] = Field(
-        default="ridge", description="ridge: closed-form regularised linear map, fitted before training."
+    cka_top_k: int = Field(default=2, ge=1, description="Layers cka only: teacher layers mixed for each student layer.")
+    map: Literal["identity", "ridge", "procrustes", "linear", "two_step", "elastic", "z_space"] = Field(
+        default="ridge",
+        description="identity, ridge, procrustes: closed form, fitted before training and frozen. linear, two_step (width, then "
+        "heads), elastic (bottleneck), z_space (both sides into a shared width): trained with the student.",
+    )
+    side: Literal["teacher", "student"] = Field(
+        default="teacher",
+        description="teacher: the map turns the teacher's KV into a target in the student's space. student: a trained map turns the "
+        "student's KV towards the fixed teacher.",
     )
     ridge: float = Field(
         default=1.0e-3, ge=0, description="Strength of the ridge, relative to the mean variance of the channels."
     )
+    expansion: float = Field(default=1.0, gt=0, description="Map elastic only: width of its middle, in input widths.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Map elastic only: dropout in its middle.")
+    shared_width: int = Field(default=64, ge=1, description="Map z_space only: width of the shared space.")
+
+    @model_validator(mode="after")
+    def _side_fits_map(self) -> Self:
+        allowed = ("linear", "two_step", "elastic")
+        if self.side == "student" and self.map not in allowed:
+            raise problem(f"'student' needs a trained map; allowed with it: map {', '.join(allowed)}", "side")
+        return self
+
+    @property
+    def trained(self) -> bool:
+        """Whether the map learns together with the student."""
+        return self.map in TRAINED_MAPS
 
     @property
     def slug(self) -> str:
         """Readable and unique name for files that depend on these settings, for instance `ratio-ridge-1a2b3c`."""
         return f"{self.layers}-{self.map}-{digest_of(self)[:6]}"
+
+
+class SelectConfig(Section):
+    """Which of a row's teacher tokens supervise the student (KV compression)."""
+
+    method: Literal[
+        "full",
+        "keep_first",
+        "keep_last",
+        "right_crop",
+        "uniform",
+        "random",
+        "attention",
+        "cosine",
+        "rkv",
+        "rkv_decode",
+    ] = Field(
+        default="full",
+        description="full: all. keep_first, keep_last (= right_crop), uniform, random: by place. attention: those the answer looks at. "
+        "cosine: the least redundant. rkv: both, as KaVa does. rkv_decode: as R-KV does while decoding.",
+    )
+    budget: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Tokens kept per row: a count (24), or a share of the row's own (0.5)."
+    )
+    rate: float = Field(default=0.1, ge=0, le=1, description="Share of attention in the score of rkv (λ of KaVa).")
+
+    @model_validator(mode="after")
+    def _budget_is_used(self) -> Self:
+        if self.method == "full" and self.budget != 1.0:
+            raise problem(f"{self.budget} given, but method full keeps everything; allowed: 1.0", "budget")
+        return self
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether the teacher's attention must be stored."""
+        return self.method in SELECTIONS_BY_ATTENTION
 
 
 class EntropyConfig(Section):
@@ -45,18 +114,43 @@ class EntropyConfig(Section):
 class FusionConfig(Section):
     """How the KV of several teachers become one target."""
 
-    strategy: Literal["fixed", "similarity", "learnable"] = Field(
+    strategy: Literal["fixed", "similarity", "learnable", "teacher_ce", "random", "oracle"] = Field(
         default="fixed",
-        description="Where the weights of the teachers come from: given, from similarity, or from a trained router.",
+        description="Where the weights of the teachers come from. fixed: given. similarity: to the student's own KV. learnable: a "
+        "trained router. teacher_ce: each teacher's likelihood of the row's text. Controls: random; oracle, the likeliest alone.",
     )
     weights: list[Annotated[float, Field(ge=0)]] | None = Field(
         default=None, description="Strategy fixed only: one weight per teacher, summing to 1. null: equal weights."
     )
     temperature: float = Field(
-        default=1.0, gt=0, description="Temperature of the softmax over teachers (similarity, learnable)."
+        default=1.0, gt=0, description="Temperature of the softmax over teachers (similarity, learnable, teacher_ce)."
+    )
+    similarity: Literal["cosine", "dot", "l2"] = Field(
+        default="cosine", description="Strategy similarity only: measure."
+    )
+    prototypes: Literal["mean", "cls", "kmeans"] = Field(
+        default="mean",
+        description="What stands for a teacher's KV of a row: the mean over tokens, the first token, or cluster centres.",
+    )
+    router: Literal["mlp", "gate", "attention"] = Field(
+        default="mlp", description="Strategy learnable only: kind of router."
     )
     hidden: int = Field(default=32, ge=1, description="Hidden width of the learnable router.")
+    per_layer: bool = Field(default=False, description="Strategy learnable only: weights of their own for each layer.")
+    objective: Literal["kv", "injected_ce"] = Field(
+        default="kv",
+        description="Strategy learnable only: what trains the router. kv: the KV loss, which favours the teacher that is easiest to "
+        "imitate. injected_ce: the student's cross-entropy when it attends to the fused KV.",
+    )
     entropy: EntropyConfig = Field(default=EntropyConfig(), description="Entropy term of the learnable router.")
+
+    @model_validator(mode="after")
+    def _learnable_only(self) -> Self:
+        if self.strategy != "learnable":
+            for field, default in (("per_layer", False), ("objective", "kv"), ("router", "mlp")):
+                if getattr(self, field) != default:
+                    raise problem(f"{getattr(self, field)!r} needs strategy learnable; allowed: {default!r}", field)
+        return self
 
     @model_validator(mode="after")
     def _weights_fit(self) -> Self:
@@ -72,14 +166,48 @@ class FusionConfig(Section):
 class KVLossConfig(Section):
     """Distance between the student's KV and the fused target."""
 
-    distance: Literal["mse", "l1", "smooth_l1"] = Field(
-        default="mse", description="Distance of keys and of values, per element."
+    distance: Literal["mse", "l1", "smooth_l1", "relation"] = Field(
+        default="mse",
+        description="Distance of keys and of values, per element. relation: of the dot products between a row's tokens.",
     )
     lambda_k: float = Field(default=1.0, ge=0, description="Weight of the keys' distance.")
     lambda_v: float = Field(default=1.0, ge=0, description="Weight of the values' distance.")
     beta: float = Field(
         default=0.1, ge=0, description="Weight of 1 − centred cosine similarity, over keys and values together."
     )
+    gamma: float = Field(
+        default=0.01, ge=0, description="Weight of the KL between attention to the target's keys and to the student's."
+    )
+    sharpness: float | None = Field(
+        default=None,
+        gt=0,
+        description="Distance relation only: factor of the dot products per channel; null: √width, which in wide models lets every "
+        "token see just itself. 8 is what a width of 64 has.",
+    )
+    layers: Literal["all", "first", "middle", "last"] | list[Annotated[int, Field(ge=0)]] = Field(
+        default="all",
+        description="Student layers that are supervised: all, a third of them, or [first, last] by number.",
+    )
+    anneal: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the steps in which only the first third of these layers is supervised.",
+    )
+
+    @model_validator(mode="after")
+    def _layer_range(self) -> Self:
+        if isinstance(self.layers, list) and (len(self.layers) != 2 or self.layers[0] > self.layers[1]):
+            raise problem(f"{self.layers} is no range; two layer numbers, the first not above the last", "layers")
+        return self
+
+
+class LogitConfig(Section):
+    """Distillation of a teacher's next-token distribution, which needs the student's own vocabulary."""
+
+    teacher: Name = Field(description="Id of a teacher with the student's tokenizer. Needs teachers.mode online.")
+    alpha: float = Field(default=0.5, ge=0, le=1, description="Weight of the cross-entropy; the rest is the teacher's.")
+    temperature: float = Field(default=2.0, gt=0, description="Temperature of both distributions.")
 
 
 class KVConfig(Section):
@@ -89,11 +217,13 @@ class KVConfig(Section):
         min_length=1, description="Ids of the teachers whose KV is fused, in the order of `fusion.weights`."
     )
     align: AlignConfig = Field(default=AlignConfig(), description="How teachers are aligned to the student.")
+    select: SelectConfig = Field(default=SelectConfig(), description="Which tokens are supervised.")
     fusion: FusionConfig = Field(default=FusionConfig(), description="How teachers are fused.")
     loss: KVLossConfig = Field(default=KVLossConfig(), description="Loss between student and fused teachers.")
-    control: Literal["none", "shuffle_items", "shuffle_time", "gaussian", "zero_weight"] = Field(
+    control: Literal["none", "shuffle_items", "shuffle_time", "gaussian", "zero_weight", "projector_only"] = Field(
         default="none",
-        description="What replaces the teachers' KV to test whether its content matters; none: nothing does.",
+        description="What replaces the teachers' KV to test whether its content matters; none: nothing does. zero_weight: the KV "
+        "loss counts nothing. projector_only: it trains the map and not the student.",
     )
 
     @model_validator(mode="after")
@@ -105,5 +235,18 @@ class KVConfig(Section):
         if count == 1 and self.fusion.strategy != "fixed":
             raise problem(
                 f"{self.fusion.strategy!r} needs two teachers or more; allowed for one: fixed", "fusion", "strategy"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _map_fits(self) -> Self:
+        if self.control == "projector_only" and not self.align.trained:
+            raise problem(
+                f"'projector_only' needs a map that is trained: align.map {', '.join(TRAINED_MAPS)}", "control"
+            )
+        if self.fusion.objective == "injected_ce" and self.align.trained:
+            allowed = ", ".join(CLOSED_FORM_MAPS)
+            raise problem(
+                f"'injected_ce' needs a frozen map into the student's space: align.map {allowed}", "fusion", "objective"
             )
         return self

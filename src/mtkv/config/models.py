@@ -33,12 +33,17 @@ class ModelConfig(Section):
 class TeachersConfig(Section):
     """The teachers and the store of their KV."""
 
-    mode: Literal["stored"] = Field(
-        default="stored", description="stored: each teacher reads the rows once, before training."
+    mode: Literal["stored", "online"] = Field(
+        default="stored",
+        description="stored: each teacher reads the rows once, before training. online: teachers read along while the student trains.",
     )
     shards: int = Field(default=2, ge=1, description="Files (and jobs) that each teacher's store is split into.")
-    dtype: Literal["float16", "bfloat16", "float32"] = Field(
-        default="float16", description="Number format of the stored KV."
+    dtype: Literal["float16", "bfloat16", "float32", "int8", "float8_e4m3fn"] = Field(
+        default="float16", description="Number format of the stored KV; int8 has a scale for each channel."
+    )
+    tier: Literal["raw", "mapped"] = Field(
+        default="raw",
+        description="raw: the teacher's own KV, for any alignment. mapped: what training reads, in the student's space and time.",
     )
     batch_size: int = Field(default=64, ge=1, description="Rows a teacher reads at once.")
     models: dict[Name, ModelConfig] = Field(

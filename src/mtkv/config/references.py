@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtkv.config.data import MIXTURES
 from mtkv.config.errors import Loc, Problem, show, unknown
+from mtkv.config.kv import KVConfig
 from mtkv.config.models import ModelConfig
 
 if TYPE_CHECKING:
@@ -69,9 +70,35 @@ def _arm_problems(study: "Study", teachers: list[str]) -> Iterator[Problem]:
             yield Problem(
                 ("arms", name, "model"), unknown(arm.model, "student or a teacher id", ["student", *teachers])
             )
+        if arm.logits and arm.logits.teacher not in teachers:
+            yield Problem(("arms", name, "logits", "teacher"), unknown(arm.logits.teacher, "a teacher id", teachers))
+        if arm.logits and study.teachers.mode != "online":
+            yield Problem(
+                ("arms", name, "logits"), "given, but teachers.mode is stored, which keeps no logits; allowed: online"
+            )
+        if arm.kv and study.teachers.tier == "mapped":
+            yield from _tier_problems(name, arm.kv)
+        if arm.kv and arm.kv.select.needs_attention and study.teachers.mode == "online":
+            allowed = "the others, or teachers.mode stored"
+            message = f"{arm.kv.select.method!r} needs attention, which only a store keeps; allowed: {allowed}"
+            yield Problem(("arms", name, "kv", "select", "method"), message)
         for index, teacher in enumerate(arm.kv.teachers if arm.kv else []):
             if teacher not in teachers:
                 yield Problem(("arms", name, "kv", "teachers", index), unknown(teacher, "a teacher id", teachers))
+
+
+def _tier_problems(name: str, kv: KVConfig) -> Iterator[Problem]:
+    """What an arm cannot do with stored targets: they are already mapped and selected, and keep no likelihoods."""
+    needs_raw = {
+        ("align", "map"): kv.align.trained and kv.align.map,
+        ("loss", "distance"): kv.loss.distance == "relation" and "relation",
+        ("select", "method"): kv.select.method != "full" and kv.select.method,
+        ("fusion", "strategy"): kv.fusion.strategy in ("teacher_ce", "oracle") and kv.fusion.strategy,
+    }
+    for field, value in needs_raw.items():
+        if value:
+            message = f"{value!r} needs the teacher's own KV, but teachers.tier is mapped; allowed with it: raw"
+            yield Problem(("arms", name, "kv", *field), message)
 
 
 def _comparison_problems(study: "Study", arms: list[str]) -> Iterator[Problem]:

@@ -78,6 +78,11 @@ class Study(Section):
                 found.setdefault(arm.kv.align.slug, arm.kv.align)
         return list(found.values())
 
+    def needs_attention(self, teacher: str) -> bool:
+        """Whether some arm selects this teacher's tokens by its attention."""
+        arms = (arm.kv for arm in self.arms.values() if arm.kv and teacher in arm.kv.teachers)
+        return any(kv.select.needs_attention for kv in arms)
+
 
 def read_study(*yaml_paths: str | Path) -> Study:
     """The study of a YAML file with later files overlaid. Raises ConfigError."""

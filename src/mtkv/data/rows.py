@@ -3,7 +3,7 @@
 The templates are those the evaluation tasks use, so a model is asked at test time in words it was trained on.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -87,6 +87,13 @@ def row(question: Question, style: str) -> dict[str, str | int]:
         "reasoning_end": reasoning_end,
         "text_end": reasoning_end + len(answer.encode()),
     }
+
+
+def segment_ends(rows: pd.DataFrame) -> Sequence[tuple[int, int] | None]:
+    """Byte ends of prompt and reasoning of every row; None where the rows do not say."""
+    if "prompt_end" not in rows or "reasoning_end" not in rows:
+        return [None] * len(rows)
+    return list(zip(rows["prompt_end"], rows["reasoning_end"], strict=True))
 
 
 def rows_frame(questions: Iterable[Question], styles: Iterable[str]) -> pd.DataFrame:

@@ -1,96 +1,56 @@
-"""The module that is trained: student, frozen maps and router, with one forward that returns every loss term.
+"""The module that is trained: student, maps and router, with one forward that returns every loss term.
 
-L = δ·CE + λ_K·d(K) + λ_V·d(V) + β·(1 − centred cos) ± γ·H(router) (method.md §8). Saving `student` alone gives a plain
-Hugging Face model.
+L = δ·CE + λ_K·d(K) + λ_V·d(V) + β·(1 − centred cos) + γ·KL(attention) ± γ_H·H(router) (method.md §8), or with a teacher of the student's
+vocabulary α·CE + (1 − α)·T²·KL in place of CE. Saving `student` alone gives a plain Hugging Face model.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from mtkv.align.maps import KVMap
-from mtkv.distill.crossentropy import target_loss
-from mtkv.distill.losses import kv_terms
-from mtkv.fuse.entropy import entropy, entropy_loss
-from mtkv.fuse.routers import build_router, fuse, pool
+from mtkv.distill.crossentropy import target_logits, target_loss
+from mtkv.distill.logits import kd_loss
+from mtkv.distill.supervision import KVSupervision
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv
-from mtkv.kv.store import KEY, VALUE
+from mtkv.kv.inject import KVInjection
 
 if TYPE_CHECKING:
-    from mtkv.config.kv import KVConfig
+    from mtkv.config.kv import LogitConfig
 
 
-class TeacherSupervision(nn.Module):
-    """The KV part of an arm: teachers' KV → maps → router → fused target → loss terms.
+class LogitTeacher:
+    """A frozen teacher whose next-token distributions the student learns; `vocabulary`: how many leading logits both share."""
 
-    `maps`: one per teacher, all fitted against the same raw student. Nothing here is trained but the router.
-    """
+    def __init__(self, config: "LogitConfig", model: PreTrainedModel, vocabulary: int) -> None:
+        self.config, self.model, self.vocabulary = config, model, vocabulary
 
-    def __init__(self, config: "KVConfig", maps: Sequence[KVMap]) -> None:
-        super().__init__()
-        self.config = config
-        self.maps = list(maps)
-        self.student_layers, _, self.width = maps[0].y_mean.shape
-        self.router = build_router(config.fusion, len(maps), self.student_layers * 2 * self.width)
-
-    def forward(
-        self,
-        student_kv: Float[Tensor, "tokens student_layers 2 width"],
-        sample: Int[Tensor, " tokens"],
-        teacher_kv: Sequence[Float[Tensor, "tokens student_layers 2 teacher_width"]],
-        batch: int,
-    ) -> dict[str, Tensor]:
-        """Terms `key`, `value`, `cosine`, `entropy` (scalars), `kv` their weighted sum, and `weights [batch, teachers]`."""
-        maps = [kv_map.to(student_kv.device) for kv_map in self.maps]
-        scales = torch.stack([kv_map.scale for kv_map in maps])
-        kvs = torch.stack(
-            [self._target(kv_map, kv) * kv_map.scale[..., None] for kv_map, kv in zip(maps, teacher_kv, strict=True)], 1
-        )
-        centred = student_kv.float() - torch.stack([kv_map.y_mean for kv_map in maps]).mean(0)
-        unit = scales.mean(0)[..., None]
-        prototypes = torch.stack([pool(kv / unit, sample, batch) for kv in kvs.unbind(1)], dim=1)
-        weights = self.router(pool(centred.detach() / unit, sample, batch), prototypes)
-        # The fused target's scale: each teacher's own, mixed with the same weights as its KV.
-        scale = fuse(scales.expand(len(kvs), -1, -1, -1), weights.detach(), sample)[..., None]
-        fused = fuse(kvs, weights, sample)
-        kinds = [
-            kind
-            for kind, weight in ((KEY, self.config.loss.lambda_k), (VALUE, self.config.loss.lambda_v))
-            if weight > 0
-        ]
-        loss, regulariser = self.config.loss, self.config.fusion.entropy
-        terms = kv_terms(centred / scale, fused / scale, loss.distance, kinds)
-        total = loss.lambda_k * terms["key"] + loss.lambda_v * terms["value"] + loss.beta * terms["cosine"]
-        if any(parameter.requires_grad for parameter in self.router.parameters()):
-            total = total + entropy_loss(weights, regulariser.target, regulariser.strength)
-        total = total * WEIGHT_OF_CONTROL.get(self.config.control, 1.0)
-        return terms | {"entropy": entropy(weights), "kv": total, "weights": weights.detach()}
-
-    def _target(self, kv_map: KVMap, kv: Tensor) -> Tensor:
-        if self.config.control == "gaussian":
-            return torch.randn(len(kv), *kv_map.channel_std.shape, device=kv.device) * kv_map.channel_std
-        return kv_map.target(kv)
-
-
-# Control arms that change how much the KV term counts (method.md §9).
-WEIGHT_OF_CONTROL = {"zero_weight": 0.0}
+    def loss(self, logits: Tensor, labels: Tensor, input_ids: Tensor, all_labels: Tensor) -> Float[Tensor, ""]:
+        """α·CE + (1 − α)·T²·KL on the batch's target tokens."""
+        with torch.no_grad():
+            theirs, _ = target_logits(self.model, input_ids, all_labels)
+        return kd_loss(logits, theirs, labels, self.config.alpha, self.config.temperature, self.vocabulary)
 
 
 class Distiller(nn.Module):
-    """Student plus, for KV arms, its supervision. `forward` returns {"loss", "ce", …}."""
+    """Student plus, for KV arms, its supervision. `forward` returns {"loss", "ce", "part.*", …}: `loss` is the sum of the parts."""
 
     def __init__(
-        self, student: PreTrainedModel, ce_weight: float, supervision: TeacherSupervision | None = None
+        self,
+        student: PreTrainedModel,
+        ce_weight: float,
+        supervision: KVSupervision | None = None,
+        logits: LogitTeacher | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.ce_weight = ce_weight
         self.supervision = supervision
+        self.logits = logits
 
     def forward(
         self,
@@ -100,16 +60,74 @@ class Distiller(nn.Module):
         kv_sample: Int[Tensor, " tokens"] | None = None,
         kv_position: Int[Tensor, " tokens"] | None = None,
         teacher_kv: list[Tensor] | None = None,
+        **context: Tensor,
     ) -> dict[str, Tensor]:
-        """All loss terms of one batch; `loss` is their weighted sum, the rest is for the log and the gradient shares.
+        """All loss terms of one batch; the rest of the returned values is for the log and the gradient shares.
 
         Rows are padded on the right. `attention_mask` only counts tokens: causal attention does not need it.
         """
         if self.supervision is None or kv_sample is None or kv_position is None or teacher_kv is None:
-            ce = target_loss(self.student, input_ids, labels)
-            return {"loss": self.ce_weight * ce, "ce": ce}
-        with KVCapture(self.student) as capture:
-            ce = target_loss(self.student, input_ids, labels)
-            student_kv = packed_kv(capture, range(self.supervision.student_layers))[kv_sample, kv_position]
-        terms = self.supervision(student_kv, kv_sample, teacher_kv, len(input_ids))
-        return {"loss": self.ce_weight * ce + terms["kv"], "ce": ce} | terms
+            return _summed(self._text_terms(input_ids, labels))
+        wants_queries = self.supervision.config.loss.gamma > 0
+        with KVCapture(self.student, queries=wants_queries) as capture:
+            terms = self._text_terms(input_ids, labels)
+            layers = range(self.supervision.student_layers)
+            student_kv = packed_kv(capture, layers)[kv_sample, kv_position]
+            queries = None
+            if wants_queries:
+                queries = torch.stack(capture.queries(), 1)[kv_sample, :, :, kv_position]
+        terms |= self.supervision(
+            student_kv,
+            kv_sample,
+            teacher_kv,
+            len(input_ids),
+            queries,
+            capture.scaling(0) if wants_queries else None,
+            **context,
+        )
+        fused = terms.pop("fused")
+        if self.supervision.config.fusion.objective == "injected_ce":
+            terms["part.route_ce"] = terms["route_ce"] = self._injected_ce(
+                input_ids, labels, fused, kv_sample, kv_position
+            )
+        return _summed(terms)
+
+    def _text_terms(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits, following = target_logits(self.student, input_ids, labels)
+        ce = F.cross_entropy(logits.float(), following)
+        if self.logits is None:
+            return {"ce": ce, "part.ce": self.ce_weight * ce}
+        kd = self.logits.loss(logits, following, input_ids, labels)
+        return {"ce": ce, "kd": kd, "part.kd": self.ce_weight * kd}
+
+    def _injected_ce(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        fused: Float[Tensor, "tokens student_layers 2 width"],
+        sample: Int[Tensor, " tokens"],
+        position: Int[Tensor, " tokens"],
+    ) -> Float[Tensor, ""]:
+        """CE of the student as it is when it attends to the fused KV: a gradient for the router, none for the student."""
+        dense = fused.new_zeros(*input_ids.shape, *fused.shape[1:]).index_put((sample, position), fused)
+        mask: Bool[Tensor, "batch time"] = torch.zeros_like(input_ids, dtype=torch.bool)
+        mask[sample, position] = True
+        frozen = {name: parameter.detach() for name, parameter in self.student.named_parameters()}
+        with KVInjection(self.student, dense, mask):
+            return torch.func.functional_call(
+                _TargetLoss(self.student), {f"model.{n}": p for n, p in frozen.items()}, (input_ids, labels)
+            )
+
+
+class _TargetLoss(nn.Module):
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        return target_loss(self.model, input_ids, labels)
+
+
+def _summed(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    parts = [value for name, value in terms.items() if name.startswith("part.")]
+    return {"loss": torch.stack(parts).sum()} | terms

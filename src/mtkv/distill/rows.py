@@ -1,11 +1,12 @@
 """The training set of one arm: the student's tokens, and for KV arms the teachers' KV at the tokens they share.
 
-In: rows of text, the KV stores, the arm's control. Out: batches for the `Distiller`. A token is supervised where every
-teacher of the arm has a token that ends at the same byte.
+In: rows of text, the teachers' KV, the arm's control. Out: batches for the `Distiller`. A token is supervised where every
+teacher of the arm has matching tokens.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -13,55 +14,52 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from mtkv.align.tokens import synchronised_tokens
+from mtkv.data.rows import segment_ends
 from mtkv.distill.crossentropy import IGNORED_LABEL
-from mtkv.kv.store import KVStore
+from mtkv.distill.sources import Source, row_seed
 from mtkv.models.encode import EncodedRow, encode_rows, pad_batch
 
 
 @dataclass(frozen=True)
 class Match:
-    """Where one row is supervised: `position [n]` in the student's tokens, and per teacher the `tokens [n]` of stored row `row`."""
+    """Where one row is supervised: `position [n]` in the student's tokens, and per teacher the `tokens [n, k]` of the row `row` with
+    their `weight [n, k]`."""
 
     row: str
     position: np.ndarray
     tokens: list[np.ndarray]
-
-
-@dataclass(frozen=True)
-class TeacherKV:
-    """One teacher as an arm reads it: its store and, for each student layer, the place of the mapped layer in the store."""
-
-    store: KVStore
-    layer_places: list[int]
+    weight: list[np.ndarray]
 
 
 class DistillationRows(Dataset[int]):
     """Rows of one split for one arm. Items are row numbers; `collate` builds the batch.
 
-    Raises ValueError when a row is missing from a store or no row has a supervised token.
+    `rows`: id, dataset, prompt, target, and for `resample` prompt_end and reasoning_end. Raises ValueError when a row is missing from a
+    teacher or no row has a supervised token.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         rows: Any,
-        teachers: Sequence[TeacherKV],
+        teachers: Sequence[Source],
         control: str,
         seed: int,
         max_length: int | None,
     ) -> None:
         self.encoded = encode_rows(tokenizer, list(rows["prompt"]), list(rows["target"]), max_length)
+        self.ids = list(rows["id"])
         self.datasets = list(rows["dataset"])
         self.teachers = list(teachers)
         self.pad_token_id = tokenizer.pad_token_id
         self.matches: list[Match] = []
         if teachers:
-            true = [self._match(row, item) for row, item in zip(rows["id"], self.encoded, strict=True)]
+            true = [
+                self._match(row, item, ends)
+                for row, item, ends in zip(self.ids, self.encoded, segment_ends(rows), strict=True)
+            ]
             if not any(len(match.position) for match in true):
-                raise ValueError(
-                    "no token of any row ends at the same byte in the student's and all teachers' tokenizations"
-                )
+                raise ValueError("no token of any row is matched with a token of every teacher of this arm")
             self.matches = CONTROLS.get(control, _keep)(true, np.random.default_rng(seed))
 
     def __len__(self) -> int:
@@ -71,8 +69,8 @@ class DistillationRows(Dataset[int]):
         return index
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        """input_ids, attention_mask, labels `[batch, time]`; for KV arms kv_sample, kv_position `[tokens]` and teacher_kv, a list
-        of `[tokens, student_layers, 2, teacher_width]` in the stores' dtype."""
+        """input_ids, attention_mask, labels `[batch, time]`; for KV arms kv_sample, kv_position `[tokens]`, row_seed `[batch]`,
+        likelihood `[batch, teachers]` and teacher_kv, a list of `[tokens, student_layers, 2, teacher_width]` in the stores' dtype."""
         rows = [self.encoded[index] for index in indices]
         labels = [np.where(row.is_target, row.input_ids, IGNORED_LABEL) for row in rows]
         batch: dict[str, Any] = {
@@ -84,27 +82,32 @@ class DistillationRows(Dataset[int]):
 
     def _teacher_batch(self, indices: Sequence[int]) -> dict[str, Any]:
         matches = [self.matches[index] for index in indices]
+        read = [match.row for match in matches]
         sample = np.repeat(np.arange(len(matches)), [len(match.position) for match in matches])
         return {
             "kv_sample": torch.from_numpy(sample),
             "kv_position": torch.from_numpy(np.concatenate([match.position for match in matches])),
             "teacher_kv": [
-                torch.cat(
-                    [teacher.store.read(match.row, match.tokens[i])[:, teacher.layer_places] for match in matches]
-                )
+                teacher.read(read, [match.tokens[i] for match in matches], [match.weight[i] for match in matches])
                 for i, teacher in enumerate(self.teachers)
             ],
+            "row_seed": torch.tensor([row_seed(self.ids[index]) for index in indices]),
+            "likelihood": torch.tensor([[teacher.likelihood(row) for teacher in self.teachers] for row in read]),
         }
 
-    def _match(self, row: str, encoded: EncodedRow) -> Match:
-        missing = [number for number, teacher in enumerate(self.teachers) if row not in teacher.store]
+    def _match(self, row: str, encoded: EncodedRow, segments: tuple[int, int] | None) -> Match:
+        missing = [number for number, teacher in enumerate(self.teachers) if row not in teacher]
         if missing:
-            raise ValueError(f"row {row}: not in the KV store of teacher number {missing[0]} of this arm")
-        tokens = np.stack(
-            [synchronised_tokens(encoded.byte_end, teacher.store.byte_end(row)) for teacher in self.teachers]
+            raise ValueError(f"row {row}: not in the KV of teacher number {missing[0]} of this arm")
+        found = [teacher.match(row, encoded, segments) for teacher in self.teachers]
+        position = reduce(np.intersect1d, [match.position for match in found])
+        places = [np.searchsorted(match.position, position) for match in found]
+        return Match(
+            row,
+            position,
+            [match.tokens[place] for match, place in zip(found, places, strict=True)],
+            [match.weight[place] for match, place in zip(found, places, strict=True)],
         )
-        position = np.flatnonzero((tokens >= 0).all(0))
-        return Match(row, position, list(tokens[:, position]))
 
 
 def _keep(matches: list[Match], rng: np.random.Generator) -> list[Match]:
@@ -128,11 +131,7 @@ def shuffle_items(matches: list[Match], rng: np.random.Generator) -> list[Match]
 
 def shuffle_time(matches: list[Match], rng: np.random.Generator) -> list[Match]:
     """The row's own teacher KV at permuted tokens."""
-    orders = [rng.permutation(len(match.position)) for match in matches]
-    return [
-        replace(match, tokens=[tokens[order] for tokens in match.tokens])
-        for match, order in zip(matches, orders, strict=True)
-    ]
+    return [_reordered(match, match, rng.permutation(len(match.position))) for match in matches]
 
 
 CONTROLS: dict[str, Callable[[list[Match], np.random.Generator], list[Match]]] = {
@@ -142,5 +141,10 @@ CONTROLS: dict[str, Callable[[list[Match], np.random.Generator], list[Match]]] =
 
 
 def _with_tokens_of(match: Match, partner: Match) -> Match:
-    rank = np.arange(len(match.position)) % len(partner.position)
-    return Match(partner.row, match.position, [tokens[rank] for tokens in partner.tokens])
+    return _reordered(match, partner, np.arange(len(match.position)) % len(partner.position))
+
+
+def _reordered(match: Match, source: Match, order: np.ndarray) -> Match:
+    """The positions of `match`, supervised by the tokens of `source` in the given order."""
+    tokens, weight = ([part[order] for part in parts] for parts in (source.tokens, source.weight))
+    return Match(source.row, match.position, tokens, weight)

@@ -5,25 +5,40 @@ the mean routing weight of each teacher on each dataset's validation rows.
 """
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from mtkv.align.maps import KVMap
-from mtkv.distill.distiller import Distiller, TeacherSupervision
-from mtkv.distill.rows import DistillationRows, TeacherKV
+from mtkv.distill.distiller import Distiller, LogitTeacher
+from mtkv.distill.logits import shared_vocabulary
+from mtkv.distill.rows import DistillationRows
+from mtkv.distill.sources import MappedSource, RawSource, Source
+from mtkv.distill.supervision import KVSupervision
 from mtkv.distill.trainer import DistillationTrainer, training_log
-from mtkv.kv.store import KVStore
-from mtkv.models.load import load_model, load_tokenizer
+from mtkv.kv.online import OnlineTeacher
+from mtkv.kv.store import KVStore, MappedStore
+from mtkv.models.load import load_model, load_tokenizer, model_kv_heads
 from mtkv.provenance.files import atomic_path, write_parquet
 
 if TYPE_CHECKING:
     from mtkv.config.arms import TrainingConfig
-    from mtkv.config.kv import KVConfig
+    from mtkv.config.kv import KVConfig, LogitConfig
     from mtkv.config.models import ModelConfig
+
+
+@dataclass(frozen=True)
+class TeacherFiles:
+    """One teacher of a KV arm: its config, its map and its store; `store` None for a teacher that reads along."""
+
+    config: "ModelConfig"
+    map: Path
+    store: Path | None = None
+    tier: str = "raw"
 
 
 def train_arm(
@@ -33,26 +48,35 @@ def train_arm(
     seed: int,
     train_rows: Path,
     validation_rows: Path,
-    stores: list[Path],
-    maps: list[Path],
+    teachers: list[TeacherFiles],
     model_folder: Path,
     log_path: Path,
     routing_path: Path,
+    logits: "LogitConfig | None" = None,
+    logit_teacher: "ModelConfig | None" = None,
 ) -> dict[str, Any]:
-    """Stage function. `stores` and `maps` are in the order of `kv.teachers`. Returns the facts for the card."""
+    """Stage function. `teachers` are in the order of `kv.teachers`; `logit_teacher` the one that `logits` names.
+
+    Returns the facts for the card.
+    """
     set_seed(seed)
     tokenizer, model = load_tokenizer(student), load_model(student)
     model.train()
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    fitted = [KVMap.load(path) for path in maps]
-    teachers = [open_teacher(store, kv_map) for store, kv_map in zip(stores, fitted, strict=True)]
-    control = kv.control if kv else "none"
+    fitted = [KVMap.load(teacher.map) for teacher in teachers]
     frames = [pd.read_parquet(train_rows), pd.read_parquet(validation_rows).head(training.eval_rows)]
+    sources = open_sources(teachers, fitted, kv, pd.concat(frames), training.batch_size)
+    control = kv.control if kv else "none"
     train, validation = (
-        DistillationRows(tokenizer, frame, teachers, control, seed, training.max_length) for frame in frames
+        DistillationRows(tokenizer, frame, sources, control, seed, training.max_length) for frame in frames
     )
-    distiller = Distiller(model, training.ce_weight, TeacherSupervision(kv, fitted) if kv else None)
+    supervision = None
+    if kv:
+        heads = (model_kv_heads(student), [model_kv_heads(teacher.config) for teacher in teachers])
+        supervision = KVSupervision(kv, fitted, heads, mapped=any(teacher.tier == "mapped" for teacher in teachers))
+    frozen = open_logit_teacher(logits, logit_teacher, model, tokenizer) if logits and logit_teacher else None
+    distiller = Distiller(model, training.ce_weight, supervision, frozen)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = DistillationTrainer(
             model=distiller,
@@ -80,13 +104,46 @@ def train_arm(
         "train_rows": len(train),
         "train_seconds": trainer.state.log_history[-1].get("train_runtime"),
         "supervised_share": supervised_share(train),
+        "budget_bites": budget_bites(train, kv),
     }
 
 
-def open_teacher(folder: Path, kv_map: KVMap) -> TeacherKV:
-    """Open a store and find the mapped layers in it."""
-    store = KVStore(folder)
-    return TeacherKV(store, [store.layers.index(layer) for layer in kv_map.teacher_layers.tolist()])
+def store_folder(path: Path) -> Path:
+    """The folder of a store, given as that or as its index."""
+    return path.parent if path.suffix == ".parquet" else path
+
+
+def open_sources(
+    teachers: list[TeacherFiles], maps: list[KVMap], kv: "KVConfig | None", rows: pd.DataFrame, batch_size: int
+) -> list[Source]:
+    """Each teacher's KV as this arm reads it."""
+    return (
+        [open_source(teacher, kv_map, kv, rows, batch_size) for teacher, kv_map in zip(teachers, maps, strict=True)]
+        if kv
+        else []
+    )
+
+
+def open_source(teacher: TeacherFiles, kv_map: KVMap, kv: "KVConfig", rows: pd.DataFrame, batch_size: int) -> Source:
+    """A store of the right tier, or the teacher itself, with the layers that the map combines."""
+    if teacher.tier == "mapped" and teacher.store is not None:
+        return MappedSource(MappedStore(teacher.store))
+    store: KVStore | OnlineTeacher
+    if teacher.store is None:
+        needed = kv_map.layer_weights.any(0).nonzero().flatten().tolist()
+        store = OnlineTeacher(load_model(teacher.config), load_tokenizer(teacher.config), rows, needed, batch_size)
+    else:
+        store = KVStore(teacher.store)
+    return RawSource(store, kv_map.layer_weights[:, store.layers], kv.align.time, kv.select)
+
+
+def open_logit_teacher(
+    config: "LogitConfig", teacher: "ModelConfig", student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> LogitTeacher:
+    """The frozen teacher; ValueError when its vocabulary is not the student's."""
+    model = load_model(teacher)
+    sizes = [each.get_output_embeddings().weight.shape[0] for each in (student, model)]
+    return LogitTeacher(config, model, shared_vocabulary(tokenizer, load_tokenizer(teacher), *sizes))
 
 
 def training_arguments(training: "TrainingConfig", seed: int, scratch: str) -> TrainingArguments:
@@ -129,6 +186,14 @@ def supervised_share(rows: DistillationRows) -> float | None:
     if not rows.matches:
         return None
     return sum(len(match.position) for match in rows.matches) / sum(len(row.input_ids) for row in rows.encoded)
+
+
+def budget_bites(rows: DistillationRows, kv: "KVConfig | None") -> float | None:
+    """Share of the training rows in which selection left out a token; None where the arm selects nothing."""
+    chosen = [source.bites for source in rows.teachers if isinstance(source, RawSource)] if kv else []
+    if kv is None or kv.select.method == "full" or not chosen:
+        return None
+    return max(chosen)
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from mtkv.distill.gradients import gradient_shares
 from mtkv.distill.rows import DistillationRows
 
-LOGGED_TERMS = ("ce", "key", "value", "cosine", "entropy")
+LOGGED_TERMS = ("ce", "kd", "key", "value", "cosine", "attention", "entropy", "route_ce")
 TRAINER_NAMES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
 
 
@@ -41,6 +42,8 @@ class DistillationTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The model's `loss`; on the way, keep its terms for the next log line."""
+        if self.distiller.supervision is not None:
+            self.distiller.supervision.progress = self.state.global_step / max(1, self.state.max_steps)
         terms = model(**inputs)
         if model.training:
             self.tokens_seen += int(inputs["attention_mask"].sum())
@@ -49,7 +52,9 @@ class DistillationTrainer(Trainer):
             for name, value in self._readable(terms).items():
                 self._sums[name] += value
             if self.state.global_step % self.shares_every == 0:
-                self.log(gradient_shares(model, terms))
+                parts = {name: value for name, value in terms.items() if name.startswith("part.")}
+                shares = gradient_shares(parts, self.distiller.student.parameters())
+                self.log({name.replace("part.", "share."): share for name, share in shares.items()})
         return (terms["loss"], terms) if return_outputs else terms["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -63,6 +68,8 @@ class DistillationTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean of every term over the validation rows, logged as `eval_<term>`."""
         self.distiller.eval()
+        if self.distiller.supervision is not None:
+            self.distiller.supervision.progress = 1.0  # validation is over all layers, whatever is trained now
         sums: dict[str, float] = defaultdict(float)
         loader = self.get_eval_dataloader()
         with torch.no_grad():
@@ -83,23 +90,6 @@ class DistillationTrainer(Trainer):
                 for name, weight in zip(self.teachers, terms["weights"].mean(0), strict=True)
             }
         return values
-
-
-def gradient_shares(model: Any, terms: dict[str, Tensor]) -> dict[str, float]:
-    """Share of each loss part in the gradient on the student's weights: ‖∇ part‖ / Σ ‖∇ part‖, as `share.ce`, `share.kv`."""
-    parts = {"ce": model.ce_weight * terms["ce"]} | ({"kv": terms["kv"]} if "kv" in terms else {})
-    parameters = [parameter for parameter in model.student.parameters() if parameter.requires_grad]
-    norms = {name: gradient_norm(part, parameters) for name, part in parts.items()}
-    total = sum(norms.values()) or 1.0
-    return {f"share.{name}": norm / total for name, norm in norms.items()}
-
-
-def gradient_norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:
-    """L2 norm of d loss / d parameters; parameters that `loss` does not reach count as zero."""
-    if not loss.requires_grad:
-        return 0.0
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return float(torch.stack([g.float().norm() for g in gradients if g is not None]).norm())
 
 
 def training_log(history: list[dict[str, float]]) -> pd.DataFrame:

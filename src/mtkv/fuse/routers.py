@@ -1,22 +1,31 @@
-"""Weights over teachers for each sample, and the fused KV (method.md §7).
+"""Weights over teachers for each sample (method.md §7): the strategies by name, and the module that computes them.
 
-A router is a module `(query [batch, features], prototypes [batch, teachers, features]) -> weights [batch, teachers]` whose rows
-sum to 1. `query` is the student's own pooled KV, `prototypes` the teachers' KV of the same sample pooled over the same tokens in the
-same space: prototypes over the whole data would be equal for all teachers, because closed-form maps share the student's mean.
+A router is a module `(query, prototypes, *, likelihood=None, row_seed=None) -> weights` whose weights sum to 1 over teachers.
+`query [batch, features]` and `prototypes [batch, teachers, features]` come from `mtkv.fuse.prototypes`; weights are `[batch, teachers]`.
+With `per_layer` all three have a layers axis: `[batch, layers, features]`, `[batch, teachers, layers, features]`, and the weights of
+`learnable` and `similarity` are `[batch, teachers, layers]`. `likelihood [batch, teachers]`: each teacher's mean log-likelihood of the
+row's gold answer, in nats per token. `row_seed [batch]`: a number of the row's own, the same whenever the row is seen.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from mtkv.fuse.combine import fuse
+from mtkv.fuse.learnable import LearnableRouter
+from mtkv.fuse.prototypes import pool, prototypes_of, query_of
+from mtkv.fuse.similarity import similarity_to_teachers
+from mtkv.kv.draws import row_uniforms
 
 if TYPE_CHECKING:
     from mtkv.config.kv import FusionConfig
 
-Weights = Float[Tensor, "batch teachers"]
+__all__ = ["ROUTERS", "LearnableRouter", "build_router", "fuse", "pool", "prototypes_of", "query_of"]
+
+Weights = Float[Tensor, "batch teachers *layers"]
 
 
 class FixedRouter(nn.Module):
@@ -24,64 +33,89 @@ class FixedRouter(nn.Module):
 
     weights: Tensor
 
-    def __init__(self, config: "FusionConfig", teachers: int, features: int) -> None:
+    def __init__(self, given: list[float] | None, teachers: int) -> None:
         super().__init__()
-        given = config.weights or [1 / teachers] * teachers
-        self.register_buffer("weights", torch.tensor(given, dtype=torch.float32), persistent=False)
+        weights = torch.tensor(given or [1 / teachers] * teachers, dtype=torch.float32)
+        self.register_buffer("weights", weights, persistent=False)
 
-    def forward(self, query: Tensor, prototypes: Tensor) -> Weights:
+    def forward(self, query: Tensor, prototypes: Tensor, **context: Any) -> Weights:
         return self.weights.expand(len(query), -1)
 
 
 class SimilarityRouter(nn.Module):
-    """softmax(cos(query, prototypeᵢ) / τ)."""
+    """softmax(sim(query, prototypeᵢ) / τ)."""
 
-    def __init__(self, config: "FusionConfig", teachers: int, features: int) -> None:
+    def __init__(self, similarity: str, temperature: float) -> None:
         super().__init__()
-        self.temperature = config.temperature
+        self.similarity, self.temperature = similarity, temperature
 
-    def forward(self, query: Tensor, prototypes: Tensor) -> Weights:
-        similarity = F.cosine_similarity(query[:, None], prototypes, dim=-1)
-        return (similarity / self.temperature).softmax(-1)
+    def forward(self, query: Tensor, prototypes: Tensor, **context: Any) -> Weights:
+        return (similarity_to_teachers(self.similarity, query, prototypes) / self.temperature).softmax(1)
 
 
-class LearnableRouter(nn.Module):
-    """An MLP on the query, softmax over teachers; its last layer starts at zero, so training starts from uniform weights."""
+class TeacherCERouter(nn.Module):
+    """softmax(likelihoodᵢ / τ): the teachers' own mean log-likelihood of the gold answer."""
 
-    def __init__(self, config: "FusionConfig", teachers: int, features: int) -> None:
+    def __init__(self, temperature: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(features)
-        self.hidden = nn.Linear(features, config.hidden)
-        self.output = nn.Linear(config.hidden, teachers)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.temperature = temperature
 
-    def forward(self, query: Tensor, prototypes: Tensor) -> Weights:
-        return self.output(F.silu(self.hidden(self.norm(query)))).softmax(-1)
+    def forward(
+        self, query: Tensor, prototypes: Tensor, *, likelihood: Tensor | None = None, **context: Any
+    ) -> Weights:
+        return (_given(likelihood, "teacher_ce", "likelihood").float() / self.temperature).softmax(1)
 
 
-ROUTERS: dict[str, Callable[["FusionConfig", int, int], nn.Module]] = {
-    "fixed": FixedRouter,
-    "similarity": SimilarityRouter,
-    "learnable": LearnableRouter,
+class OracleRouter(nn.Module):
+    """Control: all weight on the teacher with the highest gold likelihood, shared equally among ties."""
+
+    def forward(
+        self, query: Tensor, prototypes: Tensor, *, likelihood: Tensor | None = None, **context: Any
+    ) -> Weights:
+        found = _given(likelihood, "oracle", "likelihood")
+        best = (found == found.amax(1, keepdim=True)).float()
+        return best / best.sum(1, keepdim=True)
+
+
+class RandomRouter(nn.Module):
+    """Control: softmax(log Eᵢ / τ) with Eᵢ ~ Exp(1), hashed from the row's seed.
+
+    τ = 1 is a flat Dirichlet; τ → 0 puts all weight on one teacher, each with the same probability.
+    """
+
+    def __init__(self, teachers: int, temperature: float) -> None:
+        super().__init__()
+        self.teachers, self.temperature = teachers, temperature
+
+    def forward(self, query: Tensor, prototypes: Tensor, *, row_seed: Tensor | None = None, **context: Any) -> Weights:
+        seeds = _given(row_seed, "random", "row_seed").to(query.device)
+        exponential = -row_uniforms(seeds, (self.teachers,)).log()
+        return (exponential.log() / self.temperature).softmax(1).float()
+
+
+def _given(value: Tensor | None, strategy: str, name: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"the router {strategy!r} needs `{name}` for each row of the batch")
+    return value
+
+
+def _learnable(config: "FusionConfig", teachers: int, layers: int, features: int) -> nn.Module:
+    features, own = (features, layers) if config.per_layer else (layers * features, None)
+    return LearnableRouter(
+        features, teachers, config.router, width=config.hidden, layers=own, temperature=config.temperature
+    )
+
+
+ROUTERS: dict[str, Callable[["FusionConfig", int, int, int], nn.Module]] = {
+    "fixed": lambda config, teachers, layers, features: FixedRouter(config.weights, teachers),
+    "similarity": lambda config, teachers, layers, features: SimilarityRouter(config.similarity, config.temperature),
+    "learnable": _learnable,
+    "teacher_ce": lambda config, teachers, layers, features: TeacherCERouter(config.temperature),
+    "random": lambda config, teachers, layers, features: RandomRouter(teachers, config.temperature),
+    "oracle": lambda config, teachers, layers, features: OracleRouter(),
 }
 
 
-def build_router(config: "FusionConfig", teachers: int, features: int) -> nn.Module:
-    """The router of `config.strategy` for this many teachers and query features."""
-    return ROUTERS[config.strategy](config, teachers, features)
-
-
-def fuse(
-    kvs: Float[Tensor, "tokens teachers ..."], weights: Weights, sample: Float[Tensor, " tokens"]
-) -> Float[Tensor, "tokens ..."]:
-    """Σᵢ αᵢ·KVᵢ, with the weights of the sample each token belongs to (`sample`, long)."""
-    return torch.einsum("nt,nt...->n...", weights[sample], kvs)
-
-
-def pool(x: Float[Tensor, "tokens ..."], sample: Float[Tensor, " tokens"], batch: int) -> Float[Tensor, "batch flat"]:
-    """Mean over the tokens of each sample, features flattened; zeros for a sample without tokens."""
-    flat = x.flatten(1)
-    total = flat.new_zeros(batch, flat.shape[1]).index_add(0, sample, flat)
-    count = flat.new_zeros(batch).index_add(0, sample, flat.new_ones(len(sample)))
-    return total / count.clamp_min(1)[:, None]
+def build_router(config: "FusionConfig", teachers: int, layers: int, features_per_layer: int = 1) -> nn.Module:
+    """The router of `config.strategy`; a query has layers·features_per_layer features, or with `config.per_layer` those of one layer."""
+    return ROUTERS[config.strategy](config, teachers, layers, features_per_layer)

@@ -1,133 +1,99 @@
 """Record the keys before RoPE and the values of every layer of a transformers model during an ordinary forward.
 
 In: a model that uses transformers' attention interface. Out: per layer K and V `[batch, kv_heads, time, head_dim]`, with
-their gradients when the forward has them. Keys are un-rotated with the model's own rotary function: a rotation by the
-negative angle is the inverse of RoPE (method.md §1; RoFormer, arXiv 2104.09864, eq. 16).
+their gradients when the forward has them. Keys are un-rotated with the model's own rotary function (method.md §1).
 """
 
-import sys
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
-IMPLEMENTATION = "mtkv_capture"
-_recorders: "WeakKeyDictionary[nn.Module, KVCapture]" = WeakKeyDictionary()
+from mtkv.kv.intercept import Attended, AttentionInterception
+from mtkv.kv.rotary import Rotary, rotate, unrotate
+
+__all__ = ["KVCapture", "rotate", "unrotate"]
 
 
-class KVCapture:
+@dataclass(frozen=True)
+class _Recorded:
+    module: nn.Module
+    key: Float[Tensor, "batch kv_heads time head_dim"]
+    value: Float[Tensor, "batch kv_heads time head_dim"]
+    query: Float[Tensor, "batch heads time head_dim"] | None
+    rotary: Rotary | None
+    scaling: float
+
+
+class KVCapture(AttentionInterception):
     """Context manager: what the model's attention layers see inside the block is recorded, its outputs stay the same.
 
     Only the first pass of a layer is recorded until `clear()`, so the recomputation of gradient checkpointing changes nothing.
-    Call the model with `use_cache=False`. Raises NotImplementedError for a model outside the attention interface.
+    With a cache that already holds tokens, K and V of the new tokens are recorded. `part` chooses `encoder` (default),
+    `decoder` (self-attention) or `cross` of an encoder–decoder. `queries=True` keeps the queries too. Raises, when it is made or
+    in the forward, what `AttentionInterception` raises.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self._attentions = [module for module in model.modules() if _is_attention(module)]
-        self._seen: dict[int, tuple[nn.Module, Tensor, Tensor]] = {}
-        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-
-    def __enter__(self) -> Self:
-        self._implementation = self.model.config._attn_implementation
-        self.model.config._attn_implementation = IMPLEMENTATION
-        for attention in self._attentions:
-            _recorders[attention] = self
-            self._hooks.append(attention.register_forward_pre_hook(self._record_rotary, with_kwargs=True))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.model.config._attn_implementation = self._implementation
-        for attention in self._attentions:
-            _recorders.pop(attention, None)
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+    def __init__(self, model: PreTrainedModel, part: str | None = None, *, queries: bool = False) -> None:
+        super().__init__(model, part)
+        self._keep_queries = queries
+        self._is_cross = part == "cross"
+        self._seen: dict[int, _Recorded] = {}
 
     def clear(self) -> None:
         """Forget what was recorded, before the next forward."""
         self._seen.clear()
-        self._rotary.clear()
 
     def keys(self) -> list[Float[Tensor, "batch kv_heads time head_dim"]]:
         """K before RoPE (after `k_norm` where the model has one), one tensor per layer."""
-        return [self._unrotated(layer) for layer in self._layers()]
+        return [self._unrotated(self._seen[layer].key, layer) for layer in self._recorded()]
 
     def values(self) -> list[Float[Tensor, "batch kv_heads time head_dim"]]:
         """V, one tensor per layer."""
-        return [self._seen[layer][2] for layer in self._layers()]
+        return [self._seen[layer].value for layer in self._recorded()]
 
-    def record(self, module: nn.Module, key: Tensor, value: Tensor) -> None:
-        """Called by the attention function with K after RoPE and V `[batch, kv_heads, time, head_dim]`."""
-        self._seen.setdefault(_layer_index(module), (module, key, value))
+    def queries(self) -> list[Float[Tensor, "batch heads time head_dim"]]:
+        """Q before RoPE, one tensor per layer; attention scores are Q·Kᵀ·`scaling(layer)`. Raises ValueError unless kept."""
+        if not self._keep_queries:
+            raise ValueError("queries are not kept: use KVCapture(model, queries=True)")
+        queries = [self._seen[layer].query for layer in self._recorded()]
+        return [self._unrotated(query, layer) for layer, query in enumerate(queries) if query is not None]
 
-    def _layers(self) -> range:
-        expected = self.model.config.get_text_config().num_hidden_layers
-        if sorted(self._seen) != list(range(expected)):
-            raise NotImplementedError(
-                f"{type(self.model).__name__}: recorded K and V of layers {sorted(self._seen)}, expected all {expected}; "
-                "the model does not pass per-token keys and values through transformers' attention interface"
+    def rotary(self, layer: int) -> Rotary | None:
+        """(cos, sin) `[batch or 1, time, rotary_dim]` that the layer turned its keys by; None when it did not turn them."""
+        self._recorded()
+        return self._seen[layer].rotary
+
+    def scaling(self, layer: int) -> float:
+        """What the layer multiplies Q·Kᵀ by (not always 1/√head_dim: Gemma 3, T5, OPT)."""
+        self._recorded()
+        return self._seen[layer].scaling
+
+    def attend(self, layer: int, attended: Attended) -> tuple[Tensor, Tensor]:
+        """Record the layer's first pass."""
+        if layer not in self._seen:
+            new = slice(None) if self._is_cross else slice(-attended.query.shape[2], None)
+            self._seen[layer] = _Recorded(
+                attended.module,
+                attended.key[:, :, new],
+                attended.value[:, :, new],
+                attended.query if self._keep_queries else None,
+                attended.rotary,
+                attended.scaling,
             )
-        return range(expected)
+        return attended.key, attended.value
 
-    def _unrotated(self, layer: int) -> Tensor:
-        module, key, _ = self._seen[layer]
-        if layer not in self._rotary:
-            return key
-        cos, sin = self._rotary[layer]
-        return unrotate(key, cos, sin, _rotary_function(module))
+    def _recorded(self) -> range:
+        if not self._seen:
+            raise RuntimeError(f"{type(self.model).__name__}: nothing recorded; run this part inside the block first")
+        if len(self._seen) != len(self.layers):
+            raise NotImplementedError(
+                f"{type(self.model).__name__}: recorded K and V of layers {sorted(self._seen)}, expected all "
+                f"{len(self.layers)}; the model does not run every layer through transformers' attention interface"
+            )
+        return range(len(self.layers))
 
-    def _record_rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        embeddings = kwargs.get("position_embeddings")
-        if embeddings is None:
-            embeddings = next((value for value in args if isinstance(value, tuple) and len(value) == 2), None)
-        if embeddings is not None:
-            self._rotary.setdefault(_layer_index(module), embeddings)
-
-
-def unrotate(
-    key: Float[Tensor, "batch kv_heads time head_dim"],
-    cos: Float[Tensor, "batch time rotary_dim"],
-    sin: Float[Tensor, "batch time rotary_dim"],
-    rotate: Callable[..., tuple[Tensor, Tensor]],
-) -> Float[Tensor, "batch kv_heads time head_dim"]:
-    """Undo `rotate(query, key, cos, sin)`: the same function with −sin, divided by attention_scaling² = cos² + sin²."""
-    scaling = cos.square() + sin.square()
-    return rotate(key[:, :1], key, cos / scaling, -sin / scaling)[1]
-
-
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    if (recorder := _recorders.get(module)) is not None:
-        recorder.record(module, key, value)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-
-def _is_attention(module: nn.Module) -> bool:
-    return getattr(module, "layer_idx", None) is not None and type(module).__name__.endswith("Attention")
-
-
-def _layer_index(module: nn.Module) -> int:
-    return int(module.layer_idx)  # type: ignore[arg-type]
-
-
-def _rotary_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
-    modeling = sys.modules[type(module).__module__]
-    if not hasattr(modeling, "apply_rotary_pos_emb"):
-        raise NotImplementedError(f"{type(module).__name__}: rotary position embeddings of an unknown form")
-    return modeling.apply_rotary_pos_emb
-
-
-AttentionInterface.register(IMPLEMENTATION, _attention)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    def _unrotated(self, x: Tensor, layer: int) -> Tensor:
+        rotary, module = self._seen[layer].rotary, self._seen[layer].module
+        return x if rotary is None else unrotate(x, *rotary, module)

@@ -4,24 +4,46 @@ In: rows of text. Out: one shard of the store (see `mtkv.kv.store`). The teacher
 positions count from the row's first token.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from mtkv.kv.capture import KVCapture
+from mtkv.kv.intercept import Attended, AttentionInterception
 from mtkv.kv.store import StoredRow, write_shard
 from mtkv.models.encode import EncodedRow, encode_rows, pad_batch
 from mtkv.models.load import DTYPES, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig
+
+HEAD_CHUNK = 256  # target tokens that go through the output head at once
+# What some model families do to the head's output, by the name in their config.
+AFTER_HEAD: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "logit_scale": lambda logits, factor: logits * factor,
+    "logits_scaling": lambda logits, divisor: logits / divisor,
+    "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),
+}
+
+
+@dataclass(frozen=True)
+class RowReading:
+    """What one forward gives for one row, on the CPU: `kv [time, layers, 2, width]`, likelihood, `importance [time, layers]`."""
+
+    kv: Tensor
+    likelihood: float
+    importance: Tensor | None
 
 
 def extract_shard(
@@ -33,20 +55,26 @@ def extract_shard(
     dtype: str,
     batch_size: int,
     output: Path,
+    importance: bool = False,
 ) -> dict[str, Any]:
     """Stage function: write shard `shard` of `shards` for one teacher.
 
-    Row i of all `rows` files taken together belongs to shard i·shards // rows. Returns the facts for the card.
+    Row i of all `rows` files taken together belongs to shard i·shards // rows. The job holds its shard in memory about twice.
+    Returns the facts for the card. Raises ValueError when a shard would be empty.
     """
     tokenizer, model = load_tokenizer(teacher), load_model(teacher)
     frame = pd.concat([pd.read_parquet(path, columns=["id", "prompt", "target"]) for path in rows], ignore_index=True)
+    if len(frame) < shards:
+        raise ValueError(f"{len(frame)} rows cannot fill {shards} shards; lower teachers.shards")
     frame = frame[np.arange(len(frame)) * shards // len(frame) == shard]
     encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]), context_length(model))
-    stored = [
-        StoredRow(row, kv.to(DTYPES[dtype]), item.byte_end)
-        for row, item, kv in zip(frame["id"], encoded, read_kv(model, encoded, layers, batch_size), strict=True)
-    ]
-    write_shard(output, stored, layers)
+    stored: dict[int, StoredRow] = {}
+    ids = list(frame["id"])
+    for index, reading in read_rows(model, encoded, layers, batch_size, importance=importance):
+        row = encoded[index]
+        kv = reading.kv.to(DTYPES.get(dtype, reading.kv.dtype))
+        stored[index] = StoredRow(ids[index], kv, row.byte_end, row.byte_start, reading.likelihood, reading.importance)
+    write_shard(output, [stored[index] for index in range(len(ids))], layers, dtype)
     tokens = sum(len(row.input_ids) for row in encoded)
     return {"rows": len(stored), "tokens": tokens, "layers": list(layers), "bytes": output.stat().st_size}
 
@@ -56,27 +84,118 @@ def context_length(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-@torch.no_grad()
 def read_kv(
     model: PreTrainedModel, rows: Sequence[EncodedRow], layers: Sequence[int], batch_size: int
 ) -> Iterator[Float[Tensor, "time layers 2 width"]]:
-    """K before RoPE and V of the given layers, row by row in order, on the CPU; padding is cut off.
-
-    Rows go through the model in batches of similar length.
-    """
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
-    found: dict[int, Tensor] = {}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        input_ids = torch.from_numpy(pad_batch([rows[index].input_ids for index in batch], 0)).to(model.device)
-        lengths = torch.tensor([len(rows[index].input_ids) for index in batch], device=model.device)
-        mask = torch.arange(input_ids.shape[1], device=model.device) < lengths[:, None]
-        with KVCapture(model) as capture:
-            model.base_model(input_ids=input_ids, attention_mask=mask.long(), use_cache=False)
-            kv = packed_kv(capture, layers).cpu()
-        found.update({index: kv[i, : lengths[i]] for i, index in enumerate(batch)})
+    """K before RoPE and V of the given layers, row by row in order, on the CPU; padding is cut off."""
+    found = {index: reading.kv for index, reading in read_rows(model, rows, layers, batch_size, likelihood=False)}
     for index in range(len(rows)):
         yield found.pop(index)
+
+
+@torch.no_grad()
+def read_rows(
+    model: PreTrainedModel,
+    rows: Sequence[EncodedRow],
+    layers: Sequence[int],
+    batch_size: int,
+    likelihood: bool = True,
+    importance: bool = False,
+) -> Iterator[tuple[int, RowReading]]:
+    """Number and reading of every row. Rows go through the model in batches of similar length, so not in order."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        input_ids, is_target = (
+            torch.from_numpy(pad_batch([getattr(rows[index], name) for index in batch], 0)).to(model.device)
+            for name in ("input_ids", "is_target")
+        )
+        lengths = [len(rows[index].input_ids) for index in batch]
+        mask = torch.arange(input_ids.shape[1]) < torch.tensor(lengths)[:, None]
+        attention = TargetAttention(model, is_target) if importance else None
+        with KVCapture(model) as capture, attention or nullcontext():
+            output = model.base_model(input_ids=input_ids, attention_mask=mask.long().to(model.device), use_cache=False)
+            kv = packed_kv(capture, layers).cpu()
+        found = target_likelihood(model, output.last_hidden_state, input_ids, is_target) if likelihood else None
+        weights = torch.stack([attention.found[layer] for layer in layers], 2).half().cpu() if attention else None
+        for i, (index, length) in enumerate(zip(batch, lengths, strict=True)):
+            yield (
+                index,
+                RowReading(
+                    kv[i, :length].clone(),
+                    math.nan if found is None else float(found[i]),
+                    None if weights is None else weights[i, :length].clone(),
+                ),
+            )
+
+
+def target_likelihood(
+    model: PreTrainedModel,
+    hidden: Float[Tensor, "batch time hidden"],
+    input_ids: Int[Tensor, "batch time"],
+    is_target: Bool[Tensor, "batch time"],
+) -> Float[Tensor, " batch"]:
+    """Mean next-token log-probability (nats) of each row's target tokens; NaN for rows without any and models without a head.
+
+    `hidden`: last states of the base model. Only states that predict a target reach the head, a chunk at a time.
+    """
+    head = model.get_output_embeddings() if model.can_generate() else None
+    if head is None or model.config.is_encoder_decoder:
+        return torch.full((len(input_ids),), math.nan)
+    row, time = torch.nonzero(is_target[:, 1:], as_tuple=True)
+    config = model.config.get_text_config()
+    total = torch.zeros(len(input_ids), device=hidden.device)
+    for rows, times in zip(row.split(HEAD_CHUNK), time.split(HEAD_CHUNK), strict=True):
+        logits = head(hidden[rows, times]).float()
+        for name, change in AFTER_HEAD.items():
+            if value := getattr(config, name, None):
+                logits = change(logits, value)
+        total.index_add_(0, rows, -F.cross_entropy(logits, input_ids[rows, times + 1], reduction="none"))
+    return total / is_target[:, 1:].sum(1)
+
+
+class TargetAttention(AttentionInterception):
+    """Context manager: `found[layer] [batch, time]` is the `row_importance` of every layer that ran inside."""
+
+    def __init__(self, model: PreTrainedModel, is_target: Bool[Tensor, "batch time"]) -> None:
+        super().__init__(model)
+        self.found: dict[int, Tensor] = {}
+        self._is_target = is_target
+        self._mask: Tensor | None = None
+
+    def attend(self, layer: int, attended: Attended) -> tuple[Tensor, Tensor]:
+        """Reduce the layer's attention at once, so that no queries are kept."""
+        query, key = attended.query, attended.key
+        self.found[layer] = row_importance(query, key, self._is_target, self._mask, attended.scaling)
+        return key, attended.value
+
+    def _before_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super()._before_layer(module, args, kwargs)
+        mask = kwargs.get("attention_mask")
+        self._mask = None if mask is None else mask if mask.dtype == torch.bool else mask == 0
+
+
+def row_importance(
+    query: Float[Tensor, "batch heads time head_dim"],
+    key: Float[Tensor, "batch kv_heads time head_dim"],
+    answer: Bool[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch 1 time time"] | None,
+    scaling: float,
+) -> Float[Tensor, "batch time"]:
+    """Mean attention from the answer tokens, max over the query heads of a KV group, mean over KV heads (KaVa, arXiv 2510.02312).
+
+    `query`, `key` after RoPE; `mask` True where attention may look, None for plain causal.
+    """
+    kv_heads, time = key.shape[1:3]
+    causal = torch.ones(time, time, dtype=torch.bool, device=key.device).tril()
+    importance = []
+    for row in range(len(key)):
+        allowed = (causal if mask is None else mask[row, 0])[answer[row]]
+        grouped = query[row][:, answer[row]].unflatten(0, (kv_heads, -1))
+        scores = (grouped @ key[row, :, None].mT).float() * scaling
+        attention = scores.masked_fill(~allowed, -torch.inf).softmax(-1).mean(2)
+        importance.append(attention.amax(1).mean(0))
+    return torch.stack(importance)
 
 
 def packed_kv(capture: KVCapture, layers: Sequence[int]) -> Float[Tensor, "batch time layers 2 width"]:

@@ -54,3 +54,10 @@ def model_layers(config: "ModelConfig") -> int:
     """Number of layers, read from the config file alone."""
     settings = AutoConfig.from_pretrained(model_folder(config), trust_remote_code=config.trust_remote_code)
     return int(settings.get_text_config().num_hidden_layers)
+
+
+def model_kv_heads(config: "ModelConfig") -> int:
+    """Number of KV heads, read from the config file alone; that of query heads where the two are not told apart."""
+    settings = AutoConfig.from_pretrained(model_folder(config), trust_remote_code=config.trust_remote_code)
+    text = settings.get_text_config()
+    return int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)

@@ -46,7 +46,7 @@ def byte_level_bpe_of_qwen(texts: Sequence[str], vocabulary: int) -> PreTrainedT
     learned = json.loads(_learned_bpe(texts, vocabulary, SIGNS, words, byte_level).to_str())["model"]
     merges = [(left, right) for left, right in learned["merges"]]
     # Without an `unk_token` of its own the class would add a token that the model has no embedding for.
-    return Qwen2Tokenizer(vocab=learned["vocab"], merges=merges, unk_token=END, **NAMES)
+    return Qwen2Tokenizer(vocab=learned["vocab"], merges=merges, unk_token=END, **NAMES)  # type: ignore[arg-type]
 
 
 def unigram(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:

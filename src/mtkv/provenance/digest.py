@@ -45,9 +45,21 @@ def stage_modules(*modules: str) -> list[str]:
 
 
 def digest_of(value: Any) -> str:
-    """16 hex digits over the canonical JSON of a value: keys sorted, no spaces; non-JSON values by their string."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    """16 hex digits over canonical JSON: the same settings give the same digest, in whatever key order they were written.
+
+    `value` is a pydantic model, a path, a JSON-able value, or a nesting of these. Raises TypeError or ValueError for anything
+    that JSON cannot hold.
+    """
+    text = json.dumps(value, default=_plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"cannot digest a {type(value).__name__}: {value!r}")
 
 
 def file_digest(path: str | Path) -> str:
@@ -103,20 +115,21 @@ def _module_path(name: str) -> Path | None:
 
 @cache
 def _tree(name: str) -> ast.Module:
+    """The module's syntax tree without docstrings."""
     path = _module_path(name)
     assert path is not None, name
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-@cache
-def _module_digest(name: str) -> str:
-    tree = ast.parse(ast.unparse(_tree(name)))  # a copy: the cached tree keeps its docstrings
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
             node, clean=False
         ):
             node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return tree
+
+
+@cache
+def _module_digest(name: str) -> str:
+    return hashlib.sha256(ast.dump(_tree(name)).encode()).hexdigest()
 
 
 @cache

@@ -10,7 +10,7 @@ from mtkv.report.figure import Figure, Trace, label, mean, number, percent, text
 from mtkv.report.palette import GREYS, OKABE_ITO, style
 from mtkv.report.results import Results
 
-METHOD_COLORS = {"ridge": OKABE_ITO[0], "identity": OKABE_ITO[1], "mean": GREYS[1]}
+METHOD_COLORS = {"ridge": OKABE_ITO[0], "identity": OKABE_ITO[1], "procrustes": OKABE_ITO[2], "mean": GREYS[1]}
 
 
 def alignment_figures(results: Results) -> list[Figure]:
@@ -24,7 +24,7 @@ def map_facts(results: Results) -> dict[str, dict[str, Any]]:
     found = {
         key.removeprefix("maps/"): card.get("result") or {}
         for key, card in results.cards.items()
-        if key.startswith("maps/")
+        if key.startswith("maps/") and "layer_map" in (card.get("result") or {})
     }
     return {_short(name, list(found)): facts for name, facts in found.items()}
 
@@ -134,14 +134,14 @@ def probe(results: Results) -> Figure | None:
                 }
             )
             rows += [[teacher, kind, str(la), method, text(e, 3)] for la, e in zip(table.index, errors, strict=True)]
-    fitted = mean(number(e) for e in results.probe.loc[~results.probe["method"].isin(["mean", "identity"]), "error"])
+    fitted = mean(number(e) for e in results.probe.loc[results.probe["method"] == "ridge", "error"])
     return Figure(
         "probe",
         "alignment",
         "Probe of the maps",
         "Held-out squared error of each map relative to predicting the mean (1 = as bad as the mean), per student layer. "
         "Fitted far below identity: a fixed map will do. Fitted near 1: that teacher layer says nothing the student can express. "
-        f"Mean over all fitted maps: {text(fitted, 2)}.",
+        f"Mean of ridge: {text(fitted, 2)}.",
         traces,
         {
             "barmode": "group",

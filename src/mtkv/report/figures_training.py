@@ -16,7 +16,7 @@ MAX_POINTS = 120
 KV_TERMS = ("key", "value")
 # What a reader wants first; other terms follow in alphabetical order.
 TERM_ORDER = (
-    "ce", "loss", "key", "value", "cosine", "entropy", "share.ce", "share.kv", "learning_rate", "grad_norm"
+    "ce", "loss", "key", "value", "cosine", "entropy", "share.ce", "share.key", "share.value", "share.cosine", "learning_rate", "grad_norm"
 )  # fmt: skip
 SPLIT_DASH = {"val": "solid", "train": "dot"}
 

@@ -1,0 +1,249 @@
+"""What KV distillation costs, as ratios of medians in one run, on random weights of a real student's shape.
+
+python benchmarks/steps.py [--size pocket|smollm2|1b] [--device cpu|cuda] [--steps 5]
+
+- capture: a forward that records K and V, selects tokens and packs them for the store ÷ the plain forward;
+- step: a training step with stored teachers (one, two) ÷ the SFT step, forward, backward and optimizer, with reading from disk;
+- memory: peak of the KV step ÷ peak of the SFT step (each in a process of its own).
+
+Rounds of all variants alternate, so that a slow minute of the machine hits all alike.
+"""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from mtkv.align.maps import fit_map
+from mtkv.config.kv import KVConfig
+from mtkv.config.models import ModelConfig
+from mtkv.distill.distiller import Distiller
+from mtkv.distill.rows import DistillationRows
+from mtkv.distill.sources import MappedSource, RawSource
+from mtkv.distill.supervision import KVSupervision
+from mtkv.kv.capture import KVCapture
+from mtkv.kv.extract import packed_kv
+from mtkv.kv.select import answer_importance, select_tokens
+from mtkv.kv.store import KVStore, MappedStore, StoredRow, mapped_rows, write_index, write_mapped, write_shard
+from mtkv.models.load import load_tokenizer
+
+# hidden, intermediate, layers, heads, KV heads, head_dim, vocabulary
+SIZES = {
+    "pocket": (64, 160, 3, 4, 2, 16, 768),
+    "smollm2": (576, 1536, 30, 9, 3, 64, 49152),
+    "1b": (2048, 8192, 16, 32, 8, 64, 128256),
+}
+TEACHER_WIDTHS = (256, 512)  # KV channels of a Qwen2.5-1.5B and of a 7B
+ROWS, TOKENS = 8, 192
+VARIANTS = {"sft": 0, "kv of one teacher": 1, "kv of two teachers": 2}
+
+
+def build_student(size: str, device: str) -> torch.nn.Module:
+    hidden, middle, layers, heads, kv_heads, head_dim, vocabulary = SIZES[size]
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=middle,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+    )
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    return AutoModelForCausalLM.from_config(config).to(device, dtype)
+
+
+def text_rows(tokenizer: PreTrainedTokenizerFast) -> pd.DataFrame:
+    """Rows of `TOKENS` pocket-student tokens, two thirds of them target."""
+    rng = np.random.default_rng(0)
+    words = ["Tom", " has", " 12", " apples", " and", " buys", " more", "\n", " 7", " how", " many", " total"]
+    texts = []
+    while len(texts) < ROWS:
+        text = "".join(rng.choice(words, 2 * TOKENS))
+        ends = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        texts.append((text[: ends[TOKENS // 3][0]], text[ends[TOKENS // 3][0] : ends[TOKENS - 2][1]]))
+    prompts, targets = zip(*texts, strict=True)
+    return pd.DataFrame({"id": [f"r{i}" for i in range(ROWS)], "dataset": "x", "prompt": prompts, "target": targets})
+
+
+def build_variant(
+    teachers: int, size: str, device: str, folder: Path, tier: str
+) -> tuple[Callable[[], float], torch.nn.Module]:
+    """One training step as a function, with everything it reads in `folder`."""
+    tokenizer = load_tokenizer(ModelConfig(name="student"))
+    rows = text_rows(tokenizer)
+    student = build_student(size, device)
+    _, _, layers, _, kv_heads, head_dim, _ = SIZES[size]
+    width = kv_heads * head_dim
+    sources, maps = [], []
+    encoded = DistillationRows(tokenizer, rows, [], "none", 0, None).encoded
+    generator = torch.Generator().manual_seed(1)
+    for number in range(teachers):
+        teacher_width = TEACHER_WIDTHS[number]
+        store = folder / f"{size}-{teacher_width}"
+        stored = [
+            StoredRow(row, torch.randn(len(item.byte_end), layers, 2, teacher_width, generator=generator), *ends(item))
+            for row, item in zip(rows["id"], encoded, strict=True)
+        ]
+        write_shard(store / "shard-0000.safetensors", stored, range(layers), "float16")
+        write_index([store / "shard-0000.safetensors"], store / "index.parquet")
+        x = torch.randn(teacher_width + 64, 1, 2, teacher_width, generator=generator).expand(-1, layers, -1, -1)
+        y = torch.randn(teacher_width + 64, 1, 2, width, generator=generator).expand(-1, layers, -1, -1)
+        maps.append(fit_map(x, y, list(range(layers)), "ridge", 1e-3))
+        source = RawSource(KVStore(store), torch.eye(layers))
+        if tier == "mapped":
+            matches = [(row, source.match(row, item, None)) for row, item in zip(rows["id"], encoded, strict=True)]
+            targets = folder / f"{size}-{teacher_width}-mapped"
+            write_mapped(
+                targets / "shard-0000.safetensors", mapped_rows(source.store, matches, maps[-1].target), "int8"
+            )
+            write_index([targets / "shard-0000.safetensors"], targets / "index.parquet")
+            sources.append(MappedSource(MappedStore(targets)))
+        else:
+            sources.append(source)
+    data = DistillationRows(tokenizer, rows, sources, "none", 0, None)
+    supervision = None
+    if teachers:
+        config = KVConfig.model_validate({"teachers": [f"t{i}" for i in range(teachers)], "loss": {"gamma": 0}})
+        supervision = KVSupervision(config, maps, (kv_heads, [1] * teachers), mapped=tier == "mapped").to(device)
+    distiller = Distiller(student, 1.0, supervision)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-5)
+
+    def step() -> float:
+        batch = on_device(data.collate(range(ROWS)), device)
+        loss = distiller(**batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return step, student
+
+
+def ends(item: object) -> tuple[np.ndarray, np.ndarray]:
+    return item.byte_end, item.byte_start  # type: ignore[attr-defined]
+
+
+def on_device(batch: dict, device: str) -> dict:
+    moved = {name: value.to(device) for name, value in batch.items() if hasattr(value, "to")}
+    return batch | moved | {"teacher_kv": [kv.to(device) for kv in batch.get("teacher_kv", [])] or None}
+
+
+def capture_ratio(size: str, device: str, steps: int) -> dict[str, float]:
+    """Plain forward; with capture; with capture, packing, selection by attention and writing a shard."""
+    student = build_student(size, device).eval()
+    _, _, layers, heads, kv_heads, head_dim, vocabulary = SIZES[size]
+    ids = torch.randint(0, vocabulary, (ROWS, TOKENS), device=device)
+    mask = torch.ones(ROWS, TOKENS, dtype=torch.bool, device=device)
+    is_target = mask.clone()
+    is_target[:, : TOKENS // 3] = False
+
+    def plain() -> None:
+        student.base_model(ids, use_cache=False)
+
+    def captured() -> None:
+        with KVCapture(student) as capture:
+            student.base_model(ids, use_cache=False)
+            packed_kv(capture, range(layers))
+
+    def stored() -> None:
+        with KVCapture(student, queries=True) as capture:
+            student.base_model(ids, use_cache=False)
+            kv = packed_kv(capture, range(layers))
+            keys = capture.keys()
+            importance = [
+                answer_importance(q, k, is_target, mask) for q, k in zip(capture.queries()[-1:], keys[-1:], strict=True)
+            ]
+        select_tokens("rkv", keys[-1:], 0.5, mask, importance=importance)
+        with tempfile.TemporaryDirectory() as scratch:
+            rows = [StoredRow(str(i), row.half().cpu(), np.zeros(TOKENS, np.int32)) for i, row in enumerate(kv)]
+            write_shard(Path(scratch) / "shard.safetensors", rows, range(layers))
+
+    with torch.no_grad():
+        found = timed({"plain": plain, "captured": captured, "stored": stored}, steps, device)
+    return {
+        "capture ÷ plain forward": found["captured"] / found["plain"],
+        "capture + select + store ÷ plain forward": found["stored"] / found["plain"],
+        "plain forward (s)": found["plain"],
+    }
+
+
+def timed(functions: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
+    """Median seconds of each, in alternating rounds after one that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            synchronise(device)
+            start = time.perf_counter()
+            function()
+            synchronise(device)
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(device: str) -> float:
+    """MiB: of the process on a CPU, of the allocator on a GPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(
+    size: Annotated[str, typer.Option(help=", ".join(SIZES))] = "smollm2",
+    device: str = "cpu",
+    steps: int = 5,
+    tier: Annotated[str, typer.Option(help="raw, mapped")] = "raw",
+    memory_of: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Print the ratios as JSON."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if memory_of:
+            step, _ = build_variant(VARIANTS[memory_of], size, device, folder, tier)
+            for _ in range(2):
+                step()
+            print(peak_memory(device))
+            return
+        variants = {name: build_variant(count, size, device, folder, tier)[0] for name, count in VARIANTS.items()}
+        found = timed(variants, steps, device)
+        report = {f"{name} ÷ sft": found[name] / found["sft"] for name in VARIANTS} | {"sft step (s)": found["sft"]}
+        del variants
+        report |= capture_ratio(size, device, steps)
+    same = ["--size", size, "--device", device, "--tier", tier]
+    peaks = {
+        name: float(
+            subprocess.run(
+                [sys.executable, __file__, *same, "--memory-of", name], check=True, capture_output=True, text=True
+            ).stdout.split()[-1]
+        )
+        for name in VARIANTS
+    }
+    report |= {f"peak memory, {name} ÷ sft": peaks[name] / peaks["sft"] for name in VARIANTS if name != "sft"}
+    print(json.dumps({name: round(value, 3) for name, value in report.items()}, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    typer.run(main)

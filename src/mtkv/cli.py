@@ -1,0 +1,115 @@
+"""The command `mtkv`: what one wants to know about a study besides running it.
+
+mtkv probe                                         the default study's teachers
+mtkv probe --configfile config/studies/x.yaml      those of another study
+mtkv schema                                        the JSON schema of a config
+"""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mtkv.config.errors import ConfigError
+from mtkv.config.study import Study, read_study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+BASE_CONFIG = Path("config/config.yaml")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
+Overlays = Annotated[list[Path], typer.Option("--configfile", help="Overlay of the default study; may be repeated.")]
+
+
+@app.callback()
+def main() -> None:
+    """KV distillation from several teachers, compared honestly."""
+
+
+@app.command()
+def probe(
+    configfile: Overlays = [],  # noqa: B006 (typer copies it)
+    teacher: Annotated[list[str], typer.Option(help="Only this teacher; may be repeated.")] = [],  # noqa: B006
+    output: Annotated[Path | None, typer.Option(help="Also write the table as parquet.")] = None,
+) -> None:
+    """Held-out error of identity, fitted maps and mean, per teacher, layer and K, V: before any training.
+
+    Relative to predicting the mean: 0 is exact, 1 says nothing. Fitted far below identity: a fixed map will do.
+    """
+    study = _study(configfile)
+    unknown = sorted(set(teacher) - set(study.teachers.models))
+    if unknown:
+        raise typer.BadParameter(
+            f"{', '.join(unknown)}: not a teacher of study {study.study}; there are {', '.join(study.teachers.models)}",
+            param_hint="--teacher",
+        )
+    table = _probed(study, teacher or list(study.teachers.models))
+    _print(table)
+    if output:
+        from mtkv.provenance.files import write_parquet
+
+        write_parquet(output, table)
+
+
+@app.command()
+def schema(output: Annotated[Path, typer.Argument(help="File to write.")] = Path("config/schema.json")) -> None:
+    """Write the JSON schema of a config, for completion and checks in editors."""
+    from mtkv.config.schema import write_schema
+
+    write_schema(output)
+
+
+def _study(overlays: list[Path]) -> Study:
+    try:
+        return read_study(BASE_CONFIG, *overlays)
+    except ConfigError as error:
+        raise typer.BadParameter(f"the study's config is not valid:\n{error}") from None
+
+
+def _probed(study: Study, teachers: list[str]) -> "pd.DataFrame":
+    """The probe tables of the teachers, read through their models now; nothing of a study's results is touched."""
+    import pandas as pd
+
+    from mtkv.align.calibrate import calibrate_map
+    from mtkv.config.kv import AlignConfig
+    from mtkv.data.build import build_data
+
+    tables = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        build_data(study.data, study.datasets, folder)
+        for name in teachers:
+            aligns: list[AlignConfig] = study.aligns(name) or [AlignConfig()]
+            for align in aligns:
+                facts = calibrate_map(
+                    study.student,
+                    name,
+                    study.teachers.models[name],
+                    align,
+                    None,
+                    calibration=folder / "calibration.parquet",
+                    validation=folder / "val.parquet",
+                    output=folder / "map.safetensors",
+                    probe=folder / "probe.parquet",
+                )
+                found = pd.read_parquet(folder / "probe.parquet")
+                tables.append(found.assign(align=align.slug, coverage=facts["coverage"]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _print(table: "pd.DataFrame") -> None:
+    console = Console()
+    for (teacher, align, coverage), part in table.groupby(["teacher", "align", "coverage"], sort=False):
+        wide = part.pivot_table(index=["layer", "teacher_layer", "kind"], columns="method", values="error")
+        methods = [name for name in ("identity", "ridge", "procrustes", "mean") if name in wide]
+        shown = Table(title=f"{teacher} ({align}): {coverage:.0%} of the student's tokens have a target")
+        for column in ("student layer", "teacher layer", "kind", *methods):
+            shown.add_column(column, justify="left" if column == "kind" else "right")
+        for place, errors in wide.iterrows():
+            layer, teacher_layer, kind = place  # type: ignore[misc]
+            shown.add_row(str(layer), str(teacher_layer), str(kind), *(f"{errors[name]:.3f}" for name in methods))
+        console.print(shown)
