@@ -123,6 +123,7 @@ def test_every_term_equals_a_loop_over_rows_layers_and_tokens(setting):
     assert float(terms["key"].detach()) == pytest.approx(key / count, rel=1e-4)
     loss = distiller.supervision.config.loss
     want = loss.lambda_k * terms["key"] + loss.lambda_v * terms["value"] + loss.beta * terms["cosine"]
+    want = want + loss.gamma * terms["attention"]
     torch.testing.assert_close(terms["kv"], want)
     torch.testing.assert_close(terms["loss"], terms["ce"] + terms["kv"])
 
@@ -172,7 +173,7 @@ def test_gaussian_targets_differ_from_the_true_ones_but_have_their_scale(setting
 def test_gradient_shares_sum_to_one(setting):
     distiller, rows = make(setting)
     found = shares(distiller, distiller(**rows.collate([0, 1])))
-    assert set(found) == {"part.ce", "part.key", "part.value", "part.cosine"}
+    assert set(found) == {"part.ce", "part.key", "part.value", "part.cosine", "part.attention"}
     assert sum(found.values()) == pytest.approx(1)
     assert min(found.values()) > 0
 

@@ -164,6 +164,7 @@ def training_arguments(training: "TrainingConfig", seed: int, scratch: str) -> T
         logging_steps=training.logging_steps,
         eval_strategy="steps",
         eval_steps=training.eval_steps,
+        eval_on_start=True,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
