@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,11 +40,23 @@ from mtkv.kv.select import answer_importance, select_tokens
 from mtkv.kv.store import KVStore, MappedStore, StoredRow, mapped_rows, write_index, write_mapped, write_shard
 from mtkv.models.load import load_tokenizer
 
-# hidden, intermediate, layers, heads, KV heads, head_dim, vocabulary
+
+class Size(NamedTuple):
+    """The shape of a llama."""
+
+    hidden: int
+    middle: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+
+
 SIZES = {
-    "pocket": (64, 160, 3, 4, 2, 16, 768),
-    "smollm2": (576, 1536, 30, 9, 3, 64, 49152),
-    "1b": (2048, 8192, 16, 32, 8, 64, 128256),
+    "pocket": Size(64, 160, 3, 4, 2, 16, 768),
+    "smollm2": Size(576, 1536, 30, 9, 3, 64, 49152),
+    "1b": Size(2048, 8192, 16, 32, 8, 64, 128256),
 }
 TEACHER_WIDTHS = (256, 512)  # KV channels of a Qwen2.5-1.5B and of a 7B
 ROWS, TOKENS = 8, 192
@@ -52,15 +64,15 @@ VARIANTS = {"sft": 0, "kv of one teacher": 1, "kv of two teachers": 2}
 
 
 def build_student(size: str, device: str) -> torch.nn.Module:
-    hidden, middle, layers, heads, kv_heads, head_dim, vocabulary = SIZES[size]
+    shape = SIZES[size]
     config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=middle,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        vocab_size=vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.middle,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocabulary,
         tie_word_embeddings=True,
         max_position_embeddings=2048,
     )
@@ -89,8 +101,8 @@ def build_variant(
     tokenizer = load_tokenizer(ModelConfig(name="student"))
     rows = text_rows(tokenizer)
     student = build_student(size, device)
-    _, _, layers, _, kv_heads, head_dim, _ = SIZES[size]
-    width = kv_heads * head_dim
+    layers, kv_heads = SIZES[size].layers, SIZES[size].kv_heads
+    width = kv_heads * SIZES[size].head_dim
     sources, maps = [], []
     encoded = DistillationRows(tokenizer, rows, [], "none", 0, None).encoded
     generator = torch.Generator().manual_seed(1)
@@ -148,8 +160,8 @@ def on_device(batch: dict, device: str) -> dict:
 def capture_ratio(size: str, device: str, steps: int) -> dict[str, float]:
     """Plain forward; with capture; with capture, packing, selection by attention and writing a shard."""
     student = build_student(size, device).eval()
-    _, _, layers, heads, kv_heads, head_dim, vocabulary = SIZES[size]
-    ids = torch.randint(0, vocabulary, (ROWS, TOKENS), device=device)
+    layers = SIZES[size].layers
+    ids = torch.randint(0, SIZES[size].vocabulary, (ROWS, TOKENS), device=device)
     mask = torch.ones(ROWS, TOKENS, dtype=torch.bool, device=device)
     is_target = mask.clone()
     is_target[:, : TOKENS // 3] = False

@@ -109,7 +109,7 @@ def _print(table: "pd.DataFrame") -> None:
         shown = Table(title=f"{teacher} ({align}): {coverage:.0%} of the student's tokens have a target")
         for column in ("student layer", "teacher layer", "kind", *methods):
             shown.add_column(column, justify="left" if column == "kind" else "right")
-        for place, errors in wide.iterrows():
-            layer, teacher_layer, kind = place  # type: ignore[misc]
-            shown.add_row(str(layer), str(teacher_layer), str(kind), *(f"{errors[name]:.3f}" for name in methods))
+        for row in wide.reset_index().to_dict("records"):
+            place = (str(row[name]) for name in ("layer", "teacher_layer", "kind"))
+            shown.add_row(*place, *(f"{row[name]:.3f}" for name in methods))
         console.print(shown)
