@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from mtkv.stats.claims import Evidence, claims_table, grade, judge
+from mtkv.stats.multiplicity import partial_conjunction
 from mtkv.stats.resampling import Resamples
 
 BEATS = {"statement": "KV beats text.", "kind": "difference", "arm": "kv", "baseline": "sft", "threshold": 0}
@@ -157,13 +158,36 @@ def test_grade_is_the_highest_level_all_supported(claims, expected):
     assert grade(pd.DataFrame(claims, columns=["level", "verdict"])) == expected
 
 
-@pytest.mark.slow
-def test_null_studies_support_nothing(table_of):
-    """100 studies in which seeds vary and arms do not differ: a claim is supported in at most 8."""
-    claims = {"beats": BEATS, "reverse": BEATS | {"arm": "sft", "baseline": "kv"}, "one": IMPROVED | {"at_least": 1}}
-    claims |= {"sets": IMPROVED | {"at_least": 5}}
-    wrong = 0
-    for seed in range(100):
-        table = table_of(claims, {}, seed=seed, items=40, seed_sd=0.1, resamples=300)
-        wrong += (table["verdict"] == "supported").any()
-    assert wrong <= 8
+def test_a_claim_that_loses_to_its_twin_is_refuted(table_of):
+    table = table_of({"claim": TWIN}, {"kv": 0.6, "twin": 0.85})
+    assert table.loc["claim", "verdict"] == "refuted"
+    assert "worse than its control twin" in table.loc["claim", "why"]
+    assert table.loc["claim", "twin_high"] < 0 < table.loc["claim", "delta"]
+
+
+def test_as_good_as_needs_two_one_sided_tests(table_of):
+    claim = {"statement": "As good.", "kind": "equivalent", "arm": "kv", "baseline": "sft"}
+    claims = {f"m{margin}": claim | {"margin": margin} for margin in (0.5, 15)}
+    table = table_of(claims, {"kv": 0.5}, items=150)
+    assert table["verdict"].to_dict() == {"m0.5": "undecided", "m15": "supported"}
+    assert table["threshold"].to_dict() == {"m0.5": 0.5, "m15": 15}
+    assert table_of(claims, {"kv": 0.75}, items=150).loc["m15", "verdict"] == "refuted"
+
+
+def test_some_arms_differ(table_of):
+    claim = {"statement": "Differ.", "kind": "differ", "arm": "sft", "baselines": ["kv", "twin"]}
+    far = table_of({"claim": claim}, {"kv": 0.7})
+    assert far.loc["claim", "verdict"] == "supported"
+    assert "kv − " in far.loc["claim", "why"]
+    assert far.loc["claim", "delta"] > 0
+    assert table_of({"claim": claim}, {}).loc["claim", "verdict"] == "undecided"
+    gap = table_of({"claim": claim}, {}, gaps=[("twin", 43, "pocket_bbh")])
+    assert "twin has no result" in gap.loc["claim", "why"]
+
+
+def test_partial_conjunction_is_bonferroni_at_one_and_the_largest_p_at_all():
+    p = np.array([0.04, 0.001, 0.2])
+    assert partial_conjunction(p, 1) == pytest.approx(3 * 0.001)
+    assert partial_conjunction(p, 2) == pytest.approx(2 * 0.04)
+    assert partial_conjunction(p, 3) == pytest.approx(0.2)
+    assert partial_conjunction(p, 4) == 1

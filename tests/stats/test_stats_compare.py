@@ -20,11 +20,22 @@ CLAIMS = {
     "gsm": {"statement": "Accurate.", "kind": "accuracy", "arm": "kv", "dataset": "pocket_gsm8k", "threshold": 95, "level": "stretch"},
     "reach": {"statement": "Reaches.", "kind": "reaches", "arm": "kv", "baselines": ["teacher"]},
 }  # fmt: skip
+ARMS = {
+    "raw": {"seeds": [42]},
+    "sft": {"training": {"steps": 10}},
+    "kv": {"extends": "sft", "kv": {"teachers": ["qwen2"]}},
+    "twin": {"extends": "kv", "kv": {"control": "shuffle_items"}},
+    "teacher": {"model": "qwen2", "seeds": [42]},
+}
 COLUMNS = {
     "items": "arm seed dataset item cluster correct",
-    "cells": "arm dataset mean low high n_items n_seeds sd_seeds status reason tied",
-    "pairs": "arm baseline dataset delta low high p p_holm n_items n_seeds sd_seeds sd_items mdd family",
-    "claims": "claim statement kind level arm baseline twin threshold delta low high p p_holm n verdict why",
+    "cells": "arm dataset mean low high n_items n_seeds sd_seeds status reason tied "
+    "sd_items se interval n_clusters clustered design_effect rank rank_low rank_high",
+    "pairs": "arm baseline dataset delta low high p p_holm n_items n_seeds sd_seeds sd_items mdd family "
+    "se p_items p_tost t_seeds p_seeds cohens_d interval outcome",
+    "matrix": "arm other dataset delta low high p p_holm n_items n_seeds outcome",
+    "claims": "claim statement kind level arm baseline twin threshold delta low high p p_holm n verdict why "
+    "n_seeds mdd twin_delta twin_low twin_high",
 }
 
 
@@ -57,6 +68,7 @@ def test_tables_have_their_columns_and_one_row_per_thing(compared, made):
     }
     assert (tables["pairs"].groupby(["arm", "baseline"])["dataset"].nunique() == 8).all()
     assert (tables["pairs"]["p_holm"] >= tables["pairs"]["p"]).all()
+    assert len(tables["matrix"]) == 5 * 4 * 8 == len(tables["matrix"].drop_duplicates(["arm", "other", "dataset"]))
     assert len(tables["items"]) == sum(SEEDS.values()) * 7 * 60 == result["items"]
     json.dumps(result, allow_nan=False)
 
@@ -144,6 +156,30 @@ def test_study_without_any_scores_is_all_missing(compared):
     result, tables = compared(edit=lambda paths: [])
     assert set(tables["cells"]["status"]) == {"missing"}
     assert result["claims"] == {"undecided": len(CLAIMS)}
+
+
+def test_a_kv_claim_without_a_control_twin_cannot_be_supported(made, tmp_path):
+    world = made.draw_world(np.random.default_rng(3), ACCURACY | {"kv": 0.75}, SEEDS, made.datasets, 60, 0.02)
+    beats = {key: value for key, value in CLAIMS["beats"].items() if key != "twin"}
+    claims = {"none": beats, "no_control": beats | {"twin": "sft2"}, "text": beats | {"arm": "sft", "baseline": "raw"}}
+    study = made.make_study(claims=claims, arms=ARMS | {"sft2": {"extends": "kv"}})
+    world["sft2"] = world["twin"]
+    compare(study, made.write_scores(tmp_path / "s", world), [], tmp_path / "c")
+    table = pd.read_parquet(tmp_path / "c/claims.parquet").set_index("claim")
+    assert table["verdict"].to_dict() == {"none": "undecided", "no_control": "undecided", "text": "supported"}
+    assert "no control twin is named" in table.loc["none", "why"]
+    assert "its twin sft2 is no control arm" in table.loc["no_control", "why"]
+    assert json.loads((tmp_path / "c/study.json").read_text())["claims"]["none"]["arm"] == "kv"
+
+
+def test_matrix_agrees_with_the_pairs_and_is_antisymmetric(compared):
+    _, tables = compared(0.2)
+    matrix = tables["matrix"].set_index(["arm", "other", "dataset"])
+    for row in tables["pairs"].itertuples():
+        one, back = (matrix.loc[(*names, row.dataset)] for names in ((row.arm, row.baseline), (row.baseline, row.arm)))
+        assert (one.delta, back.delta) == pytest.approx((row.delta, -row.delta), abs=1e-12)
+        assert one[["low", "high"]].tolist() == pytest.approx([-back.high, -back.low], abs=1e-12)
+        assert {one.outcome, back.outcome} in ({"win", "loss"}, {"tie"})
 
 
 def test_unfair_training_stops_the_stage(compared, tmp_path):

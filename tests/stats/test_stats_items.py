@@ -89,8 +89,6 @@ def _move_cluster(content):
     ("change", "message"),
     [
         (_duplicate, "raw, seed 42, dataset pocket_bbh: 1 items are there twice: pocket_bbh-0000"),
-        (_drop_last, "have different items.*pocket_bbh-0019"),
-        (_rename_last, "have different items.*another-item"),
         (_move_cluster, "disagree on the cluster of pocket_bbh-0003"),
         (lambda s: s.update(n=19), "n is 19"),
         (lambda s: s["items"]["correct"].__setitem__(2, 1.5), "0..1.*pocket_bbh-0002"),
@@ -107,3 +105,28 @@ def test_contradictions_are_refused_by_name(scores, change, message):
     edit(at(scores, "raw", 42, "pocket_bbh"), change)
     with pytest.raises(ScoresError, match=message):
         read(scores)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_drop_last, "different items: lacks 1 (pocket_bbh-0019)"),
+        (_rename_last, "different items: lacks 1 (pocket_bbh-0019), has 1 that others lack (another-item)"),
+    ],
+)
+def test_a_run_with_other_items_is_named_and_excluded(scores, change, reason):
+    edit(at(scores, "raw", 42, "pocket_bbh"), change)
+    answers = read(scores)
+    assert answers.reasons == {("raw", 42, "pocket_bbh"): reason}
+    assert answers.missing("raw", MACRO) == f"pocket_bbh, seed 42: {reason}"
+    assert answers.missing("sft", MACRO) is None
+    assert answers.matrix("sft", "pocket_bbh").shape == (2, 20)
+    assert "raw" not in set(answers.items.query("dataset == 'pocket_bbh'")["arm"])
+
+
+def test_when_no_item_set_leads_the_dataset_is_missing_for_all(scores):
+    paths = [path for path in scores if path.parts[-3:-1] != ("sft", "seed43")]
+    edit(at(paths, "raw", 42, "pocket_bbh"), _rename_last)
+    answers = read(paths)
+    assert "pocket_bbh" not in set(answers.items["dataset"])
+    assert all("different items" in answers.reasons[arm, 42, "pocket_bbh"] for arm in ("raw", "sft"))

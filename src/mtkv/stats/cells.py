@@ -1,21 +1,27 @@
 """The table of accuracies: one cell per arm and dataset, and one for the macro average, with its interval.
 
-In: `Answers`. Out: the rows of cells.parquet. One seed of right-or-wrong answers has Wilson's interval; several seeds, or
-the macro average, the two-level interval of `intervals`. The *tied set* of a column are the arms whose difference from the
-best one has an interval that covers 0: a table has winners only where it can tell them apart.
+In: `Answers`. Out: the rows of cells.parquet. One seed of right-or-wrong answers has Wilson's interval (with clusters: of the
+effective number of items); anything else that of `intervals`. `tied`, `rank`, `rank_low` and `rank_high` are those of `ranks`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
+from mtkv.stats.answers import MACRO, Answers
 from mtkv.stats.intervals import Estimate, estimate, wilson
-from mtkv.stats.items import MACRO, Answers
+from mtkv.stats.ranks import Duels, Place, duels, places, tied_set
 from mtkv.stats.resampling import Resamples
+from mtkv.stats.variance import spread
 
+__all__ = ["COLUMNS", "cell", "cells_table", "effective_items", "is_binary", "tied_set"]
 COLUMNS = ["arm", "dataset", "mean", "low", "high", "n_items", "n_seeds", "sd_seeds", "status", "reason", "tied"]
+COLUMNS += ["sd_items", "se", "interval", "n_clusters", "clustered", "design_effect", "rank", "rank_low", "rank_high"]
+NUMBERS = ["mean", "low", "high", "sd_seeds", "sd_items", "se", "design_effect"]
 
 
 def cell(answers: Answers, resamples: Resamples, arm: str, column: str, confidence: float) -> Estimate | str:
@@ -23,15 +29,27 @@ def cell(answers: Answers, resamples: Resamples, arm: str, column: str, confiden
     if gap := answers.missing(arm, column):
         return gap
     found = estimate(answers, resamples, arm, column, confidence)
-    if column == MACRO:
-        return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
-    matrix = answers.matrix(arm, column)
-    # Answers that are all right, or all wrong, show no variation to resample; that is no certainty.
-    if (is_binary(answers, arm, column) and found.n_seeds == 1) or matrix.min() == matrix.max():
-        low, high = wilson(found.value * found.n_items, found.n_items, confidence)
-    else:
-        low, high = max(found.low, 0.0), min(found.high, 1.0)
-    return replace(found, low=low, high=high)
+    low, high, method = max(found.low, 0.0), min(found.high, 1.0), found.method
+    if column != MACRO:
+        matrix = answers.matrix(arm, column)
+        # Answers that are all right, or all wrong, show no variation to resample; that is no certainty.
+        if (is_binary(answers, arm, column) and found.n_seeds == 1) or matrix.min() == matrix.max():
+            items = effective_items(answers, found, column, confidence)
+            low, high = wilson(found.value * items, items, confidence)
+            method = "wilson" if answers.groups(column) is None else "wilson, clusters"
+    return replace(found, low=low, high=high, method=method)
+
+
+def effective_items(answers: Answers, found: Estimate, dataset: str, confidence: float) -> float:
+    """How many independent items would say as much as the dataset's, which may come in clusters; at most their number.
+
+    p(1 − p)/se², made smaller by (z/t)² for the few clusters that se is estimated from (Korn & Graubard 1998).
+    """
+    if answers.groups(dataset) is None or found.se == 0:
+        return float(found.n_items)
+    tail = (1 + confidence) / 2
+    few = (stats.norm.ppf(tail) / stats.t.ppf(tail, answers.n_clusters(dataset) - 1)) ** 2
+    return min(float(found.n_items), found.value * (1 - found.value) / found.se**2 * few)
 
 
 def is_binary(answers: Answers, arm: str, dataset: str) -> bool:
@@ -39,58 +57,54 @@ def is_binary(answers: Answers, arm: str, dataset: str) -> bool:
     return bool(np.isin(answers.matrix(arm, dataset), (0.0, 1.0)).all())
 
 
-def cells_table(answers: Answers, resamples: Resamples, confidence: float, contenders: Sequence[str]) -> pd.DataFrame:
-    """cells.parquet. Only `contenders` are candidates for the best arm and its tied set."""
+def design_effect(answers: Answers, arm: str, column: str) -> float:
+    """Variance of the mean over items when clusters count as wholes, over that of independent items; NaN without clusters.
+
+    Computed from the clusters as they are, also where they are too few for the interval to respect them.
+    """
+    if not any(answers.n_clusters(dataset) > 1 for dataset in answers.strata(column)):
+        return float("nan")
+    naive = whole = 0.0
+    for dataset in answers.strata(column):
+        shares = answers.matrix(arm, dataset).mean(axis=0)
+        groups = answers.clusters[dataset] if answers.n_clusters(dataset) > 1 else None
+        naive += spread(shares) / shares.size
+        whole += spread(shares, groups) / shares.size
+    return whole / naive if naive else float("nan")
+
+
+def cells_table(
+    answers: Answers,
+    resamples: Resamples,
+    confidence: float,
+    contenders: Sequence[str],
+    fought: Mapping[str, Duels] | None = None,
+) -> pd.DataFrame:
+    """cells.parquet. Only `contenders` are candidates for the best arm, its tied set, and have ranks.
+
+    `fought` are the `duels` of each column, where they are known already.
+    """
     rows = []
     for column in answers.columns:
         cells = {arm: cell(answers, resamples, arm, column, confidence) for arm in answers.seeds}
-        tied = tied_set(answers, resamples, column, confidence, contenders)
-        rows += [_row(answers, arm, column, found, arm in tied) for arm, found in cells.items()]
+        known = fought[column] if fought else duels(answers, resamples, column, confidence, contenders)
+        ranked = places(answers, column, known, confidence, contenders)
+        rows += [_row(answers, arm, column, found, ranked.get(arm, Place())) for arm, found in cells.items()]
     order = {arm: i for i, arm in enumerate(answers.seeds)}
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(
         "arm", key=lambda arms: arms.map(order), kind="stable", ignore_index=True
     )
 
 
-def tied_set(
-    answers: Answers, resamples: Resamples, column: str, confidence: float, contenders: Sequence[str]
-) -> set[str]:
-    """The best contender of a column and those whose difference from it has an interval that covers 0."""
-    means = {
-        arm: np.mean([answers.matrix(arm, dataset).mean() for dataset in answers.strata(column)])
-        for arm in contenders
-        if answers.missing(arm, column) is None
-    }
-    if not means:
-        return set()
-    best = max(means, key=means.__getitem__)
-    rivals = {arm: estimate(answers, resamples, arm, column, confidence, best) for arm in means if arm != best}
-    return {best} | {arm for arm, found in rivals.items() if found.low <= 0 <= found.high}
-
-
-def _row(answers: Answers, arm: str, column: str, found: Estimate | str, tied: bool) -> dict[str, object]:
+def _row(answers: Answers, arm: str, column: str, found: Estimate | str, place: Place) -> dict[str, Any]:
+    strata = answers.strata(column)
+    row = {"arm": arm, "dataset": column, "tied": place.tied, "n_clusters": sum(map(answers.n_clusters, strata))}
+    row |= {"rank": place.rank, "rank_low": place.low, "rank_high": place.high}
+    row["clustered"] = any(answers.groups(dataset) is not None for dataset in strata)
     if isinstance(found, str):
-        numbers = dict.fromkeys(("mean", "low", "high", "sd_seeds"), float("nan"))
-        return {
-            "arm": arm,
-            "dataset": column,
-            **numbers,
-            "n_items": 0,
-            "n_seeds": 0,
-            "status": "missing",
-            "reason": found,
-            "tied": False,
-        }
-    return {
-        "arm": arm,
-        "dataset": column,
-        "mean": found.value,
-        "low": found.low,
-        "high": found.high,
-        "n_items": found.n_items,
-        "n_seeds": found.n_seeds,
-        "sd_seeds": found.sd_seeds,
-        "status": "ok",
-        "reason": None,
-        "tied": tied,
-    }
+        row |= dict.fromkeys(NUMBERS, float("nan")) | {"n_items": 0, "n_seeds": 0, "interval": None}
+        return row | {"status": "missing", "reason": found}
+    row |= {name: getattr(found, name) for name in ("low", "high", "n_items", "n_seeds", "sd_seeds", "sd_items")}
+    row["se"] = found.safe.se
+    row |= {"mean": found.value, "interval": found.method, "design_effect": design_effect(answers, arm, column)}
+    return row | {"status": "ok", "reason": None}

@@ -1,7 +1,7 @@
 """The stage `compare`: from item-level scores to cells, paired differences, verdicts on the claims and the study's grade.
 
-In: the scores files of every run and the cards of the training jobs. Out: items, cells, pairs and claims as parquet files,
-and the facts of the stage's card. Needs no model, no torch and no network.
+In: the scores files of every run and the cards of the training jobs. Out: items, cells, pairs, matrix and claims as parquet
+files, the study's config beside them (for `diff`), and the facts of the stage's card. Needs no model, no torch, no network.
 """
 
 from collections import Counter
@@ -9,34 +9,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtkv.provenance.files import read_json, write_parquet
+from mtkv.provenance.files import read_json, write_json, write_parquet
 from mtkv.stats.cells import cells_table
 from mtkv.stats.claims import claims_table, grade
 from mtkv.stats.fairness import check_fairness
 from mtkv.stats.items import read_scores
 from mtkv.stats.pairs import families, pairs_table
+from mtkv.stats.ranks import duels, matrix_rows, matrix_table
 from mtkv.stats.resampling import Resamples
 
 if TYPE_CHECKING:
     from mtkv.config.study import Study
 
 
+TABLES = ("items", "cells", "pairs", "matrix", "claims")
+
+
 def compare(study: "Study", scores: Sequence[Path], train_cards: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """Write folder/{items,cells,pairs,claims}.parquet; return grade, verdicts, what is missing and the arms' compute.
+    """Write the `TABLES` and study.json to `folder`; return grade, verdicts, what is missing and the arms' compute.
 
     The order of `scores` and of the items in them does not matter. Raises ScoresError and UnfairComparison.
     """
     settings = study.comparison
+    confidence, margin = settings.confidence, settings.equivalence_margin / 100
     compute = check_fairness([read_json(path) for path in train_cards], settings.tolerance)
     seeds = {arm: study.seeds_of(arm) for arm in study.arms}
-    answers = read_scores(scores, study.study, seeds, study.datasets)
+    answers = read_scores(scores, study.study, seeds, study.datasets, settings.min_clusters)
     resamples = Resamples(answers, settings.resamples, settings.seed)
+    fought = {column: duels(answers, resamples, column, confidence, list(study.arms)) for column in answers.columns}
     tables = {
         "items": answers.items,
-        "cells": cells_table(answers, resamples, settings.confidence, contenders(study)),
-        "pairs": pairs_table(answers, resamples, families(study), settings.confidence),
-        "claims": claims_table(answers, resamples, study.claims, settings.confidence),
+        "cells": cells_table(answers, resamples, confidence, contenders(study), fought),
+        "pairs": pairs_table(answers, resamples, families(study), confidence, margin),
+        "matrix": matrix_table([row for name, one in fought.items() for row in matrix_rows(name, one, confidence)]),
+        "claims": claims_table(answers, resamples, study.claims, confidence, margin, without_twin(study)),
     }
+    write_json(folder / "study.json", study.model_dump(mode="json"))
     for name, table in tables.items():
         write_parquet(folder / f"{name}.parquet", table)
     return {
@@ -54,3 +62,22 @@ def contenders(study: "Study") -> list[str]:
     """Arms that can be the best of a column: the students. A teacher's own scores are a reference, not a rival."""
     students = [name for name, arm in study.arms.items() if arm.model == "student"]
     return students or list(study.arms)
+
+
+def without_twin(study: "Study") -> dict[str, str]:
+    """Claims that KV helps (an arm with teachers' KV beats one without) and name no control arm as their twin.
+
+    A KV loss can help merely by regularising, so without a control twin to beat such a claim cannot be supported.
+    """
+    found = {}
+    for name, claim in study.claims.items():
+        if claim.kind != "difference" or study.arms[claim.arm].kv is None:
+            continue
+        if (other := study.arms[claim.baseline]).model != "student" or other.training is None or other.kv is not None:
+            continue
+        twin = study.arms[claim.twin].kv if claim.twin else None
+        if claim.twin is None:
+            found[name] = "no control twin is named that it would have to beat as well"
+        elif twin is None or twin.control == "none":
+            found[name] = f"its twin {claim.twin} is no control arm"
+    return found

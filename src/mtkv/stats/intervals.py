@@ -3,22 +3,30 @@
 In: correctness [seeds, items] per dataset, every seed having answered the same items (a crossed design; mean squares as in
 a two-way table without replication). The error of a mean is drawn on two levels, whose variances add up to its own:
 - seeds: s²(seed means) / seeds. Three seeds can be resampled in ten ways only, with 2/3 of the variance, so this level is
-  drawn from the t distribution of their mean instead. It holds what the seeds do to all items and what they do to each.
-- items: (s²(item means) − MS_residual / seeds) / items, by the bootstrap of items, all seeds together, shrunk to that
-  variance: what a seed does to single items is already in the first level.
-One seed has no first level: the interval speaks of that one trained model, not of how another seed would have come out.
+  drawn from the t distribution of their mean instead. It holds what the seeds do to all items and what they do to each; the
+  latter is also known from the residual mean square, below which seeds that agree by accident are not believed (`seed_level`).
+- items: what `variance` leaves between items after the seeds' share, by the bootstrap of items, all seeds together, shrunk
+  to that variance; between whole clusters where items come in clusters, then from t with one degree less than clusters.
+One seed has no first level: the interval speaks of that one trained model, not of how another seed would have come out; it
+is bias-corrected and accelerated (BCa, Efron 1987), stratified by dataset. Others are percentiles of the two-level draws.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import ndtr, ndtri
 from statsmodels.stats.proportion import proportion_confint
 
-from mtkv.stats.items import Answers
+from mtkv.stats.answers import Answers, Codes
 from mtkv.stats.resampling import Resamples
+from mtkv.stats.variance import item_variance, residual_spread, sample_variance, satterthwaite, spread
 
 Matrix = NDArray[np.float64]
+__all__ = ["Estimate", "estimate", "item_variance", "satterthwaite", "seed_sources", "wilson"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,9 @@ class Estimate:
     """A mean, or a difference of means, over one dataset or stratified over several with equal weights.
 
     All in 0..1. `draws` [resamples] is the two-level distribution that low and high are percentiles of; `se` and `df`
-    are its closed-form standard error and Satterthwaite degrees of freedom. `sd_seeds` is NaN for one seed.
+    are its closed-form standard error and Satterthwaite degrees of freedom; `se_items` is that of the items alone, as if
+    seeds averaged to one model. `sd_seeds` is NaN for one seed. `method` is how low and high were found; `seed_means` are the
+    means by seed, of each source of `seed_sources`.
     """
 
     value: float
@@ -39,9 +49,17 @@ class Estimate:
     sd_seeds: float
     sd_items: float
     draws: NDArray[np.float64]
+    method: str = "two-level"
+    seed_means: tuple[NDArray[np.float64], ...] = ()
+    se_items: float = 0.0
+
+    @property
+    def safe(self) -> Self:
+        """The same with the larger of both standard errors: seeds that agree by accident lend no precision."""
+        return replace(self, se=max(self.se, self.se_items))
 
 
-def wilson(correct: float, n: int, confidence: float) -> tuple[float, float]:
+def wilson(correct: float, n: float, confidence: float) -> tuple[float, float]:
     """Wilson's score interval of `correct` right answers out of `n`."""
     low, high = proportion_confint(correct, n, alpha=1 - confidence, method="wilson")
     return float(low), float(high)
@@ -53,49 +71,89 @@ def estimate(
     """The accuracy of `arm` in a column (a dataset or "macro"), or its difference from `baseline`. None may be missing."""
     strata = answers.strata(column)
     sides = [arm] if baseline is None else [arm, baseline]
-    sources = [source for source in _seed_sources(answers, sides, strata) if source[0].shape[0] > 1]
+    sources = [source for source in seed_sources(answers, sides, strata) if source[0].shape[0] > 1]
+    groups = [answers.groups(dataset) for dataset in strata]
+    seed_means = [_seed_means(source) for source in sources]
     draws, variances, degrees = np.zeros(resamples.resamples), [], []
-    for index, source in enumerate(sources):
-        seeds = source[0].shape[0]
-        variances.append(_variance(_seed_means(source)) / seeds)
-        degrees.append(seeds - 1)
-        draws += np.sqrt(variances[-1]) * resamples.seed_draws(seeds, index)
+    for side, (means, source) in enumerate(zip(seed_means, sources, strict=True)):
+        variance, df = seed_level(means, source, groups, confidence)
+        variances.append(variance)
+        degrees.append(df)
+        draws += np.sqrt(variance) * resamples.seed_draws(df, side)
     per_item = [_difference([answers.matrix(side, dataset).mean(axis=0) for side in sides]) for dataset in strata]
     for index, (dataset, shares) in enumerate(zip(strata, per_item, strict=True)):
-        own = item_variance(shares, [source[index] for source in sources])
+        own = item_variance(shares, [source[index] for source in sources], groups[index])
         variances.append(own / shares.size / len(strata) ** 2)
-        degrees.append(max(shares.size - 1, 1))
-        shrink = np.sqrt(own / _variance(shares)) if own else 0.0
-        resampled = _difference([resamples.means[dataset][side] for side in sides])
-        draws += (shares.mean() + shrink * (resampled - shares.mean())) / len(strata)
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+        if groups[index] is None:
+            degrees.append(max(shares.size - 1, 1))
+            shrink = np.sqrt(own / spread(shares)) if own else 0.0
+            error = shrink * (_difference([resamples.means[dataset][side] for side in sides]) - shares.mean())
+        else:
+            degrees.append(answers.n_clusters(dataset) - 1)
+            error = np.sqrt(own / shares.size) * resamples.cluster_draws(answers.n_clusters(dataset), dataset)
+        draws += (shares.mean() + error) / len(strata)
+    naive = sum(spread(x, codes) / x.size for x, codes in zip(per_item, groups, strict=True)) / len(strata) ** 2
+    value = float(np.mean([shares.mean() for shares in per_item]))
+    clustered = any(codes is not None for codes in groups)
+    tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
+    if not sources and not clustered:
+        tails = bca_tails(draws, value, per_item, tails)
+    low, high = np.quantile(draws, tails)
     return Estimate(
-        value=float(np.mean([shares.mean() for shares in per_item])),
+        value=value,
         low=float(low),
         high=float(high),
         se=float(np.sqrt(sum(variances))),
         df=satterthwaite(variances, degrees),
         n_items=sum(shares.size for shares in per_item),
         n_seeds=max(len(answers.seeds[side]) for side in sides),
-        sd_seeds=float(np.sqrt(sum(_variance(_seed_means(source)) for source in sources))) if sources else float("nan"),
-        sd_items=float(np.sqrt(np.mean([_variance(shares) for shares in per_item]))),
+        sd_seeds=float(np.sqrt(sum(sample_variance(means) for means in seed_means))) if sources else float("nan"),
+        sd_items=float(np.sqrt(np.mean([sample_variance(shares) for shares in per_item]))),
         draws=draws,
+        method="two-level" if sources else "clusters" if clustered else "bca",
+        seed_means=tuple(seed_means),
+        se_items=float(np.sqrt(naive)),
     )
 
 
-def item_variance(shares: NDArray[np.float64], sources: list[Matrix]) -> float:
-    """Variance [1] between items of `shares` [items], less what the few `sources` [seeds, items] they average make of it."""
-    noise = sum(_residual_variance(source) / source.shape[0] for source in sources)
-    return max(0.0, _variance(shares) - noise)
+def seed_level(means: Matrix, source: list[Matrix], groups: list[Codes | None], confidence: float) -> tuple[float, int]:
+    """Variance of the mean of the seeds' `means` [seeds], and its degrees of freedom.
+
+    Three seeds may agree by accident, to the last item even; but each seed's mean varies at least by what a seed does to
+    single items, which many items tell. Where half of that alone makes the wider interval, it is what counts. (All of it
+    would cover 98 % for 95 %, nothing of it would call a difference certain because three means coincide.)
+    """
+    seeds = means.size
+    least = (
+        sum(residual_spread(matrix, codes) / matrix.shape[1] for matrix, codes in zip(source, groups, strict=True))
+        / len(source) ** 2
+    )
+    units = sum(
+        (matrix.shape[1] if codes is None else codes.max() + 1) - 1
+        for matrix, codes in zip(source, groups, strict=True)
+    )
+    options = [(sample_variance(means) / seeds, seeds - 1), (least / seeds / 4, max((seeds - 1) * int(units), 1))]
+    return max(options, key=lambda one: one[0] * _critical(one[1], confidence) ** 2)
 
 
-def satterthwaite(variances: list[float], degrees: list[int]) -> float:
-    """Degrees of freedom of a sum of independent variance estimates; infinite when all are zero."""
-    total = sum(variances)
-    return total**2 / sum(v**2 / df for v, df in zip(variances, degrees, strict=True)) if total > 0 else float("inf")
+@lru_cache(maxsize=4096)
+def _critical(df: int, confidence: float) -> float:
+    return float(stats.t.ppf((1 + confidence) / 2, df))
 
 
-def _seed_sources(answers: Answers, sides: list[str], strata: list[str]) -> list[list[Matrix]]:
+def bca_tails(draws: Matrix, value: float, per_item: list[Matrix], tails: Matrix) -> Matrix:
+    """The probabilities at which BCa reads the bootstrap distribution instead of at `tails`."""
+    # Each item's influence on the mean of the datasets' means; their skewness is the acceleration (Efron 1987, eq. 7.3).
+    influence = np.concatenate([(shares - shares.mean()) / (shares.size * len(per_item)) for shares in per_item])
+    if not influence.any():
+        return tails
+    acceleration = (influence**3).sum() / (6 * (influence**2).sum() ** 1.5)
+    bias = ndtri(np.clip(((draws < value - 1e-12).mean() + (draws <= value + 1e-12).mean()) / 2, 1e-6, 1 - 1e-6))
+    normal = bias + ndtri(tails)
+    return np.asarray(ndtr(bias + normal / (1 - acceleration * normal)))
+
+
+def seed_sources(answers: Answers, sides: list[str], strata: list[str]) -> list[list[Matrix]]:
     """What varies by seed, as one list of [seeds, items] per independent source.
 
     Two arms with the same seeds give one source, their difference seed by seed. An arm with one seed is repeated for each
@@ -117,14 +175,3 @@ def _difference(sides: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 def _seed_means(strata: list[Matrix]) -> NDArray[np.float64]:
     return np.mean([matrix.mean(axis=1) for matrix in strata], axis=0)
-
-
-def _residual_variance(matrix: Matrix) -> float:
-    """Mean square of what neither the seed nor the item explains."""
-    seeds, items = matrix.shape
-    residual = matrix - matrix.mean(axis=1, keepdims=True) - matrix.mean(axis=0, keepdims=True) + matrix.mean()
-    return float((residual**2).sum() / ((seeds - 1) * max(items - 1, 1)))
-
-
-def _variance(values: NDArray[np.float64]) -> float:
-    return float(values.var(ddof=1)) if values.size > 1 else 0.0

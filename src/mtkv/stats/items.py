@@ -1,10 +1,12 @@
 """Reads the scores of a study into one table of items, and into one matrix per arm and dataset.
 
-In: `scores/<arm>/seed<seed>/<dataset>.json`. Out: `Answers`. Scores that contradict each other (an item twice, two arms
-that answered different items) are refused with a `ScoresError`; a run that failed or is not there makes its cell, and the
-macro average over the datasets, *missing* with a reason. Nothing is ever averaged over what happens to be left.
+In: `scores/<arm>/seed<seed>/<dataset>.json`. Out: `Answers`. A file that contradicts itself or the study (an item twice, a
+run the study does not have) is refused with a `ScoresError`. A run that failed, that is not there, or that answered other
+items than the rest makes its cell, and the macro average over the datasets, *missing* with a reason. Nothing is ever
+averaged over what happens to be left.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,75 +17,63 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mtkv.provenance.files import read_json
+from mtkv.stats.answers import MACRO, MIN_CLUSTERS, Answers, Run
 
-MACRO = "macro"
 COLUMNS = ["arm", "seed", "dataset", "item", "cluster", "correct"]
-Run = tuple[str, int, str]
+__all__ = ["COLUMNS", "MACRO", "Answers", "ScoresError", "read_scores"]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The answers of one run to one dataset, sorted by item."""
+
+    items: list[str]
+    clusters: list[str]
+    correct: NDArray[np.float64]
 
 
 class ScoresError(ValueError):
     """Scores that no honest comparison can be made of. The message names the files' arm, seed and dataset."""
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Who answered what. All runs of a dataset have the same items, in the same (sorted) order.
-
-    `items` is the long table (columns `COLUMNS`), `correct` maps (arm, seed, dataset) to shares [items], `reasons` maps the
-    runs that are missing to why.
-    """
-
-    items: pd.DataFrame
-    seeds: dict[str, list[int]]
-    datasets: list[str]
-    correct: dict[Run, NDArray[np.float64]]
-    reasons: dict[Run, str]
-
-    @property
-    def columns(self) -> list[str]:
-        """The datasets, then "macro"."""
-        return [*self.datasets, MACRO]
-
-    def strata(self, column: str) -> list[str]:
-        """The datasets that a column averages: all of them for "macro", else itself."""
-        return self.datasets if column == MACRO else [column]
-
-    def matrix(self, arm: str, dataset: str) -> NDArray[np.float64]:
-        """Correctness [seeds, items] of an arm on a dataset that is not missing."""
-        return np.stack([self.correct[arm, seed, dataset] for seed in self.seeds[arm]])
-
-    def missing(self, arm: str, column: str) -> str | None:
-        """Why an arm has no number in a column, or None when it has one."""
-        runs = [(arm, seed, dataset) for dataset in self.strata(column) for seed in self.seeds[arm]]
-        gaps = [f"{run[2]}, seed {run[1]}: {self.reasons[run]}" for run in runs if run in self.reasons]
-        return "; ".join(gaps) if gaps else None
-
-
 def read_scores(
-    paths: Iterable[Path], study: str, seeds: Mapping[str, Sequence[int]], datasets: Sequence[str]
+    paths: Iterable[Path],
+    study: str,
+    seeds: Mapping[str, Sequence[int]],
+    datasets: Sequence[str],
+    min_clusters: int = MIN_CLUSTERS,
 ) -> Answers:
     """Read and check every scores file. `seeds` are the seeds each arm is to have. Raises ScoresError."""
     expected = {(arm, seed, dataset) for arm in seeds for seed in seeds[arm] for dataset in datasets}
-    frames: dict[Run, pd.DataFrame] = {}
+    sheets: dict[Run, Sheet] = {}
     reasons: dict[Run, str] = {}
     for path in paths:
         scores = read_json(path)
         run = _run(scores, path)
         if scores["study"] != study or run not in expected:
             raise ScoresError(f"{path}: study {scores['study']!r}, {_label(run)} is not a run of study {study!r}")
-        if run in frames or run in reasons:
+        if run in sheets or run in reasons:
             raise ScoresError(f"{path}: {_label(run)} is there twice")
         if scores["status"] == "failed":
             reasons[run] = f"failed: {scores['reason'] or 'no reason given'}"
         else:
-            frames[run] = _items(scores, run)
-    reasons |= dict.fromkeys(expected - frames.keys() - reasons.keys(), "no scores file")
-    _check_same_items(frames)
-    order = [run for run in _in_order(seeds, datasets) if run in frames]
-    parts = [frames[run].assign(arm=run[0], seed=run[1], dataset=run[2])[COLUMNS] for run in order]
-    table = pd.concat(parts, ignore_index=True) if parts else _empty_table()
-    correct = {run: frames[run]["correct"].to_numpy() for run in order}
-    return Answers(table, {arm: sorted(own) for arm, own in seeds.items()}, list(datasets), correct, reasons)
+            sheets[run] = _sheet(scores, run)
+    reasons |= dict.fromkeys(expected - sheets.keys() - reasons.keys(), "no scores file")
+    reasons |= (others := _with_other_items(sheets))
+    _check_clusters({run: sheet for run, sheet in sheets.items() if run not in others})
+    order = [run for run in _in_order(seeds, datasets) if run in sheets and run not in others]
+    return Answers(
+        items=_table([(run, sheets[run]) for run in order]),
+        seeds={arm: sorted(own) for arm, own in seeds.items()},
+        datasets=list(datasets),
+        correct={run: sheets[run].correct for run in order},
+        reasons=reasons,
+        clusters={
+            run[2]: np.unique(sheets[run].clusters, return_inverse=True)[1]
+            for run in {run[2]: run for run in order}.values()
+        },
+        min_clusters=min_clusters,
+    )
 
 
 def _run(scores: Any, path: Path) -> Run:
@@ -96,36 +86,59 @@ def _run(scores: Any, path: Path) -> Run:
     return scores["arm"], scores["seed"], scores["dataset"]
 
 
-def _items(scores: dict[str, Any], run: Run) -> pd.DataFrame:
+def _sheet(scores: dict[str, Any], run: Run) -> Sheet:
     """The checked items of one run, sorted by id."""
     lists = scores["items"]
     lengths = {len(lists[key]) for key in ("id", "cluster", "correct")}
     if lengths != {scores["n"]} or not scores["n"]:
         raise ScoresError(f"{_label(run)}: n is {scores['n']}, but the lists of items have {sorted(lengths)} entries")
-    frame = pd.DataFrame({"item": lists["id"], "cluster": lists["cluster"], "correct": lists["correct"]})
-    frame = frame.astype({"item": str, "cluster": str, "correct": float})
-    twice = frame["item"][frame["item"].duplicated()].unique()
-    if len(twice):
+    ids = [str(item) for item in lists["id"]]
+    twice = [item for item, count in Counter(ids).items() if count > 1]
+    if twice:
         raise ScoresError(f"{_label(run)}: {len(twice)} items are there twice: {_some(twice)}")
-    outside = frame[~frame["correct"].between(0.0, 1.0)]
-    if len(outside):
-        raise ScoresError(f"{_label(run)}: correct must lie in 0..1; it does not for {_some(outside['item'])}")
-    return frame.sort_values("item", ignore_index=True)
+    correct = np.array(lists["correct"], dtype=float)
+    outside = np.flatnonzero(~((correct >= 0) & (correct <= 1)))
+    if outside.size:
+        raise ScoresError(
+            f"{_label(run)}: correct must lie in 0..1; it does not for {_some(ids[place] for place in outside)}"
+        )
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    clusters = [str(lists["cluster"][place]) for place in order]
+    return Sheet([ids[place] for place in order], clusters, correct[order])
 
 
-def _check_same_items(frames: Mapping[Run, pd.DataFrame]) -> None:
-    """Every run of a dataset must have the same items in the same clusters. Raises ScoresError."""
+def _with_other_items(sheets: Mapping[Run, Sheet]) -> dict[Run, str]:
+    """The runs whose items are not those that most runs of their dataset have, and why; all of them where no set leads."""
+    sets = {run: frozenset(sheet.items) for run, sheet in sheets.items()}
+    found: dict[Run, str] = {}
+    for dataset in {run[2] for run in sheets}:
+        runs = sorted(run for run in sheets if run[2] == dataset)
+        ranked = Counter(sets[run] for run in runs).most_common(2)
+        if len(ranked) == 1:
+            continue
+        common = ranked[0][0]
+        leads = ranked[0][1] > ranked[1][1]
+        every = frozenset.union(*(sets[run] for run in runs))
+        for run in runs:
+            lacks, more = (common if leads else every) - sets[run], sets[run] - common
+            words = [f"lacks {len(lacks)} ({_some(lacks)})"] if lacks else []
+            words += [f"has {len(more)} that others lack ({_some(more)})"] if more and leads else []
+            if sets[run] != common or not leads:
+                found[run] = "different items: " + (
+                    ", ".join(words) or "the other runs of this dataset lack some of its items"
+                )
+    return found
+
+
+def _check_clusters(sheets: Mapping[Run, Sheet]) -> None:
+    """Every run of a dataset must have its items in the same clusters. Raises ScoresError."""
     first: dict[str, Run] = {}
-    for run in sorted(frames):
+    for run in sorted(sheets):
         other = first.setdefault(run[2], run)
-        ours, theirs = (set(frames[one]["item"]) for one in (run, other))
-        if ours != theirs:
-            raise ScoresError(
-                f"{_label(run)} and {_label(other)} have different items: {len(ours - theirs)} only in the first "
-                f"({_some(ours - theirs)}), {len(theirs - ours)} only in the second ({_some(theirs - ours)})"
-            )
-        moved = frames[run]["item"][frames[run]["cluster"] != frames[other]["cluster"]]
-        if len(moved):
+        ours, theirs = sheets[run], sheets[other]
+        if ours.clusters != theirs.clusters:
+            places = zip(ours.items, ours.clusters, theirs.clusters, strict=True)
+            moved = [item for item, one, two in places if one != two]
             raise ScoresError(f"{_label(run)} and {_label(other)} disagree on the cluster of {_some(moved)}")
 
 
@@ -133,9 +146,17 @@ def _in_order(seeds: Mapping[str, Sequence[int]], datasets: Sequence[str]) -> li
     return [(arm, seed, dataset) for arm in seeds for seed in sorted(seeds[arm]) for dataset in datasets]
 
 
-def _empty_table() -> pd.DataFrame:
-    kinds = {"seed": int, "correct": float}
-    return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, str)) for name in COLUMNS})
+def _table(sheets: Sequence[tuple[Run, Sheet]]) -> pd.DataFrame:
+    """items.parquet: the sheets below each other."""
+    lengths = [len(sheet.items) for _, sheet in sheets]
+    columns: dict[str, Any] = {
+        name: np.repeat(np.array([run[i] for run, _ in sheets], dtype=kind), lengths)
+        for i, (name, kind) in enumerate((("arm", object), ("seed", int), ("dataset", object)))
+    }
+    columns["item"] = [item for _, sheet in sheets for item in sheet.items]
+    columns["cluster"] = [cluster for _, sheet in sheets for cluster in sheet.clusters]
+    columns["correct"] = np.concatenate([sheet.correct for _, sheet in sheets]) if sheets else []
+    return pd.DataFrame(columns, columns=COLUMNS).astype(dict.fromkeys(("arm", "dataset", "item", "cluster"), str))
 
 
 def _label(run: Run) -> str:

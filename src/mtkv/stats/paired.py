@@ -2,23 +2,25 @@
 
 In: two arms of `Answers` and a threshold (0: are they different?). Out: a `Difference`. Its p value is two-sided and asks
 about items (exact McNemar test when both arms have one seed; otherwise random flips of the signs of the per-item mean
-differences, stratified by dataset) *and*, where there are several seeds, about seeds: the two-level distribution of
-`intervals` must be beyond the threshold too, and the larger of the two p values counts. With three seeds that second p has
-two degrees of freedom: it is 0.01 at ten standard errors of the seed means. Small p values need more seeds, not more items.
+differences, stratified by dataset, all items of a cluster at once) *and*, where there are several seeds, about seeds: the
+two-level distribution of `intervals` must be beyond the threshold too, and the larger of the two p values counts. With
+three seeds that second p has two degrees of freedom: it is 0.01 at ten standard errors of the seed means. Small p values
+need more seeds, not more items.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
+from mtkv.stats.answers import MACRO, Answers
 from mtkv.stats.intervals import Estimate, estimate
-from mtkv.stats.items import MACRO, Answers
+from mtkv.stats.multiplicity import holm
+from mtkv.stats.power import smallest_detectable, widening
 from mtkv.stats.resampling import Resamples
 
-POWER = 0.8
+__all__ = ["Difference", "difference", "exact_mcnemar", "holm", "smallest_detectable", "two_level_p"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def difference(
     found = estimate(answers, resamples, arm, column, confidence, baseline)
     p_items = _items_p(answers, resamples, arm, baseline, column, threshold)
     p = max(p_items, two_level_p(found, threshold)) if found.n_seeds > 1 else p_items
-    return Difference(found, p_items, p, smallest_detectable(found, confidence))
+    mdd = smallest_detectable(found.safe, confidence) * widening(found.safe, confidence)
+    return Difference(found, p_items, p, mdd)
 
 
 def two_level_p(found: Estimate, threshold: float) -> float:
@@ -56,33 +59,16 @@ def two_level_p(found: Estimate, threshold: float) -> float:
     return min(1.0, 2.0 * float(tail + 1) / (found.draws.size + 1))
 
 
-def smallest_detectable(found: Estimate, confidence: float) -> float:
-    """(t₁₋α⸝₂ + t_power)·se: the true difference that a study like this finds 80 % of the time. NaN without variation."""
-    if found.se == 0:
-        return float("nan")
-    quantiles = stats.t.ppf([(1 + confidence) / 2, POWER], found.df)
-    return float(quantiles.sum() * found.se)
-
-
 def exact_mcnemar(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
     """Exact McNemar p value of two 0/1 vectors over the same items."""
     table = [[((ours == i) & (theirs == j)).sum() for j in (1, 0)] for i in (1, 0)]
     return float(mcnemar(table, exact=True).pvalue)
 
 
-def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Holm-adjusted p values of one family; a NaN (nothing tested) stays NaN and does not count."""
-    # Written out: statsmodels' multipletests (which a test compares this with) collects garbage for 0.1 s in every call.
-    adjusted = np.full(p_values.shape, np.nan)
-    order = np.argsort(p_values)[: int((~np.isnan(p_values)).sum())]
-    steps = p_values[order] * np.arange(order.size, 0, -1)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
-    return adjusted
-
-
 def _items_p(answers: Answers, resamples: Resamples, arm: str, baseline: str, column: str, threshold: float) -> float:
     """p value that knows of items only: exact McNemar where it applies, else the sign-flip permutation test."""
-    if column != MACRO and threshold == 0 and len(answers.seeds[arm]) == len(answers.seeds[baseline]) == 1:
+    one_seed = len(answers.seeds[arm]) == len(answers.seeds[baseline]) == 1
+    if one_seed and column != MACRO and threshold == 0 and answers.groups(column) is None:
         ours, theirs = (answers.matrix(side, column)[0] for side in (arm, baseline))
         if np.isin([ours, theirs], (0.0, 1.0)).all():
             return exact_mcnemar(ours, theirs)

@@ -3,15 +3,22 @@
 In: `Answers` and the study's arms and claims. Out: the rows of pairs.parquet. A pair is in the first family that names it:
 `baseline` (every arm against the study's baseline), `extends` (every arm against the arm it is made from), `claim` and
 `twin` (what the claims name). Holm's families are the macro differences of one such family, and the datasets of one pair.
+
+`outcome` says in a word what may be said of a pair: `better` or `worse` (the interval is on one side of 0 and the adjusted p
+below 1 − confidence), `equivalent` (the difference is inside ± the study's margin, TOST), `undecided`, or `missing`. An
+undecided pair is never "as good as": `mdd` beside it is the difference that this study would have seen.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mtkv.stats.items import MACRO, Answers
-from mtkv.stats.paired import Difference, difference, holm
+from mtkv.stats.answers import MACRO, Answers
+from mtkv.stats.classic import classic
+from mtkv.stats.multiplicity import holm
+from mtkv.stats.paired import difference
+from mtkv.stats.power import equivalence_p
 from mtkv.stats.resampling import Resamples
 
 if TYPE_CHECKING:
@@ -33,8 +40,19 @@ COLUMNS = [
     "sd_items",
     "mdd",
     "family",
+    "se",
+    "p_items",
+    "p_tost",
+    "t_seeds",
+    "p_seeds",
+    "cohens_d",
+    "interval",
+    "outcome",
 ]
-NUMBERS = ["delta", "low", "high", "p", "sd_seeds", "sd_items", "mdd"]
+NUMBERS = [
+    *("delta", "low", "high", "p", "sd_seeds", "sd_items", "mdd"),
+    *("se", "p_items", "p_tost", "t_seeds", "p_seeds", "cohens_d"),
+]
 
 
 def families(study: "Study") -> dict[tuple[str, str], str]:
@@ -57,33 +75,60 @@ def opponents(claim: "Claim") -> list[str]:
 
 
 def pairs_table(
-    answers: Answers, resamples: Resamples, pairs: Mapping[tuple[str, str], str], confidence: float
+    answers: Answers,
+    resamples: Resamples,
+    pairs: Mapping[tuple[str, str], str],
+    confidence: float,
+    margin: float = 0.01,
 ) -> pd.DataFrame:
-    """pairs.parquet, in 0..1: every pair on every dataset and on "macro". A pair that cannot be compared has NaN."""
-    rows = []
-    for (arm, baseline), family in pairs.items():
-        for column in answers.columns:
-            found = difference(answers, resamples, arm, baseline, column, confidence)
-            rows.append({"arm": arm, "baseline": baseline, "dataset": column, "family": family} | _numbers(found))
+    """pairs.parquet, in 0..1: every pair on every dataset and on "macro". A pair that cannot be compared has NaN.
+
+    `margin` (0..1) is how far apart two arms may be and still count as equivalent.
+    """
+    rows = [
+        {"arm": arm, "baseline": baseline, "dataset": column, "family": family}
+        | _numbers(answers, resamples, arm, baseline, column, confidence, margin)
+        for (arm, baseline), family in pairs.items()
+        for column in answers.columns
+    ]
     table = pd.DataFrame(rows, columns=COLUMNS)
     pair = table["arm"] + " " + table["baseline"]
     groups = pair.where(table["dataset"] != MACRO, MACRO).str.cat(table["family"], sep=" ")
     table["p_holm"] = table.groupby(groups)["p"].transform(lambda p: holm(p.to_numpy(dtype=float)))
+    table["outcome"] = outcomes(table, 1 - confidence)
     return table.astype(dict.fromkeys([*NUMBERS, "p_holm"], float))
 
 
-def _numbers(found: Difference | str) -> dict[str, float]:
+def outcomes(table: pd.DataFrame, alpha: float) -> list[str]:
+    """The word for each row of a table with delta, low, high, p_holm and p_tost."""
+    names = ["delta", "low", "high", "p_holm", "p_tost"]
+    return [_outcome(*map(float, row), alpha=alpha) for row in table[names].to_numpy(dtype=float)]
+
+
+def _outcome(delta: float, low: float, high: float, p_holm: float, p_tost: float, *, alpha: float) -> str:
+    if delta != delta:
+        return "missing"
+    if p_holm < alpha and not low <= 0 <= high:
+        return "better" if low > 0 else "worse"
+    return "equivalent" if p_tost < alpha else "undecided"
+
+
+def _numbers(
+    answers: Answers, resamples: Resamples, arm: str, baseline: str, column: str, confidence: float, margin: float
+) -> dict[str, Any]:
+    found = difference(answers, resamples, arm, baseline, column, confidence)
     if isinstance(found, str):
-        return dict.fromkeys(NUMBERS, float("nan")) | {"n_items": 0, "n_seeds": 0}
+        return dict.fromkeys(NUMBERS, float("nan")) | {"n_items": 0, "n_seeds": 0, "interval": None}
     of = found.estimate
+    own = ("low", "high", "n_items", "n_seeds", "sd_seeds", "sd_items")
     return {
         "delta": of.value,
-        "low": of.low,
-        "high": of.high,
+        "se": of.safe.se,
         "p": found.p,
-        "n_items": of.n_items,
-        "n_seeds": of.n_seeds,
-        "sd_seeds": of.sd_seeds,
-        "sd_items": of.sd_items,
+        "p_items": found.p_items,
+        "p_tost": equivalence_p(of.safe, margin),
         "mdd": found.mdd,
+        "interval": of.method,
+        **{name: getattr(of, name) for name in own},
+        **vars(classic(answers, arm, baseline, column, of)),
     }

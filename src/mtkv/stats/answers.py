@@ -1,0 +1,70 @@
+"""`Answers`: who answered what, as one matrix per arm and dataset; every number of a comparison is computed from it.
+
+Items of one cluster (a passage, a template) are alike. A dataset of `min_clusters` clusters or more is treated as a sample of
+clusters: its errors are those of whole clusters. A dataset of fewer is taken as made of just these, and its intervals speak
+of new questions of the same kinds: three clusters have no distribution to learn (no sign-flip test of three can go below
+p = 0.25). Both numbers, and the design effect, are in cells.parquet.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+MACRO = "macro"
+MIN_CLUSTERS = 10
+Run = tuple[str, int, str]
+Codes = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Who answered what. All runs of a dataset have the same items, in the same (sorted) order.
+
+    `items` is the long table of items.parquet, `correct` maps (arm, seed, dataset) to shares [items], `reasons` maps the
+    runs that are missing to why, `clusters` maps a dataset to the cluster number of each of its items.
+    """
+
+    items: pd.DataFrame
+    seeds: dict[str, list[int]]
+    datasets: list[str]
+    correct: dict[Run, NDArray[np.float64]]
+    reasons: dict[Run, str]
+    clusters: dict[str, Codes] = field(default_factory=dict)
+    min_clusters: int = MIN_CLUSTERS
+    _matrices: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def columns(self) -> list[str]:
+        """The datasets, then "macro"."""
+        return [*self.datasets, MACRO]
+
+    def strata(self, column: str) -> list[str]:
+        """The datasets that a column averages: all of them for "macro", else itself."""
+        return self.datasets if column == MACRO else [column]
+
+    def matrix(self, arm: str, dataset: str) -> NDArray[np.float64]:
+        """Correctness [seeds, items] of an arm on a dataset that is not missing."""
+        key = arm, dataset
+        if key not in self._matrices:
+            self._matrices[key] = np.stack([self.correct[arm, seed, dataset] for seed in self.seeds[arm]])
+        return self._matrices[key]
+
+    def missing(self, arm: str, column: str) -> str | None:
+        """Why an arm has no number in a column, or None when it has one."""
+        runs = [(arm, seed, dataset) for dataset in self.strata(column) for seed in self.seeds[arm]]
+        gaps = [f"{run[2]}, seed {run[1]}: {self.reasons[run]}" for run in runs if run in self.reasons]
+        return "; ".join(gaps) if gaps else None
+
+    def n_clusters(self, dataset: str) -> int:
+        """Number of clusters of a dataset's items; 0 when they are not known, or every item is its own."""
+        codes = self.clusters.get(dataset)
+        if codes is None or codes.size == 0:
+            return 0
+        number = int(codes.max()) + 1
+        return number if number < codes.size else 0
+
+    def groups(self, dataset: str) -> Codes | None:
+        """The clusters [items] that errors must respect, or None when items count as independent of each other."""
+        return self.clusters[dataset] if self.n_clusters(dataset) >= max(self.min_clusters, 2) else None
