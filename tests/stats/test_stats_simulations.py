@@ -50,21 +50,21 @@ def test_thirty_passages_of_ten_questions(paired):
     rng = np.random.default_rng(5)
     codes = np.repeat(np.arange(30), 10)
     covered = np.zeros(2)
-    for study in range(500):
+    for study in range(400):
         correct = {}
         for arm in "ab":
             own = rng.normal(0, np.sqrt(0.27), 30)[codes] + rng.normal(0, np.sqrt(0.73), 300)
             correct[arm, 42, ONE[0]] = (own + ndtri(0.6) > 0).astype(float)
         for place, clusters in enumerate(({}, {ONE[0]: codes})):
             answers = Answers(None, {"a": [42], "b": [42]}, ONE, correct, {}, clusters)
-            resamples = Resamples(answers, 200, study)
+            resamples = Resamples(answers, 100, study)
             found = (
                 estimate(answers, resamples, "a", ONE[0], 0.95, "b")
                 if paired
                 else cell(answers, resamples, "a", ONE[0], 0.95)
             )
             covered[place] += found.low <= (0 if paired else 0.6) <= found.high
-    naive, clustered = covered / 500
+    naive, clustered = covered / 400
     assert 0.70 <= naive <= 0.80
     assert 0.93 <= clustered <= 0.97
 
@@ -84,7 +84,7 @@ def test_type_one_error_of_the_whole_claims_procedure_is_at_most_5_percent(made,
         arms = ("sft", "kv", "twin")
         world = made.draw_world(rng, dict.fromkeys(arms, 0.5), dict.fromkeys(arms, 3), made.datasets[:3], 40, seed_sd)
         answers = made.answers_of(world)
-        wrong += (claims_table(answers, Resamples(answers, 400, study), claims, 0.95)["verdict"] == "supported").any()
+        wrong += (claims_table(answers, Resamples(answers, 300, study), claims, 0.95)["verdict"] == "supported").any()
     assert wrong / 200 <= 0.05
 
 
