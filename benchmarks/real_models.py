@@ -25,9 +25,15 @@ from mtkv.kv.store import write_index
 from mtkv.models.load import model_layers
 from mtkv.provenance.files import read_json, write_json, write_parquet
 
-COUNTS = {"train": 200, "val": 32, "calibration": 64}
+COUNTS = {"train": 200, "val": 24, "calibration": 48}
 LONGEST = 700  # characters; longer rows are left out
 SEED = 42
+KV_ARMS: dict[str, tuple[dict[str, float], str]] = {
+    "kv": ({}, "none"),
+    "shuffled": ({}, "shuffle_items"),
+    "kv_third": ({"lambda_k": 0.3, "lambda_v": 0.3, "beta": 0.03}, "none"),
+    "kv_tenth": ({"lambda_k": 0.1, "lambda_v": 0.1, "beta": 0.01}, "none"),
+}
 
 
 def rows(questions: Path) -> dict[str, pd.DataFrame]:
@@ -58,14 +64,17 @@ def rows(questions: Path) -> dict[str, pd.DataFrame]:
 
 
 def main(
-    student: Path,
-    questions: Path,
-    output: Path,
+    student: Annotated[Path, typer.Option(help="Model folder.")],
+    questions: Annotated[Path, typer.Option(help="GSM8K's train.jsonl.")],
+    output: Annotated[Path, typer.Option(help="Folder for rows, stores, maps and arms.")],
     teacher: Annotated[list[str], typer.Option(help="NAME=FOLDER; may be repeated.")],
-    arm: Annotated[list[str], typer.Option(help="sft, kv or shuffled; may be repeated.")] = ["sft", "kv"],  # noqa: B006
+    arm: Annotated[list[str], typer.Option(help="sft, kv, shuffled, kv_third or kv_tenth; may be repeated.")],
     steps: int = 50,
     batch_size: int = 4,
     learning_rate: float = 2e-5,
+    dtype: Annotated[
+        str, typer.Option(help="Of the teachers: float32, or bfloat16 where the machine is fast at it.")
+    ] = "float32",
 ) -> None:
     """Run what is missing and print the tables."""
     paths = {split: output / f"{split}.parquet" for split in COUNTS}
@@ -74,14 +83,14 @@ def main(
             write_parquet(paths[split], frame)
     base = ModelConfig(source="path", name=str(student))
     folders = dict(entry.split("=", 1) for entry in teacher)
-    models = {name: ModelConfig(source="path", name=folder, dtype="bfloat16") for name, folder in folders.items()}
+    models = {name: ModelConfig(source="path", name=folder, dtype=dtype) for name, folder in folders.items()}
     files, probes = [], []
     for name, model in models.items():
         store, kv_map = output / name, output / f"{name}.map.safetensors"
         shard = store / "shard-0000.safetensors"
         layers = stored_layers(["ratio"], model_layers(model), model_layers(base))
         if not shard.exists():
-            print(name, extract_shard(model, layers, list(paths.values()), 0, 1, "float16", 8, shard))
+            print(name, extract_shard(model, layers, list(paths.values()), 0, 1, "float16", 8, shard, likelihood=False))
         if not (store / "index.parquet").exists():
             write_index([shard], store / "index.parquet")
         if not kv_map.exists():
@@ -111,8 +120,8 @@ def main(
         eval_rows=COUNTS["val"],
     )
     kvs = {"sft": None} | {
-        name: KVConfig.model_validate({"teachers": list(models), "control": control, "loss": {"gamma": 0}})
-        for name, control in {"kv": "none", "shuffled": "shuffle_items"}.items()
+        name: KVConfig.model_validate({"teachers": list(models), "loss": {"gamma": 0} | loss, "control": control})
+        for name, (loss, control) in KV_ARMS.items()
     }
     for name in arm:
         folder = output / "arms" / name

@@ -242,8 +242,10 @@ def main(
         variants = {name: build_variant(count, size, device, folder, tier)[0] for name, count in VARIANTS.items()}
         found = timed(variants, steps, device)
         report = {f"{name} ÷ sft": found[name] / found["sft"] for name in VARIANTS} | {"sft step (s)": found["sft"]}
+        print(report, file=sys.stderr, flush=True)
         del variants
         report |= capture_ratio(size, device, steps)
+        print(report, file=sys.stderr, flush=True)
     same = ["--size", size, "--device", device, "--tier", tier]
     peaks = {
         name: float(

@@ -59,3 +59,11 @@ def test_wrong_teachers_and_configs_end_in_a_message(run, tmp_path):
 def test_schema_writes_the_schema(run, tmp_path):
     assert run("schema", tmp_path / "schema.json").exit_code == 0
     assert json.loads((tmp_path / "schema.json").read_text()) == study_schema()
+
+
+def test_export_writes_every_row_as_one_line(run, tmp_path):
+    rows = pd.DataFrame({"id": ["a", "b"], "prompt": ["问：1+1\\n", "x"], "target": [" 2", " y"]})
+    rows.to_parquet(tmp_path / "rows.parquet")
+    assert run("export", tmp_path / "rows.parquet", "--jsonl", tmp_path / "rows.jsonl").exit_code == 0
+    lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == rows.to_dict("records")

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from conftest import ARCHITECTURES
+from conftest import ARCHITECTURES, ENCODERS
 from safetensors.torch import load_file
-from tokenizers_for_tests import byte_level_bpe, unigram
+from tokenizers_for_tests import byte_level_bpe, unigram, wordpiece
 
 from mtkv.align.calibrate import calibrate_map
 from mtkv.align.targets import write_targets
@@ -36,6 +36,8 @@ MODELS = {
     "student": ("llama", byte_level_bpe(300), 3),
     "qwen3": ("qwen3", byte_level_bpe(340), 3),
     "gpt2": ("gpt2", unigram(), 8),  # so many that all layer strategies differ
+    "bert": ("bert", wordpiece(), 3),
+    "t5": ("t5", unigram(), 3),
     "twin": ("llama", byte_level_bpe(300), 2),  # the student's tokenizer and widths
 }
 COUNTS = {"train": 24, "val": 8, "calibration": 40}
@@ -71,14 +73,14 @@ class TinyStudy:
 
     def _model(self, name: str) -> ModelConfig:
         architecture, tokenizer, layers = MODELS[name]
-        class_name, arguments = ARCHITECTURES[architecture]
-        size = {"n_positions": 128, "n_layer": layers}
-        if architecture != "gpt2":
-            size = {"max_position_embeddings": 128, "num_hidden_layers": layers}
+        class_name, arguments = (ARCHITECTURES | ENCODERS)[architecture]
+        size = {"n_positions": 128, "n_layer": layers} if architecture == "gpt2" else {"num_hidden_layers": layers}
+        size |= {} if architecture in ("gpt2", "t5") else {"max_position_embeddings": 128}
         torch.manual_seed(len(name))
         config = getattr(transformers, class_name)(**(arguments | size | {"vocab_size": len(tokenizer)}))
         config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(self.folder / name)
+        auto = transformers.AutoModel if architecture in ENCODERS else transformers.AutoModelForCausalLM
+        auto.from_config(config).save_pretrained(self.folder / name)
         tokenizer.save_pretrained(self.folder / name)
         return ModelConfig(source="path", name=str(self.folder / name))
 
@@ -107,6 +109,7 @@ class TinyStudy:
                 validation=self.paths["val"],
                 output=path,
                 probe=path.with_suffix(".probe"),
+                example=path.with_suffix(".example"),
             )
         return path
 

@@ -56,6 +56,17 @@ def probe(
 
 
 @app.command()
+def export(
+    rows: Annotated[Path, typer.Argument(help="A file of rows, for instance results/pocket/data/train.parquet.")],
+    jsonl: Annotated[Path, typer.Option(help="File to write.")],
+) -> None:
+    """Write rows as JSON lines, one object per row."""
+    from mtkv.data.export import write_jsonl
+
+    typer.echo(f"{write_jsonl(rows, jsonl)} rows → {jsonl}")
+
+
+@app.command()
 def schema(output: Annotated[Path, typer.Argument(help="File to write.")] = Path("config/schema.json")) -> None:
     """Write the JSON schema of a config, for completion and checks in editors."""
     from mtkv.config.schema import write_schema

@@ -21,7 +21,7 @@ CHINESE = ("pocket_cmmlu", "pocket_ceval")
 
 def config(**changes):
     sizes = {"train_rows": 300, "validation_rows": 60, "calibration_rows": 44, "test_items": 30}
-    return SimpleNamespace(**({"seed": 0, "styles": ["cot", "direct"]} | sizes | changes))
+    return SimpleNamespace(**({"mixture": "pocket", "seed": 0, "styles": ["cot", "direct"]} | sizes | changes))
 
 
 @pytest.fixture(scope="module")

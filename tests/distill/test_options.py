@@ -151,3 +151,20 @@ def test_gradient_checkpointing_changes_nothing(study, references):
     output, _ = study.train("checkpointed", kv(), training=checkpointed)
     found = weights(output)
     assert max(float((found[n] - references[1][n]).abs().max()) for n in found) < 1e-6
+
+
+@pytest.mark.parametrize("align", [{}, {"map": "z_space"}, {"time": "overlap", "map": "elastic", "side": "student"}])
+@pytest.mark.parametrize("tier", ["raw", "online"])
+def test_encoders_and_encoder_decoders_may_be_teachers(study, references, align, tier):
+    arm = kv(teachers=["bert", "t5", "gpt2"], align=align)
+    output, facts = study.train(f"encoders {tier} {len(align)}", arm, tier=tier)
+    assert np.isfinite(pd.read_parquet(output / "training.parquet")["value"]).all()
+    assert facts["supervised_share"] > 0.1
+    assert not same(weights(output), references[0])
+
+
+def test_an_encoder_cannot_be_the_student(study):
+    encoder = TinyStudy.__new__(TinyStudy)
+    encoder.__dict__ = study.__dict__ | {"models": study.models | {"student": study.models["bert"]}}
+    with pytest.raises(ValueError, match="causal language model is needed"):
+        encoder.train("bert student")

@@ -33,6 +33,20 @@ def test_the_probe_says_ridge_helps_or_not_for_every_layer_and_kind(study):
     assert set(probe["kind"]) == {"key", "value"}
 
 
+def test_the_example_row_shows_every_token_of_both_sides_once_or_with_its_partner(study):
+    example = pd.read_parquet(study.map("gpt2", AlignConfig()).with_suffix(".example"))
+    first = pd.read_parquet(study.paths["val"]).iloc[0]
+    for side in ("student", "teacher"):
+        known = example.dropna(subset=f"{side}_token").drop_duplicates(f"{side}_token").sort_values(f"{side}_token")
+        assert known[f"{side}_token"].tolist() == list(range(len(known)))
+        pieces = [text for text in known[f"{side}_text"] if text != "∅"]
+        assert (first["prompt"] + first["target"]).endswith("".join(pieces))
+    matched = example.dropna(subset=["student_token", "teacher_token"])
+    assert len(matched) > 5
+    assert (matched["weight"] == 1).all()
+    assert (matched["student_text"].str[-1] == matched["teacher_text"].str[-1]).all()  # they end at the same byte
+
+
 def test_zero_weight_trains_to_the_very_weights_of_sft_and_kv_does_not(study):
     sft, sft_facts = study.train("sft")
     zero, zero_facts = study.train("zero", kv(control="zero_weight"))

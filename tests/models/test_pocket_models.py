@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from mtkv.config.models import ModelConfig
 from mtkv.data.build import draw_frames
 from mtkv.data.pocket import TASKS
 from mtkv.models.digest import POCKET, pocket_folder
@@ -31,8 +32,7 @@ def rows() -> pd.DataFrame:
 
 
 def config(name: str, **changes):
-    pocket = {"source": "pocket", "name": name, "revision": None, "dtype": "float32", "trust_remote_code": False}
-    return SimpleNamespace(**(pocket | changes))
+    return ModelConfig.model_validate({"source": "pocket", "name": name} | changes)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,3 +1,28 @@
+# What a study needs from the network, fetched once on a machine that has one; all other rules run offline:
+#   snakemake assets            (HF_ENDPOINT names a mirror; `hf auth login` first for gated models)
+# Models go to assets/models and stay there whatever becomes of this job: one that cannot be had costs no other.
+rule assets:
+    output:
+        models=f"assets/{STUDY.study}.json",
+        data=f"assets/{STUDY.study}.data.json",
+    log:
+        f"{LOGS}/assets.log",
+    localrule: True
+    params:
+        models={
+            name: written(model)
+            for name, model in {
+                "student": STUDY.student,
+                **STUDY.teachers.models,
+            }.items()
+        },
+        data=written(STUDY.data),
+        datasets=list(MIXTURE_DATASETS),
+        code=code("mtkv.models.assets", "mtkv.data.assets"),
+    script:
+        "../scripts/fetch_assets.py"
+
+
 # The pocket models are shipped in the package. These rules re-make them from nothing, side by side (CPU, about 30 minutes):
 #   snakemake --profile profiles/local pocket_models
 rule pocket_models:

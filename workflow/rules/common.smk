@@ -3,10 +3,11 @@
 import re
 import sys
 
-from mtkv.config.data import POCKET_DATASETS
+from mtkv.config.data import MIXTURES
 from mtkv.config.errors import ConfigError
 from mtkv.config.models import POCKET_MODELS
 from mtkv.config.study import load_study
+from mtkv.data.state import state_of
 from mtkv.models.digest import content_digest
 from mtkv.provenance.digest import code_digest
 
@@ -17,6 +18,9 @@ except ConfigError as error:
 
 ROOT = f"results/{STUDY.study}"
 LOGS = f"{ROOT}/logs"
+MIXTURE_DATASETS = MIXTURES[STUDY.data.mixture]
+# Real benchmarks bring records for few-shot prompts, in files of their own; the pocket tasks take them from the training rows.
+HAS_EXAMPLES = STUDY.data.mixture != "pocket"
 BASELINES = [arm for arm in ("raw", "sft", "single") if arm in STUDY.arms]
 ROUTING = [arm for arm in ("fixed", "similarity", "learnable") if arm in STUDY.arms]
 
@@ -45,6 +49,15 @@ def model_of(arm):
     """The student or the teacher that an arm starts from."""
     name = STUDY.arms[arm].model
     return STUDY.student if name == "student" else STUDY.teachers.models[name]
+
+
+def example_files(datasets):
+    """Files of the records for few-shot prompts."""
+    return (
+        [f"{ROOT}/data/examples/{dataset}.parquet" for dataset in datasets]
+        if HAS_EXAMPLES
+        else []
+    )
 
 
 def score_files(arms):

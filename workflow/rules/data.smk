@@ -4,7 +4,8 @@ rule data:
         train=f"{ROOT}/data/train.parquet",
         val=f"{ROOT}/data/val.parquet",
         calibration=f"{ROOT}/data/calibration.parquet",
-        test=expand(f"{ROOT}/data/test/{{dataset}}.parquet", dataset=POCKET_DATASETS),
+        test=expand(f"{ROOT}/data/test/{{dataset}}.parquet", dataset=MIXTURE_DATASETS),
+        examples=example_files(MIXTURE_DATASETS),
         card=f"{ROOT}/data/card.json",
     log:
         f"{LOGS}/data.log",
@@ -14,7 +15,8 @@ rule data:
     params:
         study=STUDY.study,
         config=written(STUDY.data),
-        datasets=list(POCKET_DATASETS),
+        datasets=list(MIXTURE_DATASETS),
+        files=lambda wildcards: state_of(STUDY.data.folder),
         code=code("mtkv.data.build"),
     script:
         "../scripts/data.py"

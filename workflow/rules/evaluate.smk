@@ -8,6 +8,7 @@ rule predict:
     input:
         model=trained_model,
         test=expand(f"{ROOT}/data/test/{{dataset}}.parquet", dataset=PER_JOB),
+        examples=example_files(PER_JOB),
     output:
         predictions=expand(
             f"{ROOT}/predictions/{{{{arm}}}}/seed{{{{seed}}}}/{{dataset}}.parquet",
@@ -31,6 +32,7 @@ rule predict:
             if STUDY.trained(wildcards.arm)
             else model_params(model_of(wildcards.arm))
         ),
+        prompt=lambda wildcards: model_of(wildcards.arm).prompt,
         evaluation=written(STUDY.evaluation),
         code=code("mtkv.evaluate.predict", data=("evaluate/tasks/*.yaml",)),
     script:

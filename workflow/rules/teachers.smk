@@ -23,9 +23,10 @@ rule teacher_kv:
             {align.layers for align in STUDY.aligns(wildcards.teacher)}
         ),
         shards=STUDY.teachers.shards,
-        dtype=STUDY.teachers.dtype,
+        dtype=STUDY.teachers.raw_dtype,
         batch_size=STUDY.teachers.batch_size,
         importance=lambda wildcards: STUDY.needs_attention(wildcards.teacher),
+        likelihood=lambda wildcards: STUDY.needs_likelihood(wildcards.teacher),
         code=code("mtkv.kv.extract", "mtkv.align.layers"),
     script:
         "../scripts/teacher_kv.py"
@@ -56,6 +57,7 @@ rule map:
     output:
         map=f"{ROOT}/maps/{{teacher}}/{{align}}.safetensors",
         probe=f"{ROOT}/maps/{{teacher}}/{{align}}.probe.parquet",
+        example=f"{ROOT}/maps/{{teacher}}/{{align}}.example.parquet",
         card=f"{ROOT}/maps/{{teacher}}/{{align}}.card.json",
     log:
         f"{LOGS}/maps/{{teacher}}-{{align}}.log",

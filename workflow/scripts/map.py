@@ -16,4 +16,5 @@ with Card.for_job(snakemake, "maps") as card:
         validation=Path(snakemake.input.rows[1]),
         output=Path(snakemake.output.map),
         probe=Path(snakemake.output.probe),
+        example=Path(snakemake.output.example),
     )

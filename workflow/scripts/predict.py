@@ -20,4 +20,5 @@ with Card.for_job(snakemake, "predictions") as card:
         code=params.code,
         load=load,
         dtype=given and given["config"]["dtype"],
+        chat=params.prompt == "chat",
     )

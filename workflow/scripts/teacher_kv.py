@@ -18,4 +18,5 @@ with Card.for_job(snakemake, "teachers") as card:
         snakemake.params.batch_size,
         Path(snakemake.output.shard),
         importance=snakemake.params.importance,
+        likelihood=snakemake.params.likelihood,
     )

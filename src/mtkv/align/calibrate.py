@@ -45,11 +45,12 @@ def calibrate_map(
     validation: Path,
     output: Path,
     probe: Path,
+    example: Path | None = None,
 ) -> dict[str, Any]:
     """Stage function: fit, save and probe the map of one teacher; returns coverage, layer map and mean errors.
 
     `store_folder` None: the teacher reads the rows now. A map that is trained with the student gets here the statistics of both
-    sides and its closed-form counterpart (ridge), for routing and as a start.
+    sides and its closed-form counterpart (ridge), for routing and as a start. `example`: the alignment of the first validation row.
     """
     fit, held = pd.read_parquet(calibration), pd.read_parquet(validation)
     store = open_teacher(student, teacher, align, store_folder, pd.concat([fit, held]))
@@ -65,6 +66,8 @@ def calibrate_map(
     held_x, held_y, covered = matched_kv(student, store, align.time, held)
     table = probe_table(maps, combine_layers(held_x, stored), held_y, teacher_name)
     write_parquet(probe, table)
+    if example is not None:
+        write_parquet(example, example_table(student, store, align.time, held.head(1)))
     errors = table[table["method"] == method].groupby("kind")["error"].mean()
     return {
         "layer_map": maps[method].teacher_layers.tolist(),
@@ -126,6 +129,45 @@ def matched_kv(
             found = store.read(row, match.tokens.ravel()).float().cpu().unflatten(0, match.tokens.shape)
             teacher_kv.append(torch.einsum("nk,nklcw->nlcw", torch.from_numpy(match.weight), found))
     return torch.cat(teacher_kv), torch.cat(student_kv), float(np.nanmean(covered))
+
+
+def example_table(
+    student: "ModelConfig", store: KVStore | OnlineTeacher, time: str, frame: pd.DataFrame
+) -> pd.DataFrame:
+    """Every token of one row on both sides and who is compared with whom: student_token, teacher_token (numbers, None without a
+    partner), weight, student_text, teacher_text."""
+    (row,), (prompt,), (target,) = (list(frame[name]) for name in ("id", "prompt", "target"))
+    (item,) = encode_rows(load_tokenizer(student), [prompt], [target], None)
+    mine, theirs = Spans(item.byte_start, item.byte_end), Spans(store.byte_start(row), store.byte_end(row))
+    match = match_time(time, mine, theirs, segment_ends(frame)[0])
+    sides = [span_texts(prompt + target, spans) for spans in (mine, theirs)]
+    pairs = [
+        (int(position), int(token), float(weight))
+        for position, tokens, weights in zip(match.position, match.tokens, match.weight, strict=True)
+        for token, weight in zip(tokens, weights, strict=True)
+        if weight > 0
+    ]
+    alone = [set(range(len(texts))) - {pair[side] for pair in pairs} for side, texts in enumerate(sides)]
+    table = (
+        pairs
+        + [(token, None, None) for token in sorted(alone[0])]
+        + [(None, token, None) for token in sorted(alone[1])]
+    )
+    found = pd.DataFrame(table, columns=["student_token", "teacher_token", "weight"]).astype(
+        {"student_token": "Int64", "teacher_token": "Int64", "weight": "Float64"}
+    )
+    for name, texts in zip(("student", "teacher"), sides, strict=True):
+        found[f"{name}_text"] = [None if pd.isna(token) else texts[int(token)] for token in found[f"{name}_token"]]
+    return found
+
+
+def span_texts(text: str, spans: Spans) -> list[str]:
+    """The text of each token; ∅ for tokens that are never compared."""
+    written = text.encode()
+    return [
+        written[start:end].decode(errors="replace") if end >= 0 else "∅"
+        for start, end in zip(spans.start, spans.end, strict=True)
+    ]
 
 
 def probe_table(

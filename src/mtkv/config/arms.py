@@ -11,6 +11,18 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[list[Seed], AfterValidator(distinct), Field(min_length=1)]
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al., 2021): W + (alpha / rank)·B·A with only A and B trained. What is saved is the merged model."""
+
+    rank: int = Field(default=16, ge=1, description="Rank of the adapters.")
+    alpha: float = Field(default=32, gt=0, description="The adapters' product is scaled by alpha / rank.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapters' input while training.")
+    targets: Annotated[list[str], AfterValidator(distinct), Field(min_length=1)] | None = Field(
+        default=None,
+        description="Names of the layers that get adapters (q_proj, v_proj, …); null: every linear layer but the output head.",
+    )
+
+
 class TrainingConfig(Section):
     """How an arm's student is trained; arms that are compared must agree in all that sets their compute."""
 
@@ -36,6 +48,9 @@ class TrainingConfig(Section):
     eval_rows: int = Field(default=128, ge=1, description="Validation rows used for validation losses.")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Number format of the computation.")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations backwards, to save memory.")
+    lora: LoraConfig | None = Field(
+        default=None, description="Train adapters of low rank only; null: all weights. Needs the extra mtkv[lora]."
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

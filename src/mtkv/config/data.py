@@ -1,10 +1,11 @@
 """The section `data` and the names of the datasets that each mixture offers."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from mtkv.config.base import Section, distinct
+from mtkv.config.base import Name, Section, distinct, problem
+from mtkv.config.errors import unknown
 
 POCKET_DATASETS = (
     "pocket_gsm8k",
@@ -15,24 +16,89 @@ POCKET_DATASETS = (
     "pocket_cmmlu",
     "pocket_ceval",
 )
-MIXTURES: dict[str, tuple[str, ...]] = {"pocket": POCKET_DATASETS}
+BENCHMARKS = ("gsm8k", "math500", "bbh", "gpqa", "truthfulqa", "cmmlu", "ceval")
+MIXTURES: dict[str, tuple[str, ...]] = {"pocket": POCKET_DATASETS, "multi_reasoning_cot_direct": BENCHMARKS}
+SOURCES = ("gsm8k", "svamp", "strategyqa", "math23k", "math", "arc_challenge", "hotpotqa")
+# Defaults of a mixture where they are others than the fields' own.
+MIXTURE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "multi_reasoning_cot_direct": {"train_rows": 15_000, "validation_rows": 2_000, "test_items": None}
+}
+SourceName = Literal["gsm8k", "svamp", "strategyqa", "math23k", "math", "arc_challenge", "hotpotqa"]
 
 
 class DataConfig(Section):
     """Rows of text that teachers read and the student trains on, and the size of the tests."""
 
-    mixture: Literal["pocket"] = Field(default="pocket", description="Which questions the rows are made from.")
+    mixture: Literal["pocket", "multi_reasoning_cot_direct"] = Field(
+        default="pocket",
+        description="Which questions the rows are made from: synthetic ones of this package, or seven real sources.",
+    )
     seed: int = Field(
         default=0, ge=0, lt=2**32, description="Seed of the questions and of the split; independent of the runs' seeds."
     )
-    train_rows: int = Field(default=4000, ge=1, description="Rows to train on, all datasets and styles together.")
-    validation_rows: int = Field(default=400, ge=1, description="Rows for validation losses and routing weights.")
+    train_rows: int = Field(
+        default=4000,
+        ge=1,
+        description="Rows to train on, all datasets and styles together. With real sources 15000 where nothing is said.",
+    )
+    validation_rows: int = Field(
+        default=400,
+        ge=1,
+        description="Rows for validation losses and routing weights. With real sources 2000 where nothing is said.",
+    )
     calibration_rows: int = Field(
         default=400, ge=1, description="Rows on which the maps are fitted; in no other split."
     )
-    test_items: int = Field(default=200, ge=1, description="Test questions per dataset.")
+    test_items: int | None = Field(
+        default=200, ge=1, description="Test questions per dataset; null: all that a real benchmark has."
+    )
     styles: Annotated[list[Literal["cot", "direct"]], AfterValidator(distinct)] = Field(
         default=["cot", "direct"],
         min_length=1,
         description="How rows are written: with the chain of thought (cot), with the answer only (direct), or both.",
     )
+    folder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Real sources only: folder with one folder of files per source and benchmark; null: the hub or its cache.",
+    )
+    sources: Annotated[list[SourceName], AfterValidator(distinct), Field(min_length=1)] | None = Field(
+        default=None, description="Real sources only: those to train on; null: all seven. Each must be there."
+    )
+    chinese_share: float = Field(
+        default=0.2, ge=0, le=1, description="Real sources only: share of the rows that comes from Chinese sources."
+    )
+    max_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Real sources only: questions with a longer row (UTF-8) are left out; null: none.",
+    )
+    subsets: dict[Name, Annotated[int, Field(ge=1)]] = Field(
+        default={},
+        description="Real benchmarks only: test questions of single datasets, instead of test_items. Drawn by the hash of seed and id.",
+    )
+    revisions: dict[Name, str] = Field(
+        default={}, description="Revision on the hub of single sources and benchmarks; main for the others."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_mixture(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        mixture = given.get("mixture")
+        return (MIXTURE_DEFAULTS.get(mixture, {}) if isinstance(mixture, str) else {}) | given
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        if self.mixture == "pocket":
+            for field in ("folder", "sources", "max_bytes", "subsets", "revisions"):
+                if getattr(self, field):
+                    raise problem("given, but mixture pocket makes its own questions", field)
+            if self.test_items is None:
+                raise problem("null is not allowed with mixture pocket; allowed: a number", "test_items")
+        for field, known in (("subsets", BENCHMARKS), ("revisions", tuple(dict.fromkeys(SOURCES + BENCHMARKS)))):
+            for name in getattr(self, field):
+                if name not in known:
+                    raise problem(unknown(name, f"a dataset of {self.mixture}", known), field, name)
+        return self

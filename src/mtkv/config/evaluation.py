@@ -1,10 +1,22 @@
 """The section `evaluation`: how runs answer the datasets' questions."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from mtkv.config.base import Section
+from mtkv.config.base import Name, Section, problem
+from mtkv.config.errors import unknown
+
+# lm-eval's tasks for each benchmark; the first is the default.
+LM_EVAL_TASKS: dict[str, tuple[str, ...]] = {
+    "gsm8k": ("gsm8k", "gsm8k_cot_zeroshot"),
+    "math500": ("minerva_math500", "hendrycks_math500"),
+    "bbh": ("bbh_cot_zeroshot", "bbh_zeroshot", "bbh_cot_fewshot"),
+    "gpqa": ("gpqa_main_zeroshot", "gpqa_main_n_shot"),
+    "truthfulqa": ("truthfulqa_mc1",),
+    "cmmlu": ("cmmlu",),
+    "ceval": ("ceval-valid",),
+}
 
 
 class EvaluationConfig(Section):
@@ -16,5 +28,26 @@ class EvaluationConfig(Section):
     )
     batch_size: int = Field(default=64, ge=1, description="Questions answered at once.")
     max_new_tokens: int = Field(default=48, ge=1, description="Longest generated answer, in tokens.")
-    num_fewshot: int = Field(default=0, ge=0, description="Solved examples in front of each question.")
+    num_fewshot: int | None = Field(
+        default=0,
+        ge=0,
+        description="Solved examples in front of each question; null: as many as each task of lm-eval has by default, 0 in mixture "
+        "pocket. Tasks that lm-eval defines without examples stay so.",
+    )
     limit: int | None = Field(default=None, ge=1, description="Only this many questions per dataset; null: all.")
+    tasks: dict[Name, str] = Field(
+        default={}, description="lm-eval's task for single benchmarks, where it is another than the default."
+    )
+
+    @model_validator(mode="after")
+    def _tasks_are_known(self) -> Self:
+        for dataset, task in self.tasks.items():
+            if dataset not in LM_EVAL_TASKS:
+                raise problem(unknown(dataset, "a benchmark of lm-eval", LM_EVAL_TASKS), "tasks", dataset)
+            if task not in LM_EVAL_TASKS[dataset]:
+                raise problem(unknown(task, f"a task for {dataset}", LM_EVAL_TASKS[dataset]), "tasks", dataset)
+        return self
+
+    def task_of(self, dataset: str) -> str:
+        """lm-eval's task for a benchmark. Raises KeyError for what is not one."""
+        return self.tasks.get(dataset, LM_EVAL_TASKS[dataset][0])

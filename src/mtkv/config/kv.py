@@ -12,6 +12,7 @@ WEIGHT_TOLERANCE = 1e-6
 
 CLOSED_FORM_MAPS = ("identity", "ridge", "procrustes")
 TRAINED_MAPS = ("linear", "two_step", "elastic", "z_space")
+LIKELIHOOD_STRATEGIES = ("teacher_ce", "oracle")
 SELECTIONS_BY_ATTENTION = ("attention", "rkv", "rkv_decode")
 
 

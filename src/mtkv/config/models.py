@@ -1,32 +1,58 @@
 """The sections `student` and `teachers`: where models come from and how the teachers' KV is stored."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from mtkv.config.base import Name, Section, problem
-from mtkv.config.errors import unknown
+from mtkv.config.errors import show, unknown
 
 POCKET_MODELS = ("student", "qwen2", "gpt2")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 class ModelConfig(Section):
     """One language model and its tokenizer."""
 
-    source: Literal["pocket", "path"] = Field(
-        default="pocket", description="pocket: a small model inside this package. path: a Hugging Face model folder."
+    source: Literal["pocket", "path", "hub", "gguf"] = Field(
+        default="pocket",
+        description="pocket: a small model inside this package. path: a Hugging Face model folder. hub: a model of the Hugging Face "
+        "hub, fetched by `snakemake assets`. gguf: a GGUF file, de-quantised on first use.",
     )
-    name: str = Field(min_length=1, description="Name of the pocket model, or the path of the model folder.")
-    revision: str | None = Field(default=None, description="Revision to load; null for the only or newest one.")
+    name: str = Field(
+        min_length=1,
+        description="Pocket model, path of a model folder or of a GGUF file, or id on the hub (owner/name).",
+    )
+    revision: str | None = Field(
+        default=None, min_length=1, description="Branch, tag or commit of a hub model; null for its main branch."
+    )
+    gguf_file: str | None = Field(
+        default=None, min_length=1, description="GGUF file inside the folder `name`; null when `name` is the file."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Number format of the weights."
     )
     trust_remote_code: bool = Field(default=False, description="Whether Python code shipped with the model may run.")
+    prompt: Literal["plain", "chat"] = Field(
+        default="plain",
+        description="How the model reads a row. plain: the text itself. chat: the prompt as a user's turn in the chat template of the "
+        "model's own tokenizer, for models that were trained on it.",
+    )
 
     @model_validator(mode="after")
-    def _pocket_model_exists(self) -> Self:
+    def _fields_fit_the_source(self) -> Self:
         if self.source == "pocket" and self.name not in POCKET_MODELS:
             raise problem(unknown(self.name, "a pocket model", POCKET_MODELS), "name")
+        if self.source == "pocket" and self.prompt == "chat":
+            raise problem("'chat' needs a chat template, which pocket models have not; allowed: plain", "prompt")
+        if self.source == "hub" and not HUB_ID.fullmatch(self.name):
+            raise problem(f"{show(self.name)} is not an id of the hub; allowed: owner/name", "name")
+        if self.source == "gguf" and self.gguf_file is None and not self.name.endswith(".gguf"):
+            raise problem(f"{show(self.name)} is not a .gguf file; with a folder, name the file in gguf_file", "name")
+        for field, source in (("revision", "hub"), ("gguf_file", "gguf")):
+            if getattr(self, field) is not None and self.source != source:
+                raise problem(f"given, but source is {self.source}; only {source} models have one", field)
         return self
 
 
@@ -38,8 +64,9 @@ class TeachersConfig(Section):
         description="stored: each teacher reads the rows once, before training. online: teachers read along while the student trains.",
     )
     shards: int = Field(default=2, ge=1, description="Files (and jobs) that each teacher's store is split into.")
-    dtype: Literal["float16", "bfloat16", "float32", "int8", "float8_e4m3fn"] = Field(
-        default="float16", description="Number format of the stored KV; int8 has a scale for each channel."
+    dtype: Literal["float16", "bfloat16", "float32", "int8", "float8_e4m3fn", "int4"] = Field(
+        default="float16",
+        description="Number format of the stored KV; int8, float8 and int4 have a scale and an offset for each channel.",
     )
     tier: Literal["raw", "mapped"] = Field(
         default="raw",
@@ -49,6 +76,12 @@ class TeachersConfig(Section):
     models: dict[Name, ModelConfig] = Field(
         default={}, description="The teachers by id. In an overlay, null deletes a teacher."
     )
+
+    @property
+    def raw_dtype(self) -> str:
+        """Format of the teachers' own KV: where only mapped targets stay in a coarse format, they are made from a finer one."""
+        coarse = self.tier == "mapped" and self.dtype in ("int8", "int4", "float8_e4m3fn")
+        return "float16" if coarse else self.dtype
 
     @model_validator(mode="after")
     def _student_is_reserved(self) -> Self:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from mtkv.config.data import MIXTURES
 from mtkv.config.errors import Loc, Problem, show, unknown
-from mtkv.config.kv import KVConfig
+from mtkv.config.kv import LIKELIHOOD_STRATEGIES, KVConfig
 from mtkv.config.models import ModelConfig
 
 if TYPE_CHECKING:
     from mtkv.config.study import Study
 
+ASSETS = "assets"  # folder for models and data that a study brings along; not in git
 CLAIM_ARMS = ("arm", "baseline", "twin")
 
 
@@ -41,15 +42,28 @@ def _model_problems(study: "Study") -> Iterator[Problem]:
     models: dict[Loc, ModelConfig] = {("student",): study.student}
     models |= {("teachers", "models", teacher): model for teacher, model in study.teachers.models.items()}
     for loc, model in models.items():
+        if model.source == "gguf":
+            yield from _gguf_problems(loc, model)
         if model.source != "path":
             continue
         folder = _folder(model.name)
+        if folder is None and Path(model.name).parts[:1] == (ASSETS,):
+            continue  # to be put there before the study runs; loading says so where it is not
         if folder is None or not folder.is_dir():
             yield Problem(
                 (*loc, "name"), f"{show(model.name)} is not a folder; source path needs an existing model folder"
             )
         elif not (folder / "config.json").is_file():
             yield Problem((*loc, "name"), f"{show(model.name)} is not a model folder: it has no config.json")
+
+
+def _gguf_problems(loc: Loc, model: ModelConfig) -> Iterator[Problem]:
+    folder = _folder(model.name)
+    file = folder / model.gguf_file if folder and model.gguf_file else folder
+    if file is None or not file.is_file():
+        wanted = model.gguf_file or model.name
+        field = "gguf_file" if folder and model.gguf_file else "name"
+        yield Problem((*loc, field), f"{show(wanted)} is not a file; source gguf needs an existing GGUF file")
 
 
 def _folder(name: str) -> Path | None:
@@ -93,7 +107,7 @@ def _tier_problems(name: str, kv: KVConfig) -> Iterator[Problem]:
         ("align", "map"): kv.align.trained and kv.align.map,
         ("loss", "distance"): kv.loss.distance == "relation" and "relation",
         ("select", "method"): kv.select.method != "full" and kv.select.method,
-        ("fusion", "strategy"): kv.fusion.strategy in ("teacher_ce", "oracle") and kv.fusion.strategy,
+        ("fusion", "strategy"): kv.fusion.strategy in LIKELIHOOD_STRATEGIES and kv.fusion.strategy,
     }
     for field, value in needs_raw.items():
         if value:

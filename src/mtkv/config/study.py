@@ -17,7 +17,7 @@ from mtkv.config.data import POCKET_DATASETS, DataConfig
 from mtkv.config.errors import ConfigError, Loc, Problem
 from mtkv.config.evaluation import EvaluationConfig
 from mtkv.config.inherit import resolve
-from mtkv.config.kv import AlignConfig
+from mtkv.config.kv import LIKELIHOOD_STRATEGIES, AlignConfig
 from mtkv.config.models import ModelConfig, TeachersConfig
 from mtkv.config.overlay import ENTRY_SECTIONS, read_overlaid, without_deleted
 from mtkv.config.references import reference_problems
@@ -82,6 +82,11 @@ class Study(Section):
         """Whether some arm selects this teacher's tokens by its attention."""
         arms = (arm.kv for arm in self.arms.values() if arm.kv and teacher in arm.kv.teachers)
         return any(kv.select.needs_attention for kv in arms)
+
+    def needs_likelihood(self, teacher: str) -> bool:
+        """Whether some arm weighs this teacher by the likelihood it gives to a row."""
+        arms = (arm.kv for arm in self.arms.values() if arm.kv and teacher in arm.kv.teachers)
+        return any(kv.fusion.strategy in LIKELIHOOD_STRATEGIES for kv in arms)
 
 
 def read_study(*yaml_paths: str | Path) -> Study:

@@ -1,17 +1,22 @@
-"""The data stage: draw the questions of every dataset, write rows and test items, refuse any overlap.
+"""The data stage: questions of every source and data set, rows and test items, and no overlap between them.
 
-In: the data section of a study and the dataset names. Out: `{train,val,calibration}.parquet` and `test/<dataset>.parquet`.
+In: the data section of a study and the dataset names. Out: `{train,val,calibration}.parquet` and `test/<dataset>.parquet`, for
+real benchmarks also `examples/<dataset>.parquet`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mtkv.data.checks import check_rows
+from mtkv.data.facts import split_facts
+from mtkv.data.mixture import build_mixture
 from mtkv.data.pocket import pocket_task
 from mtkv.data.rows import Question, rows_frame, test_frame
-from mtkv.data.splits import assert_no_leakage, draw_questions, hashes_digest, question_hash
+from mtkv.data.splits import draw_questions
 from mtkv.provenance.files import write_parquet
 
 if TYPE_CHECKING:
@@ -24,9 +29,18 @@ def build_data(config: "DataConfig", datasets: list[str], folder: Path) -> dict[
     """Write the rows and test items under `folder` and return the facts for the card.
 
     Facts: `rows[split][dataset]`, `questions[split]`, `hashes[split]` (SHA-256 over the sorted question hashes) and
-    `leakage` (shared questions for each pair of splits, all zero). Raises LeakageError when splits overlap, ValueError when
-    a dataset is unknown or has too few questions.
+    `leakage` (shared questions for each pair of splits, all zero); for the mixture of real sources also what was left out and
+    why. Raises LeakageError when splits overlap, ValueError when a dataset is unknown, absent or has too few questions.
     """
+    facts = BUILDERS[config.mixture](config, datasets, Path(folder))
+    for split in ROW_SPLITS:
+        path = Path(folder) / f"{split}.parquet"
+        check_rows(pd.read_parquet(path, columns=["id", "target"]), str(path))
+    return facts
+
+
+def build_pocket(config: "DataConfig", datasets: list[str], folder: Path) -> dict[str, Any]:
+    """`build_data` for the synthetic tasks of this package."""
     frames, tests = draw_frames(config, datasets)
     facts = split_facts(frames, tests)
     for split, frame in frames.items():
@@ -43,7 +57,7 @@ def draw_frames(config: "DataConfig", datasets: list[str]) -> tuple[dict[str, pd
     questions: dict[str, list[Question]] = {split: [] for split in ROW_SPLITS}
     tests: dict[str, pd.DataFrame] = {}
     for index, dataset in enumerate(datasets):
-        sizes = {split: shares[split][index] for split in ROW_SPLITS} | {"test": config.test_items}
+        sizes = {split: shares[split][index] for split in ROW_SPLITS} | {"test": config.test_items or 0}
         drawn = draw_questions(pocket_task(dataset), config.seed, sizes)
         tests[dataset] = test_frame(drawn["test"])
         for split in ROW_SPLITS:
@@ -56,25 +70,12 @@ def draw_frames(config: "DataConfig", datasets: list[str]) -> tuple[dict[str, pd
     return frames, tests
 
 
-def split_facts(frames: dict[str, pd.DataFrame], tests: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Counts, digests and the leakage check, all from the frames themselves: hashes are computed again from the questions."""
-    questions = {split: list(frame["question"]) for split, frame in frames.items()}
-    questions["test"] = [question for frame in tests.values() for question in frame["question"]]
-    hashes = {split: {question_hash(question) for question in texts} for split, texts in questions.items()}
-    counts = assert_no_leakage(hashes)
-    rows = {
-        split: {name: int(n) for name, n in frame["dataset"].value_counts().sort_index().items()}
-        for split, frame in frames.items()
-    }
-    rows["test"] = {dataset: len(frame) for dataset, frame in tests.items()}
-    return {
-        "rows": rows,
-        "questions": {split: len(found) for split, found in hashes.items()},
-        "hashes": {split: hashes_digest(found) for split, found in hashes.items()},
-        "leakage": counts,
-    }
-
-
 def _shares(total: int, parts: int) -> list[int]:
     """`total` in `parts` whole parts that differ by at most one, larger ones first."""
     return [total // parts + (index < total % parts) for index in range(parts)]
+
+
+BUILDERS: dict[str, Callable[["DataConfig", list[str], Path], dict[str, Any]]] = {
+    "pocket": build_pocket,
+    "multi_reasoning_cot_direct": build_mixture,
+}

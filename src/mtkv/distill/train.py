@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from mtkv.align.maps import KVMap
+from mtkv.data.checks import check_rows
 from mtkv.distill.distiller import Distiller, LogitTeacher
 from mtkv.distill.logits import shared_vocabulary
 from mtkv.distill.rows import DistillationRows
@@ -23,6 +24,7 @@ from mtkv.distill.trainer import DistillationTrainer, training_log
 from mtkv.kv.online import OnlineTeacher
 from mtkv.kv.store import KVStore, MappedStore
 from mtkv.models.load import load_model, load_tokenizer, model_kv_heads
+from mtkv.models.lora import add_lora, merge_lora
 from mtkv.provenance.files import atomic_path, write_parquet
 
 if TYPE_CHECKING:
@@ -60,12 +62,19 @@ def train_arm(
     Returns the facts for the card.
     """
     set_seed(seed)
+    frames = [pd.read_parquet(train_rows), pd.read_parquet(validation_rows).head(training.eval_rows)]
+    check_rows(pd.concat(frames), f"{train_rows} and {validation_rows.name}")
     tokenizer, model = load_tokenizer(student), load_model(student)
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"student {student.name!r} is an encoder without an output head; a causal language model is needed"
+        )
     model.train()
+    if training.lora:
+        add_lora(model, training.lora)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     fitted = [KVMap.load(teacher.map) for teacher in teachers]
-    frames = [pd.read_parquet(train_rows), pd.read_parquet(validation_rows).head(training.eval_rows)]
     sources = open_sources(teachers, fitted, kv, pd.concat(frames), training.batch_size)
     control = kv.control if kv else "none"
     train, validation = (
@@ -91,6 +100,8 @@ def train_arm(
             torch.utils.data.DataLoader(validation, batch_size=training.batch_size, collate_fn=validation.collate)
         )
         trainer.train()
+    if training.lora:
+        merge_lora(model)
     save_student(distiller, tokenizer, model_folder)
     write_parquet(log_path, training_log(trainer.state.log_history))
     write_parquet(routing_path, routing_table(distiller, validation, kv.teachers if kv else [], training.batch_size))
@@ -177,7 +188,8 @@ def training_arguments(training: "TrainingConfig", seed: int, scratch: str) -> T
 
 def save_student(distiller: Distiller, tokenizer: Any, folder: Path) -> None:
     """Write student and tokenizer as one Hugging Face folder, atomically."""
-    with atomic_path(folder) as temporary:
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in distiller.student.parameters())
+    with atomic_path(folder, needed) as temporary:
         distiller.student.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 

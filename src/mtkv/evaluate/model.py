@@ -14,9 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-
-class UnanswerableError(Exception):
-    """One dataset can't be answered by this model; others may be."""
+from mtkv.evaluate.tasks import UnanswerableError
 
 
 def load_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -69,7 +67,10 @@ class EvaluationModel(HFLM):
         return super().generate_until(requests, disable_tqdm=True)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts)["input_ids"]
+        """Token ids as lm-eval's `tok_encode` gives them: a text that begins with bos, as chat templates write it, gets no other."""
+        bos = self.tokenizer.bos_token
+        special = {"add_special_tokens": False} if bos and texts and texts[0].startswith(bos) else {}
+        return self.tokenizer(texts, **special)["input_ids"]
 
     def _check_room(self, encoded: list[list[int]], room: int) -> None:
         longest = max(len(ids) for ids in encoded)

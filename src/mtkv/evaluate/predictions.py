@@ -25,12 +25,19 @@ SCHEMA = pa.schema(
         ("correct", pa.float64()),
     ]
 )
-FAILED = b"failed"
+FAILED, METRIC = b"failed", b"metric"
 
 
-def write_predictions(path: str | Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows with the columns of `SCHEMA`, atomically."""
-    _write(path, pa.Table.from_pylist(rows, schema=SCHEMA))
+def write_predictions(path: str | Path, rows: list[dict[str, Any]], metric: str | None = None) -> None:
+    """Write rows with the columns of `SCHEMA`, atomically; `metric` is lm-eval's name of what `correct` is."""
+    schema = SCHEMA.with_metadata({METRIC: metric.encode()}) if metric else SCHEMA
+    _write(path, pa.Table.from_pylist(rows, schema=schema))
+
+
+def read_metric(path: str | Path) -> str | None:
+    """lm-eval's name of what `correct` is, where the file says."""
+    metric = (pq.read_schema(path).metadata or {}).get(METRIC)
+    return None if metric is None else metric.decode()
 
 
 def write_failure(path: str | Path, reason: str) -> None:

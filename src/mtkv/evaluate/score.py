@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mtkv.evaluate.predictions import read_predictions
+from mtkv.evaluate.match import MATCHES
+from mtkv.evaluate.predictions import read_metric, read_predictions
 from mtkv.provenance.files import write_json
 
 CONFIDENCE = 0.95
@@ -43,7 +44,7 @@ def score(
         "arm": arm,
         "seed": seed,
         "dataset": dataset,
-        "metric": _metric(questions),
+        "metric": read_metric(predictions) or _metric(questions),
     }
     if reason is not None:
         result |= {
@@ -113,14 +114,19 @@ def _gold(question: Any) -> str:
 def _filtered_follows(row: Any, question: Any) -> bool:
     """The likeliest choice; of a generated text only that a right answer stands in it."""
     if question.gold < 0:
-        return not row.correct or row.filtered in row.output
+        return not row.correct or MATCHES[_match(question)].stands_in(row.filtered, row.output)
     return row.filtered == question.choices[int(np.argmax(row.loglikelihoods))]
 
 
 def _correct_follows(row: Any, question: Any) -> bool:
     if question.gold < 0:
-        return row.correct == float(row.filtered == row.gold)
+        return MATCHES[_match(question)].agrees(row.correct, row.filtered, row.gold)
     return row.correct == float(np.argmax(row.loglikelihoods) == question.gold)
+
+
+def _match(question: Any) -> str:
+    """How a generated answer is compared; the pocket tasks do not say, theirs must be the same text."""
+    return getattr(question, "match", "same")
 
 
 CHECKS: dict[str, Callable[[Any, Any], bool]] = {

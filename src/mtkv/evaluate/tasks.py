@@ -5,7 +5,7 @@ study at hand, read into memory. lm-eval's own way, `datasets.load_dataset`, wou
 folder that parallel jobs share.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,44 @@ from lm_eval.api.task import ConfigurableTask
 TASK_FOLDER = Path(__file__).resolve().parent / "tasks"
 
 
-class StudyTask(ConfigurableTask):
-    """A task of a YAML file whose test documents are given as rows."""
+class UnanswerableError(Exception):
+    """One dataset can't be answered by this model; others may be."""
 
-    def __init__(self, config: dict[str, Any], documents: list[dict[str, Any]]) -> None:
-        self._documents = datasets.Dataset.from_list(documents)
+
+class StudyTask(ConfigurableTask):
+    """A task of a YAML file whose documents are given, by split. `questions` are the study's rows of the tested ones, in order.
+
+    `metric` and `filter` name the numbers of lm-eval's log that count: which metric, of which answer extraction. `options`: fields
+    of a document with the options as asked, where their order is not that of the study's rows.
+    """
+
+    metric: str
+    filter: str
+    options: tuple[str, ...] = ()
+
+    def __init__(
+        self, config: dict[str, Any], splits: Mapping[str, datasets.Dataset], questions: list[dict[str, Any]]
+    ) -> None:
+        self._splits = dict(splits)
+        self.questions = questions
         super().__init__(config=config)
+        self.metric = self.config.metric_list[0]["metric"]
+        self.filter = self._filters[0].name
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Replaces lm-eval's download: the documents are here already."""
-        self.dataset = {self.config.test_split: self._documents}
+        self.dataset = self._splits
 
 
 def load_tasks(
-    names: Sequence[str], data_folder: Path, num_fewshot: int = 0, limit: int | None = None
+    names: Sequence[str], data_folder: Path, num_fewshot: int | None = 0, limit: int | None = None
 ) -> dict[str, StudyTask]:
     """The tasks of the datasets `names`, on the first `limit` questions (None: all) of `data_folder`/test.
 
     Solved examples, when asked for, are the first `num_fewshot` training rows of the dataset in the task's own style,
     the same for every question. Raises ValueError for an unknown dataset, an empty test file or too few training rows.
     """
-    return {name: _load_task(name, Path(data_folder), num_fewshot, limit) for name in names}
+    return {name: _load_task(name, Path(data_folder), num_fewshot or 0, limit) for name in names}
 
 
 def task_file(name: str) -> Path:
@@ -53,6 +70,11 @@ def task_file(name: str) -> Path:
 def questions_file(data_folder: Path, name: str) -> Path:
     """The questions of a dataset."""
     return Path(data_folder) / "test" / f"{name}.parquet"
+
+
+def examples_file(data_folder: Path, name: str) -> Path:
+    """The records that a real benchmark's few-shot prompts are made of."""
+    return Path(data_folder) / "examples" / f"{name}.parquet"
 
 
 def train_file(data_folder: Path) -> Path:
@@ -71,7 +93,7 @@ def _load_task(name: str, data_folder: Path, num_fewshot: int, limit: int | None
             "sampler": "first_n",
             "samples": _solved_examples(config, train_file(data_folder), num_fewshot),
         }
-    return StudyTask(config, documents)
+    return StudyTask(config, {config["test_split"]: datasets.Dataset.from_list(documents)}, documents)
 
 
 def _solved_examples(config: dict[str, Any], path: Path, count: int) -> list[dict[str, Any]]:

@@ -56,10 +56,12 @@ def extract_shard(
     batch_size: int,
     output: Path,
     importance: bool = False,
+    likelihood: bool = True,
 ) -> dict[str, Any]:
     """Stage function: write shard `shard` of `shards` for one teacher.
 
-    Row i of all `rows` files taken together belongs to shard i·shards // rows. The job holds its shard in memory about twice.
+    Row i of all `rows` files taken together belongs to shard i·shards // rows. `importance` and `likelihood` cost a pass over the attention
+    and over the output head, so they are for arms that read them. The job holds its shard in memory about twice.
     Returns the facts for the card. Raises ValueError when a shard would be empty.
     """
     tokenizer, model = load_tokenizer(teacher), load_model(teacher)
@@ -70,7 +72,7 @@ def extract_shard(
     encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]), context_length(model))
     stored: dict[int, StoredRow] = {}
     ids = list(frame["id"])
-    for index, reading in read_rows(model, encoded, layers, batch_size, importance=importance):
+    for index, reading in read_rows(model, encoded, layers, batch_size, likelihood, importance):
         row = encoded[index]
         kv = reading.kv.to(DTYPES.get(dtype, reading.kv.dtype))
         stored[index] = StoredRow(ids[index], kv, row.byte_end, row.byte_start, reading.likelihood, reading.importance)

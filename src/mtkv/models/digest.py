@@ -6,9 +6,11 @@ made again.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mtkv.models.places import cached_commit, gguf_path, hub_folder, read_card
 
 if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 POCKET = Path(__file__).parent / "pocket"
 BLOCK = 2**16
 BLOCKS = 16
+MISSING = "missing"
 
 
 def pocket_folder(name: str) -> Path:
@@ -24,26 +27,18 @@ def pocket_folder(name: str) -> Path:
 
 
 def content_digest(config: "ModelConfig") -> str:
-    """Digest of the model's files: 64 hexadecimal digits, or "missing" for a folder that is not there (yet).
+    """Digest of the model's files: hexadecimal digits, or "missing" for a model that is not there (yet).
 
-    Pocket models: from the digests in `recipe.json`. Folders on disk: from names, sizes and `BLOCKS` evenly spread blocks of
-    each file, because reading many gigabytes at every plan would take minutes.
+    Pocket models: from the digests in `recipe.json`. Hub models: the commit that was fetched. Folders and GGUF files: from names,
+    sizes and `BLOCKS` evenly spread blocks of each file, because reading many gigabytes at every plan would take minutes.
     """
-    return DIGESTS[config.source](config.name)
+    return DIGESTS[config.source](config)
 
 
-def _recorded(name: str) -> str:
-    recipe = json.loads((POCKET / "recipe.json").read_text(encoding="utf-8"))
-    files: dict[str, str] = recipe["models"][name]["sha256"]
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _sampled(name: str) -> str:
-    folder = Path(name)
-    if not folder.is_dir():
-        return "missing"
+def sampled_digest(paths: Iterable[Path]) -> str:
+    """64 hexadecimal digits over name, size and sampled content of files."""
     digest = hashlib.sha256()
-    for path in sorted(entry for entry in folder.iterdir() if entry.is_file()):
+    for path in paths:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
@@ -55,4 +50,32 @@ def _sampled(name: str) -> str:
     return digest.hexdigest()
 
 
-DIGESTS: dict[str, Callable[[str], str]] = {"pocket": _recorded, "path": _sampled}
+def _recorded(config: "ModelConfig") -> str:
+    recipe = json.loads((POCKET / "recipe.json").read_text(encoding="utf-8"))
+    files: dict[str, str] = recipe["models"][config.name]["sha256"]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _of_folder(config: "ModelConfig") -> str:
+    folder = Path(config.name)
+    if not folder.is_dir():
+        return MISSING
+    return sampled_digest(sorted(entry for entry in folder.iterdir() if entry.is_file()))
+
+
+def _of_hub(config: "ModelConfig") -> str:
+    card = read_card(hub_folder(config))
+    return card["commit"] if card else cached_commit(config) or MISSING
+
+
+def _of_gguf(config: "ModelConfig") -> str:
+    path = gguf_path(config)
+    return sampled_digest([path]) if path.is_file() else MISSING
+
+
+DIGESTS: dict[str, Callable[["ModelConfig"], str]] = {
+    "pocket": _recorded,
+    "path": _of_folder,
+    "hub": _of_hub,
+    "gguf": _of_gguf,
+}

@@ -1,14 +1,18 @@
 """Turn rows of text into one model's own token ids, with the byte at which each token ends.
 
 Every model reads the same characters through its own tokenizer; byte ends are what two tokenizations have in common
-(method.md §2). Offsets come from the fast tokenizer, never from decoding token by token.
+(method.md §2). Offsets come from the fast tokenizer, never from decoding token by token. A tokenizer that `load_tokenizer` gave carries
+`reading`: how its model reads a row (plain or in its chat template) and what it has room for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+
+from mtkv.models.chat import Written, chat_template, write_plain
+from mtkv.models.reading import check_ids, check_lengths, check_text, leading_ids, reading_of
 
 NOT_A_BOUNDARY = -1
 
@@ -17,11 +21,12 @@ NOT_A_BOUNDARY = -1
 class EncodedRow:
     """One row as one model reads it. All arrays have shape [time].
 
-    `byte_end`: UTF-8 byte of the text at which the token ends, or −1 where nothing may be compared: special tokens, the
-    first token (attention sink) and all but the last of the tokens that share one multi-byte character.
+    `byte_end`: UTF-8 byte of the row's own text (prompt + target) at which the token ends, or −1 where nothing may be compared:
+    special tokens, those of a chat template, the first token (attention sink) and all but the last of the tokens that share one
+    multi-byte character.
     `byte_start`: end of the boundary before it, so that the spans of a row share no byte and leave no gap between them; −1
     wherever `byte_end` is.
-    `is_target`: tokens of the target part and the closing eos, on which the cross-entropy is taken.
+    `is_target`: tokens of the target part and the token that ends it, on which the cross-entropy is taken.
     """
 
     input_ids: np.ndarray
@@ -33,30 +38,58 @@ class EncodedRow:
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str], max_length: int | None
 ) -> list[EncodedRow]:
-    """Encode `prompt + target + eos` of each row.
+    """Encode each row as the tokenizer's model reads it: `[bos] + prompt + target + eos`, with the bos that the tokenizer itself puts
+    before texts, or for `prompt: chat` `template(prompt) + target + end of turn`.
 
-    Raises ValueError for a tokenizer without offsets or without eos, and for a row longer than `max_length` tokens: nothing
-    is truncated silently.
+    Raises ValueError for a tokenizer without offsets, without eos or (chat) without a template, for a row longer than `max_length`
+    or the model's context (nothing is truncated silently), with a token the model has no embedding for, or whose tokens do not
+    decode to its text.
     """
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer {tokenizer.name_or_path}: needs a fast tokenizer, only those report offsets")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {tokenizer.name_or_path}: has no eos token, so an answer could never end")
-    texts = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
-    rows = [
-        _encode_row(ids, offsets, text, len(prompt), tokenizer.eos_token_id)
-        for ids, offsets, text, prompt in zip(
-            encoded["input_ids"], encoded["offset_mapping"], texts, prompts, strict=True
-        )
-    ]
-    longest = max((len(row.input_ids) for row in rows), default=0)
-    if max_length is not None and longest > max_length:
-        raise ValueError(
-            f"a row has {longest} tokens for {tokenizer.name_or_path}, more than the limit of {max_length}: "
-            "raise training.max_length or drop the row"
-        )
+    frame = FRAMES[reading_of(tokenizer).prompt](tokenizer)
+    written = [frame.write(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+    encoded = tokenizer(
+        [row.text for row in written],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+    )
+    rows = []
+    for number, (ids, offsets, row) in enumerate(
+        zip(encoded["input_ids"], encoded["offset_mapping"], written, strict=True)
+    ):
+        text = prompts[number] + targets[number]
+        check_text(tokenizer, text, [token for token, at in zip(ids, offsets, strict=True) if row.touches(*at)], number)
+        rows.append(_encode_row(ids, offsets, row, text, frame))
+    check_lengths(tokenizer, [row.input_ids for row in rows], max_length)
+    check_ids(tokenizer, [row.input_ids for row in rows])
     return rows
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a model gets around the texts of rows: ids before them, the id that ends an answer, and a template or none."""
+
+    before: list[int]
+    end_id: int
+    write: Callable[[str, str], Written]
+
+
+def plain_frame(tokenizer: PreTrainedTokenizerBase) -> Frame:
+    """The row as it stands, after bos where the tokenizer puts one."""
+    return Frame(leading_ids(tokenizer), int(tokenizer.eos_token_id), write_plain)
+
+
+def chat_frame(tokenizer: PreTrainedTokenizerBase) -> Frame:
+    """The row in the tokenizer's chat template, which writes its own bos."""
+    template = chat_template(tokenizer)
+    return Frame([], template.end_id, template.write)
+
+
+FRAMES: dict[str, Callable[[PreTrainedTokenizerBase], Frame]] = {"plain": plain_frame, "chat": chat_frame}
 
 
 def byte_ends(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -76,17 +109,18 @@ def byte_starts(ends: np.ndarray) -> np.ndarray:
 
 
 def _encode_row(
-    ids: list[int], offsets: list[tuple[int, int]], text: str, prompt_length: int, eos_token_id: int
+    ids: list[int], offsets: list[tuple[int, int]], written: Written, text: str, frame: Frame
 ) -> EncodedRow:
-    ends = byte_ends(text, offsets)
+    before = len(frame.before)
+    ends = byte_ends(text, [(0, 0)] * before + [written.own_offset(*at) for at in offsets])
     starts = byte_starts(ends)
     starts[:1] = ends[:1] = NOT_A_BOUNDARY
-    is_target = [end > prompt_length for _, end in offsets]
+    is_target = [end > written.target_start for _, end in offsets]
     return EncodedRow(
-        input_ids=np.array([*ids, eos_token_id], dtype=np.int64),
+        input_ids=np.array([*frame.before, *ids, frame.end_id], dtype=np.int64),
         byte_start=np.append(starts, NOT_A_BOUNDARY).astype(np.int32),
         byte_end=np.append(ends, NOT_A_BOUNDARY).astype(np.int32),
-        is_target=np.array([*is_target, True]),
+        is_target=np.array([False] * before + [*is_target, True]),
     )
 
 

@@ -1,63 +1,136 @@
-"""Load a model and its tokenizer from where the config says: a pocket model of this package or a folder on disk."""
+"""Load a model and its tokenizer from where the config says: this package, a folder, the fetched hub models or a GGUF file.
+
+Nothing is downloaded here: hub models are fetched by `snakemake assets` (`mtkv.models.assets`), on a machine with network.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from mtkv.models.chat import chat_template
+from mtkv.models.check import check_loaded, check_vocabulary, check_weights
 from mtkv.models.digest import pocket_folder
+from mtkv.models.gguf import converted_folder
+from mtkv.models.places import cached_commit, cached_snapshot, hub_folder, read_card
+from mtkv.models.reading import Reading
 
 if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig
 
+CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def fetched_folder(config: "ModelConfig") -> Path:
+    """Folder of a hub model: in `assets`, else in Hugging Face's cache. Raises FileNotFoundError with the command that fetches it."""
+    folder = hub_folder(config)
+    if read_card(folder) is not None:
+        return folder
+    commit = cached_commit(config)
+    if commit is None:
+        revision = f" at revision {config.revision!r}" if config.revision else ""
+        raise FileNotFoundError(
+            f"model {config.name!r}{revision} is not on this machine (not in {folder} nor in Hugging Face's cache); "
+            "fetch it on a machine with network: snakemake assets"
+        )
+    return cached_snapshot(config, commit)
+
+
 FOLDERS: dict[str, Callable[["ModelConfig"], Path]] = {
     "pocket": lambda config: pocket_folder(config.name),
     "path": lambda config: Path(config.name),
+    "hub": fetched_folder,
+    "gguf": converted_folder,
 }
 
 
 def model_folder(config: "ModelConfig") -> Path:
-    """The Hugging Face folder of a model. Raises FileNotFoundError naming the field when there is none."""
+    """The Hugging Face folder of a model. Raises FileNotFoundError naming the model when there is none."""
     folder = FOLDERS[config.source](config)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"model {config.name!r}: no config.json in {folder}")
     return folder
 
 
-def load_model(config: "ModelConfig") -> PreTrainedModel:
-    """The model in the config's dtype, in eval mode, on the GPU when there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(
-        model_folder(config), dtype=DTYPES[config.dtype], trust_remote_code=config.trust_remote_code
+def is_encoder(config: "ModelConfig") -> bool:
+    """Whether the model is an encoder, or an encoder–decoder of which the encoder is read: a teacher that reads a row in both
+    directions, so its KV at a token has seen the text behind it, answer included."""
+    settings = AutoConfig.from_pretrained(model_folder(config), trust_remote_code=config.trust_remote_code)
+    if settings.is_encoder_decoder:
+        return True
+    generates = any(name.endswith(CAUSAL_CLASSES) for name in settings.architectures or [])
+    return (
+        type(settings) in MODEL_FOR_TEXT_ENCODING_MAPPING
+        and not generates
+        and not getattr(settings, "is_decoder", False)
     )
-    return model.to(torch.device(device)).eval()  # type: ignore[arg-type]
+
+
+def load_model(config: "ModelConfig") -> PreTrainedModel:
+    """The model in the config's dtype, in eval mode, on the GPU when there is one: a causal language model, or an encoder without a head
+    (see `is_encoder`). Raises ValueError for weights that are corrupt or incomplete."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder = model_folder(config)
+    check_weights(folder)
+    load: Any = (AutoModelForTextEncoding if is_encoder(config) else AutoModelForCausalLM).from_pretrained
+    model, info = load(
+        folder, dtype=DTYPES[config.dtype], trust_remote_code=config.trust_remote_code, output_loading_info=True
+    )
+    check_loaded(folder, info)
+    loaded: PreTrainedModel = model.to(torch.device(device)).eval()
+    return loaded
 
 
 def load_tokenizer(config: "ModelConfig") -> PreTrainedTokenizerBase:
-    """The model's own tokenizer. Raises ValueError for a slow one, which reports no offsets, or one without pad or eos."""
+    """The model's own tokenizer; its attribute `reading` says how `encode_rows` writes rows for this model.
+
+    A tokenizer without pad token pads with eos: padding is masked everywhere, and an eos that ends an answer is told from padding by
+    its place, so it stays a target. Raises ValueError for a slow tokenizer, which reports no offsets, for one without eos, for
+    one with tokens that the model has no embedding for, and for `prompt: chat` without a chat template.
+    """
     folder = model_folder(config)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     if not tokenizer.is_fast:
         raise ValueError(
             f"model {config.name!r}: its tokenizer is slow and reports no offsets; a tokenizer.json is needed"
         )
-    for name in ("pad_token", "eos_token"):
-        if getattr(tokenizer, name) is None:
-            raise ValueError(f"model {config.name!r}: its tokenizer has no {name}; set one in tokenizer_config.json")
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.sep_token  # encoders end a text with it
+    if tokenizer.eos_token is None:
+        raise ValueError(f"model {config.name!r}: its tokenizer has no eos_token; set one in tokenizer_config.json")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    text: Any = _settings(config)
+    check_vocabulary(config.name, tokenizer, text.vocab_size)
+    if config.prompt == "chat":
+        chat_template(tokenizer)
+    tokenizer.reading = Reading(config.prompt, getattr(text, "max_position_embeddings", None), text.vocab_size)
     return tokenizer
 
 
 def model_layers(config: "ModelConfig") -> int:
     """Number of layers, read from the config file alone."""
-    settings = AutoConfig.from_pretrained(model_folder(config), trust_remote_code=config.trust_remote_code)
-    return int(settings.get_text_config().num_hidden_layers)
+    return int(_settings(config).num_hidden_layers)
 
 
 def model_kv_heads(config: "ModelConfig") -> int:
     """Number of KV heads, read from the config file alone; that of query heads where the two are not told apart."""
-    settings = AutoConfig.from_pretrained(model_folder(config), trust_remote_code=config.trust_remote_code)
-    text = settings.get_text_config()
+    text = _settings(config)
     return int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+
+
+def _settings(config: "ModelConfig") -> Any:
+    """The config of the language part."""
+    settings = AutoConfig.from_pretrained(model_folder(config), trust_remote_code=config.trust_remote_code)
+    return settings.get_text_config()

@@ -4,6 +4,7 @@ Every writer of the project goes through `atomic_path` (or a function below that
 hidden temporary file beside the target.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -15,14 +16,21 @@ from typing import Any
 import pandas as pd
 
 
+class DiskFullError(OSError):
+    """There is no room for a file; the message names it, what it needs where that is known, and what is free."""
+
+
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, needed: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it fails.
 
-    The block may create a file or a folder at the temporary path. A folder that stands at `path` is replaced.
+    The block may create a file or a folder at the temporary path. A folder that stands at `path` is replaced. `needed`: bytes the
+    block will write, where they are known. Raises DiskFullError when the disk has less room, or is found full by the block: nothing
+    partial remains and what stood at `path` stays.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    check_room(target, needed)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     _remove(temporary)
     try:
@@ -30,8 +38,36 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir() and target.exists():
             _remove(target)
         os.replace(temporary, target)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise disk_full(target, needed) from error
     finally:
         _remove(temporary)
+
+
+def check_room(path: Path, needed: int | None) -> None:
+    """Raise DiskFullError when the disk of the folder of `path` has less than `needed` bytes free."""
+    if needed is not None and needed > shutil.disk_usage(path.parent).free:
+        raise disk_full(path, needed)
+
+
+def disk_full(path: Path, needed: int | None = None) -> DiskFullError:
+    """The error that says what cannot be written where."""
+    amount = "" if needed is None else f" {needed:,} bytes are needed,"
+    free = shutil.disk_usage(path.parent).free
+    return DiskFullError(
+        errno.ENOSPC, f"no space left on the disk:{amount} {free:,} bytes are free; nothing was written", str(path)
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, of Python's own or of a library (safetensors, Arrow), says that a disk or a quota is full."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(
+        text in str(error)
+        for text in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), f"os error {errno.ENOSPC}")
+    )
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,0 +1,162 @@
+"""The seven benchmarks as files: where their questions are, what their records mean, and which of them solve few-shot prompts.
+
+How they are asked and scored is lm-eval's (`mtkv.evaluate.benchmarks`), which gets the records as they are. What is read here
+besides, question, choices and gold answer, serves the leakage check and a second look at every score.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mtkv.data.answers import number
+from mtkv.data.benchmark_names import BBH_TASKS, CEVAL_SUBJECTS, CMMLU_SUBJECTS
+from mtkv.data.files import Record
+from mtkv.data.items import Item, Language
+from mtkv.data.origins import Origin
+from mtkv.data.sources import GSM8K_ORIGIN
+
+LETTERS = ("A", "B", "C", "D")
+GPQA_WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark. `documents` makes the records that lm-eval expects out of what files hold; `fields` is what it reads.
+
+    `match` says how a generated answer is compared: as a number, as text, or symbolically. `examples` is the split that
+    few-shot prompts are taken from, or None where lm-eval brings its own.
+    """
+
+    origin: Origin
+    split: str
+    language: Language
+    fields: tuple[str, ...]
+    item: Callable[[Record, str], Item]
+    match: str = "choice"
+    examples: str | None = None
+    document: Callable[[Record], Record] = lambda record: record
+
+    @property
+    def name(self) -> str:
+        """Name of the benchmark, of its folder and of its files."""
+        return self.origin.name
+
+
+def gsm8k(record: Record, config: str) -> Item:
+    """The gold answer is what follows ####; every question stands for itself."""
+    return Item(record["question"], "", number(str(record["answer"]).rpartition("####")[2]), "")
+
+
+def math500(record: Record, config: str) -> Item:
+    """Clusters are the subjects; the answer is LaTeX."""
+    return Item(record["problem"], "", record["answer"], record.get("subject", ""))
+
+
+def bbh(record: Record, config: str) -> Item:
+    """Clusters are the 27 tasks."""
+    return Item(record["input"], "", record["target"], config)
+
+
+def gpqa(record: Record, config: str) -> Item:
+    """The right option first; lm-eval shuffles them."""
+    options = tuple(gpqa_text(record[field]) for field in ("Correct Answer", *GPQA_WRONG))
+    return Item(record["Question"], "", options[0], record.get("Subdomain") or "", options, 0)
+
+
+def gpqa_text(value: str | None) -> str:
+    """An option as lm-eval's task writes it."""
+    return " " if value is None else value.strip().replace(" [title]", ". ").replace("  ", " ")
+
+
+def truthfulqa(record: Record, config: str) -> Item:
+    """MC1: one of the options is true, in the data always the first."""
+    targets = record["mc1_targets"]
+    gold = list(targets["labels"]).index(1)
+    return Item(record["question"], "", targets["choices"][gold], "", tuple(targets["choices"]), gold)
+
+
+def truthfulqa_document(record: Record) -> Record:
+    """Out of the original CSV or JSON the hub's shape: {choices, labels} for mc1 and mc2."""
+    if "Best Answer" in record:
+        best, right, wrong = (_answers(record[f"{kind} Answer{'' if kind == 'Best' else 's'}"]) for kind in KINDS)
+        right = [*best, *(answer for answer in right if answer not in best)]
+        return {"question": record["Question"], "mc1_targets": _targets(best[:1], wrong)} | {
+            "mc2_targets": _targets(right, wrong)
+        }
+    targets = {name: record[name] for name in ("mc1_targets", "mc2_targets")}
+    return {"question": record["question"]} | {
+        name: value if "choices" in value else {"choices": list(value), "labels": list(value.values())}
+        for name, value in targets.items()
+    }
+
+
+def letters(record: Record, config: str) -> Item:
+    """CMMLU and C-Eval: four options, answered by their letter; clusters are the subjects."""
+    question, answer = (record.get(name, record.get(name.capitalize())) for name in ("question", "answer"))
+    return Item(str(question), "", str(answer), config, LETTERS, LETTERS.index(str(answer)))
+
+
+KINDS = ("Best", "Correct", "Incorrect")
+
+
+def _answers(cell: str) -> list[str]:
+    """Several answers in one cell, separated by semicolons."""
+    return [answer.strip() for answer in cell.split(";") if answer.strip()]
+
+
+def _targets(right: list[str], wrong: list[str]) -> Record:
+    return {"choices": [*right, *wrong], "labels": [1] * len(right) + [0] * len(wrong)}
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(GSM8K_ORIGIN, "test", "en", ("question", "answer"), gsm8k, "number", "train"),
+        Benchmark(
+            Origin("math500", "HuggingFaceH4/MATH-500", files=("{split}.jsonl",)),
+            "test",
+            "en",
+            ("problem", "solution", "answer"),
+            math500,
+            "symbolic",
+        ),
+        Benchmark(
+            Origin("bbh", "SaylorTwift/bbh", BBH_TASKS, ("{config}.json",)),
+            "test",
+            "en",
+            ("input", "target"),
+            bbh,
+            "text",
+        ),
+        Benchmark(
+            Origin("gpqa", "Idavidrein/gpqa", ("gpqa_main",), ("{config}.csv", "{config}.jsonl"), gated=True),
+            "train",
+            "en",
+            ("Question", "Correct Answer", *GPQA_WRONG),
+            gpqa,
+        ),
+        Benchmark(
+            Origin("truthfulqa", "truthfulqa/truthful_qa", ("multiple_choice",), ("mc_task.json", "TruthfulQA.csv")),
+            "validation",
+            "en",
+            ("question", "mc1_targets", "mc2_targets"),
+            truthfulqa,
+            document=truthfulqa_document,
+        ),
+        Benchmark(
+            Origin("cmmlu", "haonan-li/cmmlu", CMMLU_SUBJECTS, ("data/{split}/{config}.csv", "{split}/{config}.csv")),
+            "test",
+            "zh",
+            ("Question", *LETTERS, "Answer"),
+            letters,
+            examples="dev",
+        ),
+        Benchmark(
+            Origin("ceval", "ceval/ceval-exam", CEVAL_SUBJECTS, ("{split}/{config}_{split}.csv",)),
+            "val",
+            "zh",
+            ("question", *LETTERS, "answer"),
+            letters,
+            examples="dev",
+        ),
+    )
+}

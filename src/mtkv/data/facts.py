@@ -1,0 +1,26 @@
+"""What the card says about rows: counts, digests of the questions, and the check that no two splits share one."""
+
+from typing import Any
+
+import pandas as pd
+
+from mtkv.data.splits import assert_no_leakage, hashes_digest, question_hash
+
+
+def split_facts(frames: dict[str, pd.DataFrame], tests: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Counts, digests and the leakage check, all from the frames themselves: hashes are computed again from the questions."""
+    questions = {split: list(frame["question"]) for split, frame in frames.items()}
+    questions["test"] = [question for frame in tests.values() for question in frame["question"]]
+    hashes = {split: {question_hash(question) for question in texts} for split, texts in questions.items()}
+    counts = assert_no_leakage(hashes)
+    rows = {
+        split: {name: int(n) for name, n in frame["dataset"].value_counts().sort_index().items()}
+        for split, frame in frames.items()
+    }
+    rows["test"] = {dataset: len(frame) for dataset, frame in tests.items()}
+    return {
+        "rows": rows,
+        "questions": {split: len(found) for split, found in hashes.items()},
+        "hashes": {split: hashes_digest(found) for split, found in hashes.items()},
+        "leakage": counts,
+    }

@@ -1,0 +1,170 @@
+"""The mixture of real sources, `multi_reasoning_cot_direct`: which of their questions become rows, and what is left out.
+
+Every question goes through the same gate: a usable answer, not too long, not seen before, and no text in common with any test
+set. What does not pass is counted in the card. The split follows from a question's hash alone, as for the pocket tasks.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from mtkv.data.answers import AnswerError
+from mtkv.data.benchmarks import BENCHMARKS
+from mtkv.data.facts import split_facts
+from mtkv.data.files import DataFileError
+from mtkv.data.origins import load_origin
+from mtkv.data.overlap import TestTexts
+from mtkv.data.quotas import quotas
+from mtkv.data.rows import ROW_COLUMNS, Question, row
+from mtkv.data.sources import SOURCES, Source, check_fields
+from mtkv.data.splits import BIN_COUNT, question_hash
+from mtkv.data.testsets import read_benchmark, subset, write_examples, write_test
+from mtkv.provenance.files import write_parquet
+
+if TYPE_CHECKING:
+    from mtkv.config.data import DataConfig
+
+# Shares of the questions' hash bins, out of 16; the tests are sets of their own.
+BINS = {"train": range(0, 13), "val": range(13, 15), "calibration": range(15, 16)}
+
+
+def build_mixture(config: "DataConfig", datasets: list[str], folder: Path) -> dict[str, Any]:
+    """`build_data` for the real sources, checked against the test sets of `datasets`; all of them, asked or not."""
+    tests, asked, missing = _write_tests(config, datasets, folder)
+    texts = TestTexts(question for frame in tests.values() for question in frame["question"])
+    pools: dict[str, list[Question]] = {}
+    counts: dict[str, Counter[str]] = {}
+    names: list[str] = [*(config.sources or SOURCES)]
+    for name in names:
+        pools[name], counts[name] = usable_questions(SOURCES[name], config, texts)
+    _without_repeats(pools, counts)
+    frames = {split: _draw(config, split, pools) for split in BINS}
+    facts = split_facts(frames, tests) | {
+        "sources": {name: dict(count) for name, count in counts.items()},
+        "checked_against": {name: len(frame) for name, frame in tests.items()},
+        "asked": asked,
+        "unavailable": missing,
+    }
+    facts["rows"]["test"] = asked
+    for split, frame in frames.items():
+        write_parquet(folder / f"{split}.parquet", frame)
+    return facts
+
+
+def usable_questions(source: Source, config: "DataConfig", tests: TestTexts) -> tuple[list[Question], Counter[str]]:
+    """Questions of one source that may be trained on, and how many records were left out for which reason.
+
+    Raises DataFileError when the source is absent or has other fields, or when no record is usable.
+    """
+    folder = Path(config.folder) if config.folder else None
+    parts = load_origin(source.origin, source.split, folder, config.revisions.get(source.name))
+    records = [record for part in parts.values() for record in part]
+    check_fields(source.name, records, source.fields)
+    found: list[Question] = []
+    counts: Counter[str] = Counter(records=len(records))
+    for number, record in enumerate(records):
+        try:
+            item = source.item(record)
+        except (AnswerError, ValueError, TypeError, AttributeError, KeyError):
+            counts["unusable"] += 1
+            continue
+        question = Question(source.name, source.language, number, question_hash(item.question), item)
+        shared = tests.shares(item.question, f"{item.question} {item.reasoning} {item.answer}")
+        if shared:
+            counts[f"contaminated_{shared}"] += 1
+        elif config.max_bytes and _longest(question, config) > config.max_bytes:
+            counts["too_long"] += 1
+        else:
+            found.append(question)
+    if not found:
+        raise DataFileError(f"{source.name}: none of its {len(records)} records is usable: {dict(counts)}")
+    return found, counts
+
+
+def styles_of(question: Question, styles: Sequence[str]) -> list[str]:
+    """The styles a question is written in: `cot` needs a chain of thought, which ARC-Challenge has not."""
+    return [style for style in styles if style != "cot" or question.item.reasoning]
+
+
+def split_of(digest: str) -> str:
+    """The split of a question, from its hash."""
+    place = int(digest[:8], 16) % BIN_COUNT
+    return next(split for split, bins in BINS.items() if place in bins)
+
+
+def _write_tests(
+    config: "DataConfig", datasets: list[str], folder: Path
+) -> tuple[dict[str, pd.DataFrame], dict[str, int], dict[str, str]]:
+    """All questions of each test set, how many of them are asked, and the reasons of those that cannot be loaded."""
+    tests, asked, missing = {}, {}, {}
+    for name in datasets:
+        path, examples_path = folder / "test" / f"{name}.parquet", folder / "examples" / f"{name}.parquet"
+        try:
+            tests[name], examples = read_benchmark(BENCHMARKS[name], config)
+        except DataFileError as error:
+            missing[name] = str(error)
+            write_test(path, pd.DataFrame(), missing[name])
+            write_examples(examples_path, pd.DataFrame())
+            continue
+        chosen = subset(tests[name], config.subsets.get(name, config.test_items), config.seed)
+        asked[name] = len(chosen)
+        write_test(path, chosen)
+        write_examples(examples_path, examples)
+    return tests, asked, missing
+
+
+def _without_repeats(pools: dict[str, list[Question]], counts: Mapping[str, Counter[str]]) -> None:
+    """Keep the first of the questions that are the same after normalisation, over all sources."""
+    seen: set[str] = set()
+    for name, questions in pools.items():
+        kept = []
+        for question in questions:
+            if question.question_hash not in seen:
+                seen.add(question.question_hash)
+                kept.append(question)
+        counts[name]["repeated"] = len(questions) - len(kept)
+        counts[name]["usable"] = len(kept)
+        pools[name] = kept
+
+
+def _draw(config: "DataConfig", split: str, pools: Mapping[str, list[Question]]) -> pd.DataFrame:
+    """The rows of one split: each source's share of them, in an order that mixes the sources."""
+    wanted = {"train": config.train_rows, "val": config.validation_rows, "calibration": config.calibration_rows}[split]
+    ordered = {
+        name: _order([question for question in pool if split_of(question.question_hash) == split], config.seed)
+        for name, pool in pools.items()
+    }
+    available = {name: sum(len(styles_of(q, config.styles)) for q in pool) for name, pool in ordered.items()}
+    chinese = {name for name in pools if SOURCES[name].language == "zh"}
+    shares = quotas(wanted, available, chinese, config.chinese_share)
+    if (total := sum(shares.values())) < wanted:
+        raise ValueError(
+            f"data: the sources {', '.join(pools)} give {total} {split} rows, not {wanted}: "
+            f"ask for fewer rows, add sources or allow longer ones (max_bytes); there are {available}"
+        )
+    frames = [_rows(ordered[name], config.styles, share) for name, share in shares.items()]
+    rows = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
+    hashes = sorted(set(rows["question_hash"]))
+    Random(f"{config.seed}:{split}").shuffle(hashes)
+    place = {digest: index for index, digest in enumerate(hashes)}
+    return rows.sort_values("question_hash", key=lambda column: column.map(place), kind="stable", ignore_index=True)
+
+
+def _rows(questions: list[Question], styles: Sequence[str], count: int) -> pd.DataFrame:
+    """The first `count` rows of the questions, each in all of its styles."""
+    every = (row(question, style) for question in questions for style in styles_of(question, styles))
+    return pd.DataFrame(islice(every, count), columns=list(ROW_COLUMNS))
+
+
+def _order(questions: list[Question], seed: int) -> list[Question]:
+    return sorted(questions, key=lambda q: hashlib.sha256(f"{seed}:{q.question_hash}".encode()).digest())
+
+
+def _longest(question: Question, config: "DataConfig") -> int:
+    return max(int(row(question, style)["text_end"]) for style in styles_of(question, config.styles) or ["direct"])

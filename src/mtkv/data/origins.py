@@ -1,0 +1,134 @@
+"""Where real data comes from: a folder of plain files (`data.folder`), or the Hugging Face hub and its cache.
+
+In: an `Origin`, a split and a folder or None. Out: records in the true schema of the data set, by configuration. Whatever is
+absent is one error that names the data set, where it was looked for and what to do.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtkv.data.files import READERS, DataFileError, Record, read_records
+from mtkv.provenance.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One data set. `configs`: its parts on the hub; `files`: patterns of its files in a local folder, tried in order, with
+    the fields {config} and {split}. `hub_file`: the file to read where `datasets` has no loader for it.
+    """
+
+    name: str
+    hub: str
+    configs: tuple[str, ...] = ("default",)
+    files: tuple[str, ...] = ()
+    hub_file: str | None = None
+    gated: bool = False
+
+    def patterns(self, config: str, split: str) -> list[str]:
+        """File patterns to try, the origin's own first, then what `fetch` writes."""
+        own = [pattern.format(config=config, split=split) for pattern in self.files]
+        fetched = [f"{config}/{split}.parquet", f"{split}.parquet" if len(self.configs) == 1 else ""]
+        return [*own, *filter(None, fetched)]
+
+
+def load_origin(
+    origin: Origin, split: str, folder: Path | None, revision: str | None = None
+) -> dict[str, list[Record]]:
+    """Records of a split, by configuration. Raises DataFileError when any configuration is absent or unreadable."""
+    return {config: _load(origin, config, split, folder, revision) for config in origin.configs}
+
+
+def local_files(origin: Origin, config: str, split: str, folder: Path) -> list[Path]:
+    """The files of one split in a local folder, sorted; empty when there are none."""
+    for pattern in origin.patterns(config, split):
+        found = sorted(path for path in (folder / origin.name).glob(pattern) if path.suffix.lower() in READERS)
+        if found:
+            return found
+    return []
+
+
+def fetch(origin: Origin, split: str, folder: Path, revision: str | None = None) -> list[Path]:
+    """Copy a split from the hub into `folder`, one file per configuration; files that are there are kept. Returns the files.
+
+    Raises DataFileError when one cannot be had.
+    """
+    return [_fetch(origin, config, split, Path(folder), revision) for config in origin.configs]
+
+
+def _fetch(origin: Origin, config: str, split: str, folder: Path, revision: str | None) -> Path:
+    part = f"{split}.parquet" if len(origin.configs) == 1 else f"{config}/{split}.parquet"
+    path = folder / origin.name / (origin.hub_file or part)
+    if not path.is_file():
+        with _explained(origin, config, split, revision), atomic_path(path) as temporary:
+            if origin.hub_file:
+                shutil.copyfile(_hub_file(origin, revision), temporary)
+            else:
+                _hub_split(origin, config, split, revision).to_parquet(temporary)
+    return path
+
+
+def _load(origin: Origin, config: str, split: str, folder: Path | None, revision: str | None) -> list[Record]:
+    if folder is None:
+        return _from_hub(origin, config, split, revision)
+    files = local_files(origin, config, split, folder)
+    if not files:
+        looked = ", ".join(str(folder / origin.name / pattern) for pattern in origin.patterns(config, split))
+        raise DataFileError(
+            f"{origin.name}: no file of split {split}{_part(config)}; looked for {looked}. Put the files there, "
+            f"or fetch {origin.hub} from the hub (data.folder: null){_licence(origin)}"
+        )
+    return [record for file in files for record in read_records(file)]
+
+
+def _from_hub(origin: Origin, config: str, split: str, revision: str | None) -> list[Record]:
+    """Records of the hub's data set, from its cache where there is no network."""
+    with _explained(origin, config, split, revision):
+        if origin.hub_file:
+            return read_records(_hub_file(origin, revision))
+        return _hub_split(origin, config, split, revision).to_list()
+
+
+def _hub_file(origin: Origin, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    assert origin.hub_file is not None
+    return Path(hf_hub_download(origin.hub, origin.hub_file, repo_type="dataset", revision=revision))
+
+
+def _hub_split(origin: Origin, config: str, split: str, revision: str | None) -> Any:
+    """The `datasets.Dataset` of a split; imported here, because local files need nothing of it."""
+    import datasets
+
+    return datasets.load_dataset(origin.hub, None if config == "default" else config, split=split, revision=revision)
+
+
+@contextmanager
+def _explained(origin: Origin, config: str, split: str, revision: str | None) -> Iterator[None]:
+    """Any failure of the hub as one DataFileError: network, gate, revision, split; `datasets` has no common class for these."""
+    try:
+        yield
+    except DataFileError:
+        raise
+    except Exception as error:
+        said = str(error).splitlines()[0] if str(error) else ""
+        at = f" at revision {revision}" if revision else ""
+        raise DataFileError(
+            f"{origin.name}: split {split}{_part(config)} of {origin.hub}{at} could not be loaded from the hub or its cache "
+            f"({type(error).__name__}: {said}). Fetch it on a machine with network, or put its files into a folder "
+            f"and name that in data.folder{_licence(origin)}"
+        ) from error
+
+
+def _part(config: str) -> str:
+    return "" if config == "default" else f" of {config}"
+
+
+def _licence(origin: Origin) -> str:
+    if not origin.gated:
+        return ""
+    page = f"https://huggingface.co/datasets/{origin.hub}"
+    return f". It is gated: accept its terms at {page}, then `hf auth login`"

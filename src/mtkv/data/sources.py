@@ -1,0 +1,181 @@
+"""The sources of the training mixture: each turns one record of its true schema into an `Item`.
+
+What a source needs is its origin, its split and a function of a record. A record that lacks a field stops the build (the file
+is not what it claims to be); one whose answer is unusable is left out and counted.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mtkv.data.answers import AnswerError, as_fraction, boxed, number, text, without_calculations, yes_no
+from mtkv.data.files import DataFileError, Record
+from mtkv.data.items import Item, Language
+from mtkv.data.origins import Origin
+
+MATH_SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+GSM8K_ORIGIN = Origin("gsm8k", "openai/gsm8k", ("main",), ("{split}.jsonl",))
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source: where its records are and what they mean. `fields` must be there in every record."""
+
+    origin: Origin
+    split: str
+    language: Language
+    fields: tuple[str, ...]
+    item: Callable[[Record], Item]
+
+    @property
+    def name(self) -> str:
+        """Name of the source, of its folder and of its rows' dataset."""
+        return self.origin.name
+
+
+def check_fields(name: str, records: list[Record], fields: tuple[str, ...]) -> None:
+    """Raises DataFileError when a record lacks a field: other data than the schema says."""
+    for index, record in enumerate(records):
+        lacking = [field for field in fields if field not in record]
+        if lacking:
+            raise DataFileError(
+                f"{name}: record {index} has no {', '.join(lacking)}; it has {', '.join(map(str, record))}"
+            )
+
+
+def gsm8k(record: Record) -> Item:
+    """`answer` is the chain of thought with <<calculations>>, then "#### N"."""
+    reasoning, mark, answer = str(record["answer"]).rpartition("####")
+    if not mark:
+        raise AnswerError("the answer has no ####")
+    return Item(text(record["question"]), text(without_calculations(reasoning)), number(answer), "gsm8k")
+
+
+def svamp(record: Record) -> Item:
+    """`Body` and `Question` make the problem, `Equation` is the chain of thought, `Answer` a number such as 51.0."""
+    body, question = _sentence(record["Body"]), text(record["Question"])
+    answer = number(record["Answer"])
+    equation = text(record["Equation"]).removeprefix("( ").removesuffix(" )").replace(".0 ", " ")
+    return Item(f"{body} {question}", f"{equation.removesuffix('.0')} = {answer}", answer, "svamp")
+
+
+def strategyqa(record: Record) -> Item:
+    """`facts` is a list of sentences, or on the hub one text; `answer` is a boolean."""
+    facts = record["facts"]
+    reasoning = " ".join(_sentence(fact) for fact in facts) if isinstance(facts, list) else text(facts)
+    return Item(text(record["question"]), text(reasoning), yes_no(record["answer"]), "strategyqa")
+
+
+def math23k(record: Record) -> Item:
+    """`equation` is "x=(11-1)*2", `ans` its value, which is written as a number, a percentage or a fraction "((1)/(2))"."""
+    equation = text(record["equation"]).removeprefix("x=")
+    answer = number(_math23k_fraction(str(record["ans"])))
+    return Item(text(record["original_text"]).replace(" ", ""), f"{equation}={answer}", answer, "math23k")
+
+
+def math(record: Record) -> Item:
+    r"""`solution` ends in \boxed{answer}."""
+    answer = boxed(str(record["solution"]))
+    return Item(text(record["problem"]), text(record["solution"]), text(answer), "math")
+
+
+def arc_challenge(record: Record) -> Item:
+    """`choices` has `text` and `label` (A … or 1 …); `answerKey` is one of the labels. There is no chain of thought."""
+    choices: Mapping[str, Any] = record["choices"]
+    texts, labels = [text(choice) for choice in choices["text"]], [str(label) for label in choices["label"]]
+    if str(record["answerKey"]) not in labels or len(texts) != len(labels):
+        raise AnswerError(f"answerKey {record['answerKey']!r} is not one of the labels {labels}")
+    gold = labels.index(str(record["answerKey"]))
+    question = f"{text(record['question'])} Options: {'; '.join(texts)}"
+    return Item(question, "", texts[gold], "arc_challenge", tuple(texts), gold)
+
+
+def hotpotqa(record: Record) -> Item:
+    """The chain of thought is the supporting sentences, in both the hub's shape (mappings of lists) and the original's (pairs)."""
+    facts, context = record["supporting_facts"], record["context"]
+    if isinstance(facts, Mapping):
+        facts = zip(facts["title"], facts["sent_id"], strict=True)
+        context = zip(context["title"], context["sentences"], strict=True)
+    sentences = dict(context)
+    support = [
+        sentences[title][index] for title, index in facts if title in sentences and index < len(sentences[title])
+    ]
+    return Item(text(record["question"]), text(" ".join(support)), text(record["answer"]), "hotpotqa")
+
+
+def _sentence(value: Any) -> str:
+    """A text with a full stop where it has no other end."""
+    sentence = text(value)
+    return sentence if sentence.endswith((".", "?", "!")) else f"{sentence}."
+
+
+def _math23k_fraction(value: str) -> str:
+    """Its fractions have a bracket around everything; mixed numbers, "2((1)/(2))", are written out."""
+    whole, bracket, part = value.partition("(")
+    if not bracket or not whole.strip():
+        return value
+    first, second = as_fraction(number(whole)), as_fraction(number("(" + part))
+    if first is None or second is None:
+        raise AnswerError(f"{value!r} is not a number")
+    total = first + second
+    return f"{total.numerator}/{total.denominator}"
+
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Source(GSM8K_ORIGIN, "train", "en", ("question", "answer"), gsm8k),
+        Source(
+            Origin("svamp", "ChilleD/SVAMP", files=("SVAMP.json", "{split}.json")),
+            "train",
+            "en",
+            ("Body", "Question", "Equation", "Answer"),
+            svamp,
+        ),
+        Source(
+            Origin("strategyqa", "ChilleD/StrategyQA", files=("{split}.json",)),
+            "train",
+            "en",
+            ("question", "answer", "facts"),
+            strategyqa,
+        ),
+        Source(
+            Origin("math23k", "Gxg/Math23K", files=("Math_23K.json", "{split}.json*"), hub_file="Math_23K.json"),
+            "train",
+            "zh",
+            ("original_text", "equation", "ans"),
+            math23k,
+        ),
+        Source(
+            Origin(
+                "math", "EleutherAI/hendrycks_math", MATH_SUBJECTS, ("{split}/{config}/*.json", "{config}/{split}.*")
+            ),
+            "train",
+            "en",
+            ("problem", "solution"),
+            math,
+        ),
+        Source(
+            Origin("arc_challenge", "allenai/ai2_arc", ("ARC-Challenge",), ("{split}.jsonl",)),
+            "train",
+            "en",
+            ("question", "choices", "answerKey"),
+            arc_challenge,
+        ),
+        Source(
+            Origin("hotpotqa", "hotpotqa/hotpot_qa", ("distractor",), ("hotpot_{split}*.json", "{split}.jsonl")),
+            "train",
+            "en",
+            ("question", "answer", "supporting_facts", "context"),
+            hotpotqa,
+        ),
+    )
+}

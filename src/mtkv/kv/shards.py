@@ -1,0 +1,152 @@
+"""One file of the KV store: rows of a teacher's keys and values, written at once, read memory-mapped.
+
+Rows lie one after the other in `kv [tokens, layers, 2, width]` (keys at index 0, values at 1; width = kv_heads·head_dim). The
+quantised formats have `scale` and `offset [layers, 2, width]`, and int4 has two channels in each byte of `kv`. The other
+tensors are columns with one entry per token. The file is a safetensors file; its metadata holds layers, ids and lengths of rows.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mtkv.kv.quantize import STORED_DTYPES, Grid, channel_grid, dequantize, quantize, stored_width
+from mtkv.provenance.files import atomic_path
+
+KEY, VALUE = 0, 1
+REDO = "delete it and run the extraction again: only this shard is made anew"
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """One row of the raw tier before it is packed: `kv [time, layers, 2, width]`, `byte_start`, `byte_end [time]`.
+
+    `likelihood`: mean log-probability (nats) of the row's target tokens; NaN for a model without a head. `importance
+    [time, layers]`: attention that each token gets from the target tokens.
+    """
+
+    id: str
+    kv: Tensor
+    byte_end: np.ndarray
+    byte_start: np.ndarray | None = None
+    likelihood: float = math.nan
+    importance: Tensor | None = None
+
+
+def write_shard(path: Path, rows: Sequence[StoredRow], layers: Sequence[int], dtype: str | None = None) -> None:
+    """Write one shard of the raw tier atomically; `dtype` None keeps the rows' own format.
+
+    The first token of a row is an attention sink and never supervised: it has no say in the grid. Raises ValueError for a value
+    outside the format anywhere else.
+    """
+    columns: dict[str, list[Any]] = {
+        "byte_start": [row.byte_start for row in rows],
+        "byte_end": [row.byte_end for row in rows],
+        "importance": [row.importance for row in rows],
+    }
+    _save(path, [row.id for row in rows], [row.kv for row in rows], columns, layers, dtype, 1, likelihoods(rows))
+
+
+def write_mapped(path: Path, rows: Iterable[tuple[str, np.ndarray, Tensor]], dtype: str) -> None:
+    """Write one shard of the mapped tier atomically.
+
+    `rows`: id, student tokens `position [n]` and the targets there `[n, student_layers, 2, student_width]`, as from `mapped_rows`.
+    """
+    ids, positions, kvs = (list(column) for column in zip(*rows, strict=True))
+    layers = range(kvs[0].shape[1])
+    _save(path, ids, kvs, {"position": [position.astype(np.int32) for position in positions]}, layers, dtype, 0, None)
+
+
+def likelihoods(rows: Sequence[StoredRow]) -> Float[Tensor, " rows"]:
+    """The rows' likelihoods as they are stored."""
+    return torch.tensor([row.likelihood for row in rows], dtype=torch.float32)
+
+
+def _save(
+    path: Path,
+    ids: list[str],
+    kvs: list[Tensor],
+    columns: dict[str, list[Any]],
+    layers: Sequence[int],
+    dtype: str | None,
+    sinks: int,
+    likelihood: Tensor | None,
+) -> None:
+    dtype = dtype or str(kvs[0].dtype).removeprefix("torch.")
+    lengths = [len(kv) for kv in kvs]
+    grid = channel_grid([kv[sinks:] for kv in kvs], dtype)
+    *shape, width = kvs[0].shape[1:]
+    packed = torch.empty(sum(lengths), *shape, stored_width(width, dtype), dtype=STORED_DTYPES[dtype])
+    for row, kv, part in zip(ids, kvs, packed.split(lengths), strict=True):
+        part.copy_(quantize(kv, grid, dtype))
+        if not (kv if grid is not None else part)[sinks:].isfinite().all():
+            raise ValueError(f"{path}: row {row} has values that {dtype} cannot hold; choose bfloat16 or float32")
+        if grid is None:
+            part[:sinks].nan_to_num_()
+    tensors = {"kv": packed}
+    tensors |= {
+        name: torch.cat([torch.as_tensor(value) for value in values])
+        for name, values in columns.items()
+        if all(value is not None for value in values)
+    }
+    tensors |= grid._asdict() if grid is not None else {}
+    tensors |= {"likelihood": likelihood} if likelihood is not None else {}
+    # One entry: safetensors writes several in random order, and the same rows would not give the same bytes.
+    metadata = {"rows": json.dumps({"layers": list(layers), "ids": ids, "lengths": lengths})}
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):  # what a killed job left; a shard has one writer
+        stale.unlink()
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+
+
+class Shard:
+    """One memory-mapped file: a tensor's pages are read from disk when they are used, and can be dropped again."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with safe_open(path, "pt") as file:
+                rows = json.loads(file.metadata()["rows"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: missing or damaged ({error}); {REDO}") from error
+        self.path = path
+        self.ids: list[str] = rows["ids"]
+        self.layers: list[int] = rows["layers"]
+        self.lengths = np.array(rows["lengths"], dtype=np.int64)
+        self.kv = tensors.pop("kv")
+        scale, offset = tensors.pop("scale", None), tensors.pop("offset", None)
+        self.grid = None if scale is None else Grid(scale, torch.zeros_like(scale) if offset is None else offset)
+        self.width = int((self.kv if scale is None else scale).shape[-1])
+        self.columns = {name: tensor.numpy() for name, tensor in tensors.items()}
+        with open(path, "rb") as raw:
+            header = int.from_bytes(raw.read(8), "little")
+            self.offset = 8 + header + json.loads(raw.read(header))["kv"]["data_offsets"][0]
+
+    def read(self, start: int, length: int, tokens: np.ndarray | slice) -> Float[Tensor, "picked layers 2 width"]:
+        """KV of the given tokens of the row at (start, length); only their pages are touched. float32 where it is quantised."""
+        picked = self.kv[start : start + length][tokens if isinstance(tokens, slice) else torch.from_numpy(tokens)]
+        return dequantize(picked, self.grid)
+
+    def will_need(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Ask the kernel to read these (start, length) tokens ahead, without waiting; nothing where it cannot be asked."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        stride = self.kv[:1].nbytes
+        file = os.open(self.path, os.O_RDONLY)
+        try:
+            for start, length in spans:
+                os.posix_fadvise(file, self.offset + start * stride, length * stride, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(file)

@@ -1,0 +1,59 @@
+"""Low-rank adapters through peft: put into the model in place, so that it stays the transformers model that KV capture knows.
+
+Hu et al. (2021): W + (alpha / rank)·B·A with W frozen. The adapters compute in float32; merging gives a plain model.
+"""
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from mtkv.config.arms import LoraConfig
+
+
+def add_lora(model: PreTrainedModel, config: "LoraConfig") -> None:
+    """Freeze the model and add adapters, in place. At first the model computes what it did.
+
+    Raises ImportError without peft, ValueError for a target that is no layer of the model.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ImportError("training.lora needs the package peft; install it: pip install mtkv[lora]")
+    import peft
+
+    names = {path.rpartition(".")[2] for path, _ in model.named_modules()}
+    if absent := [target for target in config.targets or [] if target not in names]:
+        linear = sorted({path.rpartition(".")[2] for path, module in model.named_modules() if _is_linear(module)})
+        raise ValueError(
+            f"training.lora.targets: {', '.join(absent)} not in {type(model).__name__}; allowed: {', '.join(linear)}"
+        )
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]
+            lora_dropout=config.dropout,
+            target_modules=config.targets or "all-linear",
+        ),
+        model,
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def merge_lora(model: PreTrainedModel) -> None:
+    """Add the adapters to the weights and take them out, in place; a model without adapters stays as it is."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted: list[tuple[str, Any]] = [(path, m) for path, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    for path, module in adapted:
+        module.merge()
+        model.set_submodule(path, module.get_base_layer())
+    # A model that still says it holds adapters would be saved as adapters alone.
+    model._hf_peft_config_loaded = False
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+def _is_linear(module: Any) -> bool:
+    return type(module).__name__ in ("Linear", "Conv1D")

@@ -1,0 +1,355 @@
+"""The real benchmarks, from files in their true schema, against lm-eval's own front end on the same files and model."""
+
+import json
+import shutil
+import sys
+
+import lm_eval.tasks
+import pandas as pd
+import pytest
+import yaml
+from benchmark_files import write_benchmarks, write_sources
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from mtkv.config.data import BENCHMARKS, DataConfig
+from mtkv.config.evaluation import LM_EVAL_TASKS
+from mtkv.data.build import build_data
+from mtkv.data.mixture import _write_tests
+from mtkv.evaluate.answers import answer_row
+from mtkv.evaluate.benchmarks import LM_EVAL_FOLDER, RECIPES, load_benchmark
+from mtkv.evaluate.digests import predictions_digest
+from mtkv.evaluate.predict import predict
+from mtkv.evaluate.predictions import read_metric, read_predictions
+from mtkv.evaluate.score import score
+from mtkv.evaluate.tasks import UnanswerableError
+
+NAMES = list(BENCHMARKS)
+WITHOUT_EXTRAS = {"math500": "hendrycks_math500"}  # lm-eval's other task for it needs math_verify
+CHAT = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return write_benchmarks(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def data(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    config = DataConfig(mixture="multi_reasoning_cot_direct", folder=str(files))
+    assert _write_tests(config, NAMES, folder)[2] == {}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(model_folders, tmp_path_factory):
+    """An untrained model with room for the longest prompt, and a tokenizer with a chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    folder = tmp_path_factory.mktemp("long")
+    tokenizer = AutoTokenizer.from_pretrained(model_folders["llama"])
+    tokenizer.chat_template = CHAT
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=6000,
+            initializer_range=0.3,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def answers(data, model_folder, folder, names, settings, **options):
+    outputs = {name: folder / f"{name}.parquet" for name in names}
+    facts = predict(model_folder, names, data, settings, outputs, **options)
+    return facts, {name: read_predictions(path)[0].set_index("item") for name, path in outputs.items()}
+
+
+@pytest.fixture(scope="module")
+def answered(data, model_folder, study_tools, tmp_path_factory):
+    settings = study_tools.config(num_fewshot=0, max_new_tokens=12, tasks=WITHOUT_EXTRAS)
+    folder = tmp_path_factory.mktemp("answers")
+    facts, rows = answers(data, model_folder, folder, NAMES, settings)
+    assert facts["failed"] == {}
+    return folder, rows
+
+
+def test_config_and_recipes_name_the_same_tasks():
+    assert set(LM_EVAL_TASKS) == set(BENCHMARKS)
+    assert {task for tasks in LM_EVAL_TASKS.values() for task in tasks} == set(RECIPES)
+    for recipe in RECIPES.values():
+        found = list(LM_EVAL_FOLDER.glob(recipe.file.replace("{part}", "*")))
+        assert len(found) >= 1, recipe.file
+
+
+# (dataset, lm-eval's task, the test file and its type, files of other splits, settings of ours, settings of lm-eval's)
+PARITY = {
+    "generation": ("gsm8k", "gsm8k", "gsm8k/test.jsonl", {}, {}, {"num_fewshot": 0}),
+    "examples": ("gsm8k", "gsm8k", "gsm8k/test.jsonl", {"train": "gsm8k/train.jsonl"}, {"num_fewshot": None}, {}),
+    "limit": ("gsm8k", "gsm8k", "gsm8k/test.jsonl", {}, {"limit": 4}, {"num_fewshot": 0, "limit": 4}),
+    "chat": (
+        "gsm8k", "gsm8k", "gsm8k/test.jsonl", {"train": "gsm8k/train.jsonl"},
+        {"num_fewshot": 2, "chat": True}, {"num_fewshot": 2, "apply_chat_template": True},
+    ),
+    "one subtask of 27": ("bbh", "bbh_cot_zeroshot_navigate", "bbh/navigate.json", {}, {}, {}),
+    "another task": (
+        "bbh", "bbh_cot_fewshot_navigate", "bbh/navigate.json", {},
+        {"tasks": {"bbh": "bbh_cot_fewshot"}, "num_fewshot": 1}, {"num_fewshot": 1},
+    ),
+    "shuffled options": ("gpqa", "gpqa_main_zeroshot", "gpqa/gpqa_main.csv", {}, {"num_fewshot": 3}, {"num_fewshot": 3}),
+    "choice with examples": (
+        "ceval", "ceval-valid_law", "ceval/val/law_val.csv", {"dev": "ceval/dev/law_dev.csv"}, {"num_fewshot": 2}, {"num_fewshot": 2}
+    ),
+    "math": ("math500", "hendrycks_math500", "math500/test.jsonl", {}, {"tasks": WITHOUT_EXTRAS}, {}),
+}  # fmt: skip
+FILES = {
+    "bbh_cot_zeroshot_navigate": "bbh/cot_zeroshot/navigate.yaml",
+    "bbh_cot_fewshot_navigate": "bbh/cot_fewshot/navigate.yaml",
+    "ceval-valid_law": "ceval/ceval-valid_law.yaml",
+}
+SPLITS = {"gpqa_main_zeroshot": "train", "ceval-valid_law": "val"}
+
+
+def lm_eval_alone(files, model_folder, tmp_path, task, test, others, options):
+    """`simple_evaluate` on the file itself: lm-eval's own task, but for the address of its data, and its own model class."""
+    split = SPLITS.get(task, "test")
+    kwargs = {"data_files": {name: str(files / path) for name, path in ({split: test} | others).items()}}
+    if test.endswith(".json"):
+        kwargs["field"] = "examples"
+    for name, path in kwargs["data_files"].items():
+        if path.endswith(".csv"):  # lm-eval reads parquet of the hub, where options such as "None" and "0.50" are text
+            kwargs["data_files"][name] = str(tmp_path / f"{name}.jsonl")
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+            frame.to_json(kwargs["data_files"][name], orient="records", lines=True)
+    own = {"include": str(LM_EVAL_FOLDER / FILES.get(task, RECIPES.get(task, RECIPES["gsm8k"]).file)), "task": task}
+    own |= {"dataset_path": "json", "dataset_name": None}
+    own |= {} if others else {"fewshot_split": None} | ({"training_split": None} if split != "train" else {})
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    manager = TaskManager(include_defaults=False)
+    loaded = {**yaml_config(tmp_path / "task.yaml"), "dataset_kwargs": kwargs | {"cache_dir": str(tmp_path / "cache")}}
+    return simple_evaluate(
+        HFLM(pretrained=str(model_folder), batch_size=3, device="cpu"),
+        tasks=[loaded],
+        task_manager=manager,
+        bootstrap_iters=0,
+        gen_kwargs={"max_gen_toks": 12},
+        **options,
+    )["samples"][task]
+
+
+def yaml_config(path):
+    return load_yaml(path, resolve_func=True)
+
+
+@pytest.mark.parametrize("case", PARITY)
+def test_lm_eval_alone_says_the_same_to_the_last_item(case, files, data, model_folder, study_tools, tmp_path):
+    dataset, task, test, others, ours, theirs = PARITY[case]
+    chat = {"chat": ours["chat"]} if "chat" in ours else {}
+    settings = study_tools.config(
+        **({"max_new_tokens": 12, "num_fewshot": 0} | {k: v for k, v in ours.items() if k != "chat"})
+    )
+    rows = answers(data, model_folder, tmp_path, [dataset], settings, **chat)[1][dataset]
+    recipe = RECIPES[settings.task_of(dataset)]
+    samples = [
+        sample
+        for sample in lm_eval_alone(files, model_folder, tmp_path, task, test, others, theirs)
+        if sample["filter"] == recipe.filter
+    ]
+    part = rows[rows.index.str.contains("-navigate-|-law-")] if dataset in ("bbh", "ceval") else rows
+    assert len(samples) == len(part) > 0
+    for sample, (_, row) in zip(samples, part.iterrows(), strict=True):
+        assert sample["prompt_hash"] == row["prompt_hash"]
+        assert sample[recipe.metric] == row["correct"]
+        if pd.notna(row["output"]):
+            assert (sample["resps"][0][0], sample["filtered_resps"][0]) == (row["output"], row["filtered"])
+        else:
+            found = [response[0][0] for response in sample["resps"]]
+            assert sorted(found) == pytest.approx(sorted(row["loglikelihoods"]), abs=1e-4)
+
+
+def test_gpqa_is_asked_in_shuffled_order_and_written_in_the_study_s(answered, data):
+    questions = pd.read_parquet(data / "test" / "gpqa.parquet").set_index("id")
+    rows = answered[1]["gpqa"]
+    assert 0 < rows["correct"].sum() < len(rows) or len(rows) < 4
+    for item, row in rows.iterrows():
+        choices = questions.loc[item, "choices"]
+        assert row["gold"] == choices[0]
+        assert row["filtered"] == choices[row["loglikelihoods"].argmax()]
+
+
+def test_scores_of_all_seven(answered, data, tmp_path):
+    for name in NAMES:
+        metric = read_metric(answered[0] / f"{name}.parquet")
+        facts = score(
+            answered[0] / f"{name}.parquet", tmp_path / f"{name}.json", study="s", arm="a", seed=1, dataset=name,
+            expected_items=data / "test" / f"{name}.parquet",
+        )  # fmt: skip
+        assert (facts["status"], facts["n"], facts["metric"]) == ("ok", len(answered[1][name]), metric)
+        assert facts["correct"] == answered[1][name]["correct"].sum()
+    assert len(set(json.loads((tmp_path / "bbh.json").read_text())["items"]["cluster"])) == 27
+
+
+def outcome(task, index, output):
+    """The predictions row for one question when the model says `output`."""
+    task.build_all_requests(limit=None, rank=0, world_size=1)
+    for instance in task.instances:
+        instance.resps = [output]
+    task.apply_filters()
+    instance = next(instance for instance in task.instances if instance.doc_id == index)
+    filtered = [instance.filtered_resps[task.filter]]
+    sample = {"doc_id": index, "doc": instance.doc, "prompt_hash": "", "resps": [[output]], "filtered_resps": filtered}
+    return answer_row(task, sample | task.process_results(instance.doc, filtered))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "part", "index", "output", "correct"),
+    [
+        ("gsm8k", "main", 2, " so 10*100 = 1,000.", 1),
+        ("gsm8k", "main", 2, " it is $1000", 1),
+        ("gsm8k", "main", 2, " 1000 and no, 1001", 0),
+        ("gsm8k", "main", 3, "#### -5", 1),
+        ("gsm8k", "main", 4, " 18 dollars.", 1),
+        ("gsm8k", "main", 2, " nothing", 0),
+        ("bbh", "date_understanding", 0, " So the answer is (B).", 1),
+        ("bbh", "navigate", 0, " Step by step: No.", 1),
+        ("bbh", "object_counting", 0, " There are three cats.", 1),
+        ("bbh", "word_sorting", 0, " so: apple pear w0", 1),
+        ("bbh", "boolean_expressions", 0, " True and then False", 1),
+        ("bbh", "boolean_expressions", 0, " False, no: True", 0),
+        ("math500", "default", 0, r" it is $\frac12$", 1),
+        ("math500", "default", 0, r" it is $0.5$", 1),
+        ("math500", "default", 0, r" it is $\frac{1}{3}$", 0),
+    ],
+)
+def test_answers_are_taken_and_compared_and_stand_a_second_look(
+    dataset, part, index, output, correct, data, study_tools, tmp_path
+):
+    settings = study_tools.config(num_fewshot=0, tasks=WITHOUT_EXTRAS)
+    tasks = load_benchmark(settings.task_of(dataset), dataset, data, settings)
+    task = next(task for task in tasks if task.questions[0]["part"] == part)
+    row = outcome(task, index, output)
+    assert row["correct"] == correct
+    check = lambda row: run_score(tmp_path, pd.DataFrame([task.questions[index]]), row)  # noqa: E731
+    assert check(row)["correct"] == correct
+    if task.questions[0]["match"] != "symbolic":
+        with pytest.raises(ValueError, match=r"(correct|filtered) does not follow"):
+            check(row | {"correct": float(not correct)})
+
+
+def run_score(folder, questions, row):
+    from mtkv.evaluate.predictions import write_predictions
+
+    questions.to_parquet(folder / "test.parquet")
+    write_predictions(folder / "p.parquet", [row], "exact_match")
+    return score(
+        folder / "p.parquet",
+        folder / "s.json",
+        study="s",
+        arm="a",
+        seed=1,
+        dataset="x",
+        expected_items=folder / "test.parquet",
+    )
+
+
+def test_equivalent_mathematics_is_right(data, study_tools):
+    pytest.importorskip("math_verify", reason="lm-eval's symbolic comparison is an extra")
+    settings = study_tools.config(num_fewshot=0)
+    (task,) = load_benchmark(settings.task_of("math500"), "math500", data, settings)
+    assert task.metric == "math_verify"
+    said = {r" so $\boxed{0.5}$": 1, r" is $\frac{2}{4}$.": 1, r" $\boxed{\frac{1}{3}}$": 0, " nothing": 0}
+    assert {output: outcome(task, 0, output)["correct"] for output in said} == said
+    assert outcome(task, 1, r" $1+x^2$")["correct"] == 1
+
+
+def test_a_missing_package_is_a_missing_cell(data, model_folder, study_tools, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    monkeypatch.delitem(sys.modules, "lm_eval.tasks.minerva_math.utils", raising=False)
+    settings = study_tools.config(num_fewshot=0, max_new_tokens=4, limit=2)
+    facts, rows = answers(data, model_folder, tmp_path, ["math500", "gsm8k"], settings)
+    assert list(facts["failed"]) == ["math500"]
+    assert "minerva_math500 needs packages that are not installed" in facts["failed"]["math500"]
+    assert (len(rows["math500"]), len(rows["gsm8k"])) == (0, 2)
+
+
+def test_a_benchmark_that_could_not_be_loaded_is_a_missing_cell(files, model_folder, study_tools, tmp_path):
+    shutil.copytree(files, tmp_path / "files")
+    shutil.rmtree(tmp_path / "files" / "gpqa")
+    write_sources(tmp_path / "files")
+    config = DataConfig(
+        mixture="multi_reasoning_cot_direct", folder=str(tmp_path / "files"), sources=["gsm8k"],
+        train_rows=4, validation_rows=1, calibration_rows=1,
+    )  # fmt: skip
+    build_data(config, NAMES, tmp_path / "data")
+    facts, _ = answers(tmp_path / "data", model_folder, tmp_path, ["gpqa"], study_tools.config(), load=None)
+    assert "load_seconds" not in facts, "no model is loaded for nothing"
+    result = score(
+        tmp_path / "gpqa.parquet", tmp_path / "gpqa.json", study="s", arm="a", seed=1, dataset="gpqa",
+        expected_items=tmp_path / "data" / "test" / "gpqa.parquet",
+    )  # fmt: skip
+    assert (result["status"], result["accuracy"], result["n"]) == ("failed", None, 0)
+    assert "Idavidrein/gpqa" in result["reason"]
+
+
+def test_a_chat_prompt_without_a_template_is_refused(data, model_folders, study_tools, tmp_path):
+    with pytest.raises(ValueError, match="no chat template"):
+        answers(data, model_folders["llama"], tmp_path, ["gsm8k"], study_tools.config(), chat=True)
+
+
+def test_a_prompt_that_is_too_long_is_never_cut(data, model_folders, study_tools, tmp_path):
+    facts, _ = answers(data, model_folders["gpt2"], tmp_path, ["truthfulqa"], study_tools.config())
+    assert "context of 160" in facts["failed"]["truthfulqa"]
+
+
+def test_what_decides_an_answer_decides_the_digest(data, model_folder, study_tools, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+
+    def digest(chat=False, **changes):
+        settings = study_tools.config(**changes)
+        return predictions_digest(model_folder, None, "gsm8k", tmp_path / "data", settings, "c", chat)
+
+    first = digest()
+    found = {first, digest(chat=True), digest(num_fewshot=None), digest(tasks={"gsm8k": "gsm8k_cot_zeroshot"})}
+    path = tmp_path / "data" / "examples" / "gsm8k.parquet"
+    pd.read_parquet(path).iloc[1:].to_parquet(path)
+    found.add(digest())
+    assert len(found) == 5
+
+
+def test_lm_eval_s_zero_stays_zero(data, study_tools):
+    """A task that says num_fewshot: 0 keeps it, as in lm-eval; one that says nothing or more is set."""
+    shots = {
+        name: load_benchmark(settings.task_of(name), name, data, settings)[0].config.num_fewshot
+        for name, settings in ((name, study_tools.config(num_fewshot=3, tasks=WITHOUT_EXTRAS)) for name in NAMES)
+    }
+    assert shots == {"gsm8k": 3, "math500": 3, "bbh": 0, "gpqa": 0, "truthfulqa": 0, "cmmlu": 3, "ceval": 3}
+
+
+def test_an_unavailable_benchmark_says_why(data, tmp_path, study_tools):
+    from mtkv.data.testsets import write_examples, write_test
+
+    write_test(tmp_path / "test" / "gsm8k.parquet", pd.DataFrame(), "the disk is elsewhere")
+    write_examples(tmp_path / "examples" / "gsm8k.parquet", pd.DataFrame())
+    with pytest.raises(UnanswerableError, match="the disk is elsewhere"):
+        load_benchmark("gsm8k", "gsm8k", tmp_path, study_tools.config())
+
+
+def test_the_folder_of_lm_eval_s_tasks_is_the_installed_one():
+    assert LM_EVAL_FOLDER.parent.name == "lm_eval" and str(LM_EVAL_FOLDER) in lm_eval.tasks.__file__  # noqa: PT018
