@@ -40,7 +40,7 @@ def channel_grid(parts: Sequence[Float[Tensor, "tokens layers 2 width"]], dtype:
         if len(part):
             centred = part.float() - offset
             largest = torch.maximum(largest, centred.abs().amax(0))
-            square += centred.square().sum(0, dtype=torch.float64)
+            square += centred.double().square().sum(0)
     if dtype in CLIP_STD:
         largest = torch.minimum(largest, CLIP_STD[dtype] * (square / tokens).sqrt().float())
     scale = largest / LARGEST_CODE[dtype]
