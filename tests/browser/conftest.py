@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from mtkv.config.study import read_study
@@ -23,6 +24,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
+SCREENSHOTS = TESTS.parent / "build/screenshots"
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
@@ -48,7 +50,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """File URL of a report with one missing cell and hostile text in a claim."""
+    """File URL of a report with one missing cell, a failed run, and hostile text in a claim and in the items."""
     from mtkv.report.page import render
 
     spec = importlib.util.spec_from_file_location("study_tree", TESTS / "report/study_tree.py")
@@ -60,14 +62,18 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     claim = study.claims["kv_beats_sft"].model_copy(update={"statement": HOSTILE})
     study = study.model_copy(update={"claims": study.claims | {"kv_beats_sft": claim}})
     root = tmp_path_factory.mktemp("browser") / "pocket"
-    tree.write_study_tree(root, study, missing=(("similarity", "pocket_bbh"),))
+    failed = (("fixed_shuffled", 43, "pocket_gpqa"),)
+    tree.write_study_tree(root, study, items=60, missing=(("similarity", "pocket_bbh"),), failed=failed, answers=True)
+    questions = root / "data/test/pocket_gsm8k.parquet"
+    frame = pd.read_parquet(questions)
+    frame.assign(question=HOSTILE + frame["id"], answer=HOSTILE).to_parquet(questions)
     render(study, root, root / "report/index.html")
     return (root / "report/index.html").as_uri()
 
 
 @pytest.fixture
 def open_page(browser: Any, report: str) -> Iterator[Callable[..., Any]]:
-    """`open_page(hash="", **context options)` → a page that has drawn everything; `page.problems` lists console output and requests."""
+    """`open_page(hash="", **context options)` → a page that has drawn what is in sight; `page.problems`: console output and requests."""
     contexts: list[Any] = []
 
     def open_(fragment: str = "", **options: Any) -> Any:
@@ -84,11 +90,18 @@ def open_page(browser: Any, report: str) -> Iterator[Callable[..., Any]]:
         context.close()
 
 
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    """Where pictures of the page are kept, to be looked at."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    return SCREENSHOTS
+
+
 @pytest.fixture(scope="module")
 def shared(browser: Any, report: str) -> Iterator[Any]:
-    """A page that is opened once."""
+    """A page that is opened once, in a window so tall that every figure is drawn."""
     context = browser.new_context(
-        viewport={"width": 1280, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
+        viewport={"width": 1280, "height": 24_000}, permissions=["clipboard-read", "clipboard-write"]
     )
     page = watched(context, report)
     page.goto(report)
@@ -102,10 +115,25 @@ def page(shared: Any) -> Any:
     """The shared page in its first state."""
     shared.keyboard.press("Escape")
     shared.locator("#reset").click()
+    shared.locator("[data-lang=en]").click()
     drawn(shared)
     shared.evaluate("document.activeElement.blur()")
     assert shared.problems == []
     return shared
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[Any, str], None]:
+    """`until(page, expression)` waits for an expression to be true; Playwright's own way needs an eval, which the page's policy forbids."""
+
+    def wait(page: Any, expression: str) -> None:
+        for _ in range(600):
+            if page.evaluate(expression):
+                return
+            page.wait_for_timeout(100)
+        raise AssertionError(f"never true: {expression}")
+
+    return wait
 
 
 def watched(context: Any, report: str) -> Any:

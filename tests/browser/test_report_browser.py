@@ -11,20 +11,39 @@ SHOWN = """() => Object.fromEntries([...document.querySelectorAll('.figure')].ma
   const data = figure.querySelector('.plot').data;
   return [figure.dataset.figure, data ? JSON.stringify(data.map((t) => [t.name, t.x, t.y, t.z, t.r, t.theta])) : ''];
 }))"""
+TALL = {"width": 1280, "height": 24_000}  # every figure is in sight and drawn
 ARM_FIGURES = {
     "bars",
     "radar",
     "heatmap",
     "waterfall",
     "forest",
+    "matrix",
+    "runs",
+    "ablations",
     "curves",
     "kv_and_ce",
+    "kv_and_accuracy",
+    "gap",
     "routing_steps",
+    "routing_entropy",
     "routing_datasets",
     "cost",
 }
-DATASET_FIGURES = {"bars", "radar", "heatmap", "waterfall", "routing_datasets"}
-SEED_FIGURES = {"bars", "radar", "heatmap", "waterfall", "forest", "curves", "kv_and_ce"}
+DATASET_FIGURES = {"bars", "radar", "heatmap", "waterfall", "runs", "routing_datasets"}
+SEED_FIGURES = {
+    "bars",
+    "radar",
+    "heatmap",
+    "waterfall",
+    "forest",
+    "ablations",
+    "curves",
+    "kv_and_ce",
+    "kv_and_accuracy",
+}
+# Figures about maps and teachers: no arm, dataset or seed is in them.
+UNFILTERED = {"coverage", "layers", "tokens", "probe"}
 
 
 def settle(page):
@@ -62,7 +81,7 @@ def test_opens_offline_without_errors_and_hostile_text_stays_text(page):
     assert all(shown.values()), [name for name, data in shown.items() if not data]
 
 
-def test_policy_is_in_force(open_page):
+def test_policy_is_in_force(open_page, until):
     page = open_page()
     page.evaluate(
         """() => { window.reached = [];
@@ -71,15 +90,16 @@ def test_policy_is_in_force(open_page):
         const image = document.createElement('img'); image.src = 'http://127.0.0.1:9/x.png'; document.body.append(image);
         fetch('http://127.0.0.1:9/').catch(() => {}); }"""
     )
-    page.wait_for_function("window.reached.length >= 3")
+    until(page, "window.reached.length >= 3")
     assert set(page.evaluate("window.reached")) == {"script-src-elem", "img-src", "connect-src"}
     assert page.evaluate("window.ran") is None
 
 
 def test_filter_of_arms_datasets_and_seeds_changes_plots_and_table(page):
     before = page.evaluate(SHOWN)
+    assert set(before) == ARM_FIGURES | UNFILTERED
     toggle(page, "arms", "learnable")
-    assert changed(before, page.evaluate(SHOWN)) >= ARM_FIGURES
+    assert changed(before, page.evaluate(SHOWN)) == ARM_FIGURES
     assert "learnable" not in arms(page)
     page.locator("#reset").click()
     settle(page)
@@ -125,16 +145,16 @@ def test_address_restores_the_state(page, open_page):
     page.locator("#figure-heatmap [data-view]").select_option("delta")
     settle(page)
     address = page.evaluate("location.hash")
-    again = open_page(address)
+    again = open_page(address, viewport=TALL)
     assert again.evaluate("location.hash") == address
     assert arms(again) == arms(page)
     assert again.evaluate(SHOWN) == page.evaluate(SHOWN)
     assert again.locator("#figure-heatmap [data-view]").input_value() == "delta"
 
 
-def test_a_hash_with_unknown_names_is_harmless(page):
+def test_a_hash_with_unknown_names_is_harmless(page, until):
     page.evaluate("location.hash = '#arms=nobody,sft&order=zzz,macro&sort=zzz:descending&view.bars=zzz&hide=<img>'")
-    page.wait_for_function("document.querySelector('[data-filter=arms] .count').textContent === '1/9'")
+    until(page, "document.querySelector('[data-filter=arms] .count').textContent === '1/9'")
     settle(page)
     assert page.problems == []
     assert arms(page) == ["sft"]
@@ -151,25 +171,45 @@ def test_sort_keeps_the_baseline_on_top(page):
         assert values == sorted(values, reverse=direction == "descending")
 
 
-def test_columns_hide_and_move_and_the_copy_follows(page):
+def test_columns_hide_and_move_and_the_copy_follows(page, until):
     page.locator("#columns summary").click()
     page.locator("#columns [data-column=pocket_ceval] input").click()
     page.locator("#columns [data-column=pocket_math500] [data-move='-1']").click()
     settle(page)
     page.keyboard.press("Escape")
-    page.locator("[data-copy=csv]").click()
+    page.locator("#headline [data-copy=csv]").click()
     page.wait_for_selector("#toast.on")
     lines = page.evaluate("navigator.clipboard.readText()").splitlines()
     assert lines[0].split(",")[:3] == ["arm", "pocket_math500", "pocket_gsm8k"]
     assert "pocket_ceval" not in lines[0]
     assert len(lines) == 10
     assert "missing" in next(line for line in lines if line.startswith("similarity"))
-    page.locator("[data-copy=latex]").click()
-    page.wait_for_function(
-        "navigator.clipboard.readText().then((text) => text.startsWith('\\\\begin{tabular}{lrrrrrrr}'))"
-    )
-    page.locator("[data-copy=markdown]").click()
-    page.wait_for_function("navigator.clipboard.readText().then((text) => text.startsWith('| arm | pocket_math500 |'))")
+    page.locator("#headline [data-copy=latex]").click()
+    until(page, "navigator.clipboard.readText().then((text) => text.startsWith('\\\\begin{tabular}{lrrrrrrr}'))")
+    page.locator("#headline [data-copy=markdown]").click()
+    until(page, "navigator.clipboard.readText().then((text) => text.startsWith('| arm | pocket_math500 |'))")
+
+
+def test_the_numbers_of_a_figure_copy_as_booktabs(page):
+    figure = page.locator("#figure-forest")
+    figure.locator(".numbers > summary").click()
+    figure.locator("[data-copy=latex]").click()
+    page.wait_for_selector("#toast.on")
+    lines = page.evaluate("navigator.clipboard.readText()").splitlines()
+    assert lines[0] == "\\begin{tabular}{" + "l" + "r" * 10 + "}"
+    assert [lines[1], lines[3], *lines[-2:]] == ["\\toprule", "\\midrule", "\\bottomrule", "\\end{tabular}"]
+    assert lines[2].startswith("Dataset & Arm & Against & $\\Delta$ (points) & ")
+    assert len(lines) == 6 + figure.locator("tbody tr").count()
+    figure.locator(".numbers > summary").click()
+
+
+def test_every_plot_has_a_name_and_a_description(page):
+    for figure in page.locator("figure").all():
+        plot = page.get_by_role("img", name=figure.locator("h3").inner_text(), exact=True)
+        assert plot.count() == 1
+        described = page.locator("#" + plot.get_attribute("aria-describedby")).inner_text()
+        assert len(described) > 30
+        assert figure.locator("tbody tr").count() > 0
 
 
 def test_a_number_leads_to_its_cards(page):
@@ -207,7 +247,7 @@ def test_keyboard_reaches_every_control(page):
 def test_dark_mode_follows_the_system_and_the_button(page, open_page):
     background = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(background)
-    page = open_page(color_scheme="dark")
+    page = open_page(color_scheme="dark", viewport=TALL)
     dark = page.evaluate(background)
     ink = page.evaluate("document.querySelector('#figure-bars .plot').layout.font.color")
     page.locator("#theme").click()

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mtkv.config.study import Study
+from mtkv.evaluate.predictions import write_predictions
 from mtkv.provenance.files import write_json, write_parquet
 from mtkv.report.results import seed_scores
 
@@ -25,20 +26,37 @@ LEVEL = {
 
 
 def write_study_tree(
-    root: Path, study: Study, items: int = 200, missing: tuple[tuple[str, str], ...] = (), extras: bool = True
+    root: Path,
+    study: Study,
+    items: int = 200,
+    missing: tuple[tuple[str, str], ...] = (),
+    extras: bool = True,
+    failed: tuple[tuple[str, int, str], ...] = (),
+    answers: bool = False,
+    log_every: int = 10,
 ) -> None:
-    """Fill `root`. `missing`: (arm, dataset) without scores; `extras`: also logs, routing, maps and cards."""
+    """Fill `root`. `missing`: (arm, dataset) without scores; `failed`: single runs (arm, seed, dataset) without;
+    `extras`: also logs, routing, maps and cards; `answers`: also questions and predictions."""
     generator = np.random.default_rng(0)
-    frame = _items(study, items, missing, generator)
+    gone = {(arm, seed, name) for arm, seed in study.runs() for name in study.datasets if (arm, name) in missing} | set(
+        failed
+    )
+    frame = _items(study, items, gone, generator)
     write_parquet(root / "compare/items.parquet", frame)
-    cells = _cells(study, frame, missing)
+    partial = tuple(dict.fromkeys((arm, name) for arm, _, name in sorted(failed)))
+    cells = _cells(study, frame, missing, partial)
     write_parquet(root / "compare/cells.parquet", cells)
-    pairs = _pairs(study, frame)
+    whole = frame[~pd.MultiIndex.from_frame(frame[["arm", "dataset"]]).isin([*partial])] if partial else frame
+    pairs = _pairs(study, whole)
     write_parquet(root / "compare/pairs.parquet", pairs)
+    write_parquet(root / "compare/matrix.parquet", _matrix(study, whole))
     write_parquet(root / "compare/claims.parquet", _claims(study, pairs))
-    write_json(root / "compare/card.json", card(study, "compare", {}, {"grade": "minimum"}))
+    reasons = {f"{arm}/seed{seed}/{name}": "failed: <out of memory>" for arm, seed, name in sorted(gone)}
+    write_json(root / "compare/card.json", card(study, "compare", {}, {"grade": "minimum", "missing": reasons}))
     if extras:
-        _write_extras(root, study, generator)
+        _write_extras(root, study, generator, log_every)
+    if answers:
+        _write_answers(root, study, frame)
 
 
 def card(study: Study, stage: str, wildcards: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
@@ -52,14 +70,12 @@ def card(study: Study, stage: str, wildcards: dict[str, Any], result: dict[str, 
     }  # fmt: skip
 
 
-def _items(
-    study: Study, items: int, missing: tuple[tuple[str, str], ...], generator: np.random.Generator
-) -> pd.DataFrame:
+def _items(study: Study, items: int, gone: set[tuple[str, int, str]], generator: np.random.Generator) -> pd.DataFrame:
     parts = []
     ease = {name: generator.normal(0, 0.12) for name in study.datasets}
     for arm, seed in study.runs():
         for name in study.datasets:
-            if (arm, name) in missing:
+            if (arm, seed, name) in gone:
                 continue
             chance = np.clip(LEVEL.get(arm, 0.9) + ease[name] + generator.normal(0, 0.02), 0.02, 0.98)
             ids = [f"{name}-{i:06d}" for i in range(items)]
@@ -72,14 +88,16 @@ def _items(
     return pd.concat(parts, ignore_index=True)
 
 
-def _cells(study: Study, frame: pd.DataFrame, missing: tuple[tuple[str, str], ...]) -> pd.DataFrame:
+def _cells(
+    study: Study, frame: pd.DataFrame, missing: tuple[tuple[str, str], ...], partial: tuple[tuple[str, str], ...]
+) -> pd.DataFrame:
     scores = seed_scores(frame, study.datasets)
     rows = []
     for arm in study.arms:
         for name in [*study.datasets, "macro"]:
             part = scores[(scores["arm"] == arm) & (scores["dataset"] == name)]
-            if part.empty:
-                gone = [d for a, d in missing if a == arm]
+            if part.empty or (arm, name) in partial or (name == "macro" and arm in {a for a, _ in partial}):
+                gone = [d for a, d in (*missing, *partial) if a == arm]
                 reason = "3 of 3 seeds failed: <out of memory>" if name != "macro" else f"missing: {', '.join(gone)}"
                 rows.append({"arm": arm, "dataset": name, "status": "missing", "reason": reason, "tied": False})
                 continue
@@ -94,19 +112,66 @@ def _cells(study: Study, frame: pd.DataFrame, missing: tuple[tuple[str, str], ..
 
 
 def _pairs(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
+    """Every arm against the baseline and against the arm it extends; without numbers where one side has none."""
     means = seed_scores(frame, study.datasets).groupby(["arm", "dataset"])["accuracy"].mean()
     base, rows = study.comparison.baseline, []
-    for arm in study.arms:
+    named = {(arm, base): "baseline" for arm in study.arms if arm != base}
+    for name, arm in study.arms.items():
+        if arm.extends is not None:
+            named.setdefault((name, arm.extends), "extends")
+    for (arm, other), family in named.items():
         for name in [*study.datasets, "macro"]:
-            if arm == base or (arm, name) not in means:
+            row = {"arm": arm, "baseline": other, "dataset": name, "family": family}
+            if (arm, name) not in means or (other, name) not in means:
+                rows.append(row | {"n_items": 0, "n_seeds": 0, "outcome": "missing"})
                 continue
-            delta = means[arm, name] - means[base, name]
+            delta = means[arm, name] - means[other, name]
             half = 0.05 if name != "macro" else 0.02
             p = float(np.exp(-abs(delta) / half * 2))
-            rows.append({"arm": arm, "baseline": base, "dataset": name, "delta": delta, "low": delta - half, "high": delta + half, "p": p,
+            clear = min(1.0, p * 3) < 0.05 and abs(delta) > half
+            word = "undecided" if not clear else "better" if delta > 0 else "worse"
+            rows.append(row | {"delta": delta, "low": delta - half, "high": delta + half, "p": p,
                          "p_holm": min(1.0, p * 3), "n_items": 200, "n_seeds": 3, "sd_seeds": 0.02, "sd_items": 0.03, "mdd": half * 1.4,
-                         "family": "baseline"})  # fmt: skip
+                         "p_tost": 0.5, "outcome": word})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _matrix(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
+    means = seed_scores(frame, study.datasets).groupby(["arm", "dataset"])["accuracy"].mean().to_dict()
+    rows = []
+    for name in [*study.datasets, "macro"]:
+        for arm in study.arms:
+            for other in study.arms:
+                if arm == other or (arm, name) not in means or (other, name) not in means:
+                    continue
+                delta = means[arm, name] - means[other, name]
+                word = "tie" if abs(delta) < 0.05 else "win" if delta > 0 else "loss"
+                rows.append({"arm": arm, "other": other, "dataset": name, "delta": delta, "low": delta - 0.05, "high": delta + 0.05,
+                             "p": 0.5, "p_holm": 1.0, "n_items": 200, "n_seeds": 3, "outcome": word})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _write_answers(root: Path, study: Study, frame: pd.DataFrame) -> None:
+    """Questions and predictions that agree with the items: every second dataset is multiple choice."""
+    for (arm, seed, name), part in frame.groupby(["arm", "seed", "dataset"], sort=False):
+        choice = list(study.datasets).index(name) % 2 == 1
+        rows = [
+            {
+                "item": item, "cluster": item, "prompt_hash": "0" * 64, "gold": "yes",
+                "output": None if choice else f"{arm} {seed} says of {item}: {'yes' if right else 'no'} <b>&",
+                "loglikelihoods": [-1.0, -2.0] if choice else None, "filtered": "yes" if right else "no", "correct": right,
+            }
+            for item, right in zip(part["item"], part["correct"], strict=True)
+        ]  # fmt: skip
+        write_predictions(root / f"predictions/{arm}/seed{seed}/{name}.parquet", rows)
+        path = root / f"data/test/{name}.parquet"
+        if not path.is_file():
+            gold, choices = (0, ["yes", "no"]) if choice else (-1, [])
+            asked = [f"What of {item}? <img src=x onerror=alert(3)>" for item in part["item"]]
+            write_parquet(path, pd.DataFrame({
+                "id": part["item"], "question": asked, "choices": [choices] * len(part), "gold": gold, "answer": "yes",
+                "cluster": part["item"], "question_hash": "0",
+            }))  # fmt: skip
 
 
 def _claims(study: Study, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -123,7 +188,7 @@ def _claims(study: Study, pairs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _write_extras(root: Path, study: Study, generator: np.random.Generator) -> None:
+def _write_extras(root: Path, study: Study, generator: np.random.Generator, log_every: int) -> None:
     write_json(root / "data/card.json", card(study, "data", {}, {"rows": {"train": 4000}}))
     for teacher, covered in (("qwen2", 0.62), ("gpt2", 0.44)):
         write_json(
@@ -135,6 +200,7 @@ def _write_extras(root: Path, study: Study, generator: np.random.Generator) -> N
             root / f"maps/{teacher}/ratio-ridge-abc123.card.json", card(study, "maps", {"teacher": teacher}, result)
         )
         write_parquet(root / f"maps/{teacher}/ratio-ridge-abc123.probe.parquet", _probe(teacher, generator))
+        write_parquet(root / f"maps/{teacher}/ratio-ridge-abc123.example.parquet", example())
     for arm, seed in study.runs():
         folder = f"{arm}/seed{seed}"
         write_json(
@@ -151,7 +217,20 @@ def _write_extras(root: Path, study: Study, generator: np.random.Generator) -> N
                 "train_rows": 4000,
             }
             write_json(root / f"arms/{folder}/card.json", card(study, "arms", {"arm": arm, "seed": seed}, result))
-            _write_logs(root / "arms" / folder, study, arm, generator)
+            _write_logs(root / "arms" / folder, study, arm, generator, log_every)
+
+
+def example() -> pd.DataFrame:
+    """Student "1 | 2 | +" beside teacher "12 | +" and a last teacher token that nothing is compared with."""
+    rows = [
+        (0, "1", None, None, 0.0),
+        (1, "2\n", 0, "12", 1.0),
+        (2, "+", 0, "12", 0.25),
+        (2, "+", 1, "+", 0.75),
+        (None, None, 2, "+", 0.0),
+    ]
+    frame = pd.DataFrame(rows, columns=["student_token", "student_text", "teacher_token", "teacher_text", "weight"])
+    return frame.astype({"student_token": "Int64", "teacher_token": "Int64"}).assign(row="pocket_gsm8k-000001-cot")
 
 
 def _probe(teacher: str, generator: np.random.Generator) -> pd.DataFrame:
@@ -165,10 +244,10 @@ def _probe(teacher: str, generator: np.random.Generator) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _write_logs(folder: Path, study: Study, arm: str, generator: np.random.Generator) -> None:
+def _write_logs(folder: Path, study: Study, arm: str, generator: np.random.Generator, every: int) -> None:
     kv = study.arms[arm].kv
     rows: list[dict[str, Any]] = []
-    for step in range(10, 310, 10):
+    for step in range(every, 310, every):
         fall = np.exp(-step / 90) * 2.4 + 0.5 + generator.normal(0, 0.02)
         terms = {
             "ce": fall,
@@ -196,10 +275,18 @@ def _write_logs(folder: Path, study: Study, arm: str, generator: np.random.Gener
                 if t in held
             ]
     write_parquet(folder / "training.parquet", pd.DataFrame(rows))
-    if kv:
+    if kv and not kv.fusion.per_layer:
         shares = [
             {"dataset": name, "teacher": t, "weight": 1 / len(kv.teachers)}
             for name in study.datasets
             for t in kv.teachers
+        ]
+        write_parquet(folder / "routing.parquet", pd.DataFrame(shares))
+    elif kv:
+        shares = [
+            {"dataset": name, "teacher": t, "layer": layer, "weight": (1 + layer) / 4 if i == 0 else (3 - layer) / 4}
+            for name in study.datasets
+            for i, t in enumerate(kv.teachers)
+            for layer in range(3)
         ]
         write_parquet(folder / "routing.parquet", pd.DataFrame(shares))

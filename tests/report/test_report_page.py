@@ -13,9 +13,11 @@ import pandas as pd
 import pytest
 
 from mtkv.config.study import load_study
+from mtkv.report.embed import embedded_json
 from mtkv.report.figures_alignment import alignment_figures
-from mtkv.report.page import embedded_json, render
+from mtkv.report.page import render
 from mtkv.report.results import read_results
+from mtkv.report.svg import Picture
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & \u2028 \"'"
 
@@ -33,7 +35,8 @@ def document(page):
 @pytest.fixture
 def no_stills(monkeypatch):
     """Leave out the slow drawing where a test is not about it."""
-    monkeypatch.setattr("mtkv.report.page.still", lambda figure, view=None: "<svg xmlns='http://www.w3.org/2000/svg'/>")
+    blank = Picture("<svg xmlns='http://www.w3.org/2000/svg'/>", b"")
+    monkeypatch.setattr("mtkv.report.page.picture", lambda figure, view=None: blank)
 
 
 def figure_data(document):
@@ -83,7 +86,9 @@ def test_claims_show_verdict_and_numbers(document, tree):
 
 def test_waterfall_bars_sum_to_the_macro_delta(document, tree, study):
     pairs = pd.read_parquet(tree / "compare/pairs.parquet")
-    macro = pairs[pairs["dataset"] == "macro"].set_index("arm")["delta"] * 100
+    macro = (
+        pairs.query("dataset == 'macro' and baseline == 'sft'").dropna(subset="delta").set_index("arm")["delta"] * 100
+    )
     waterfall = next(f for f in figure_data(document)["figures"] if f["id"] == "waterfall")
     assert {trace["meta"]["arm"] for trace in waterfall["traces"]} == set(macro.index)
     for trace in waterfall["traces"]:
@@ -106,7 +111,19 @@ def test_missing_cells_are_visible_and_named(document, rendered):
 
 def test_sections_come_in_order_and_every_figure_has_text(document):
     ids = document.xpath("//main/section/@id")
-    assert ids == ["answer", "headline", "plots", "training", "routing", "alignment", "cost", "provenance", "methods"]
+    assert ids == [
+        "answer",
+        "headline",
+        "plots",
+        "ablations",
+        "training",
+        "routing",
+        "alignment",
+        "cost",
+        "items",
+        "provenance",
+        "methods",
+    ]
     figures = document.xpath("//figure")
     drawn = {f["id"] for f in figure_data(document)["figures"]}
     assert {f.get("data-figure") for f in figures} == drawn
@@ -138,7 +155,7 @@ def test_one_copy_of_plotly_and_a_policy_that_names_the_scripts(page, document):
     assert policy.startswith("default-src 'none'")
     assert "unsafe-eval" not in policy
     assert "script-src 'unsafe-inline'" not in policy
-    assert len(page) < 6_500_000
+    assert len(page) < 3_500_000
     outside = document.xpath("//@src | //link/@href")
     assert all(address.startswith("data:") for address in outside)
 
@@ -164,11 +181,12 @@ def test_hostile_text_stays_text(study, write_tree, tmp_path):
     page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
     document = lxml.html.fromstring(page)
     assert not document.xpath("//img[@onerror] | //img[@src='x']")
-    assert len(re.findall(r"</script", page)) == 3
+    assert len(re.findall(r"</script", page)) == 5  # data, cards, items; Plotly, the page
     assert document.xpath("//p[@class='lead']")[0].text == HOSTILE
     assert HOSTILE in document.get_element_by_id("claim-kv_beats_sft").text_content()
     assert HOSTILE in document.xpath("//tr[@data-arm='sft']/th")[0].text_content()
-    assert "alert(2)" in figure_data(document)["cards"]["arms/sft/seed42"]["code_digest"]
+    cards = json.loads(document.get_element_by_id("cards").text)
+    assert "alert(2)" in cards["arms/sft/seed42"]["code_digest"]
 
 
 def test_embedded_json_reads_back_and_has_no_markup():

@@ -27,14 +27,17 @@ def test_headline_files_hold_the_cells(rendered, tree):
 
 
 def test_pairs_file_holds_points_with_plain_minus_signs(rendered, tree):
-    pairs = pd.read_parquet(tree / "compare/pairs.parquet").set_index(["arm", "dataset"])["delta"]
-    frame = pd.read_csv(rendered[0] / "tables/pairs.csv").set_index(["arm", "dataset"])["delta"]
+    key = ["arm", "baseline", "dataset"]
+    pairs = pd.read_parquet(tree / "compare/pairs.parquet").set_index(key)["delta"]
+    frame = pd.read_csv(rendered[0] / "tables/pairs.csv").set_index(key)["delta"]
+    assert frame.isna().sum() == pairs.isna().sum() > 0
     pd.testing.assert_series_equal(frame.sort_index(), pairs.sort_index() * 100, atol=0.0051, rtol=0)
 
 
 def test_formats_escape():
     header, rows = ["a|b", "50 %"], [["x_1", "−3.0"], ["<b>", 'say "hi", you']]
     assert list(csv.reader(io.StringIO(as_csv(header, rows)))) == [header, ["x_1", "-3.0"], rows[1]]
+    assert as_csv(["a", "b"], [["—", "x — y"]]) == "a,b\n,x — y\n"
     assert as_markdown(header, rows).splitlines()[0] == "| a\\|b | 50 % |"
     assert "&lt;b>" in as_markdown(header, rows)
     assert as_latex(header, rows).splitlines() == [

@@ -26,7 +26,7 @@ ROUTING = [arm for arm in ("fixed", "similarity", "learnable") if arm in STUDY.a
 
 
 def code(*modules, data=()):
-    """The digest of the code that a job runs, computed when a job of the rule is looked at: parsing, which every job does, stays fast."""
+    """The digest of the code that a job runs, computed only for jobs that are looked at, so that parsing stays fast."""
     return lambda wildcards: code_digest(*modules, data=data)
 
 

@@ -1,6 +1,7 @@
 """The claims as the page shows them: verdict, estimate with its interval, what was needed, p, and why.
 
-In: `claims.parquet`, in percentage points; for `datasets_improved` the estimate and the threshold are numbers of datasets.
+In: `claims.parquet`, in percentage points; for `datasets_improved` the estimate and the threshold are numbers of datasets. An undecided
+claim has the smallest difference that the study would have seen; a claim with a control twin has the difference from it.
 """
 
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ class ClaimRow:
     p: str
     n: str
     why: str
+    detectable: str = ""
+    twin: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ UNITS = {
     "reaches": Unit(1, True, " pts", "≥"),
     "accuracy": Unit(1, False, " %", "≥"),
     "datasets_improved": Unit(0, False, " datasets", "≥"),
+    "equivalent": Unit(1, True, " pts", "within ±"),
+    "differ": Unit(1, True, " pts", "≠"),
 }
 
 
@@ -70,11 +75,31 @@ def _row(claim: Mapping[Any, Any], datasets: int) -> ClaimRow:
         mark=MARKS.get(verdict, "?"),
         estimate=text(claim["delta"], unit.digits, unit.sign) + suffix if known else "—",
         interval="" if "—" in (low, high) else f"[{low}, {high}]",
-        needed=f"{unit.relation} {text(claim['threshold'], unit.digits, unit.sign and bool(claim['threshold']))}{unit.suffix}",
+        needed=_needed(claim, unit),
         p=p_text(claim["p_holm"]),
         n="—" if number(claim["n"]) is None else f"{int(claim['n']):,}",
         why=_word(claim["why"]),
+        detectable=_detectable(claim, unit, verdict),
+        twin=_twin(claim, unit),
     )
+
+
+def _needed(claim: Mapping[Any, Any], unit: Unit) -> str:
+    signed = unit.sign and bool(claim["threshold"]) and claim["kind"] != "equivalent"
+    shown = f"{unit.relation} {text(claim['threshold'], unit.digits, signed)}{unit.suffix}"
+    return shown.replace("± ", "±")
+
+
+def _detectable(claim: Mapping[Any, Any], unit: Unit, verdict: str) -> str:
+    if verdict != "undecided" or number(claim.get("mdd")) is None:
+        return ""
+    return text(claim["mdd"], unit.digits) + unit.suffix
+
+
+def _twin(claim: Mapping[Any, Any], unit: Unit) -> str:
+    """`+2.1 pts [+0.4, +3.8]` against the control twin."""
+    delta, low, high = (text(claim.get(f"twin_{key}"), unit.digits, unit.sign) for key in ("delta", "low", "high"))
+    return "" if delta == "—" else f"{delta}{unit.suffix} [{low}, {high}]"
 
 
 def _detail(claim: Mapping[Any, Any]) -> str:

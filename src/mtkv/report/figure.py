@@ -3,6 +3,8 @@
 A trace's `meta` says what it shows: `arm`, `seed`, `dataset` for a whole trace, `points` (or `rows`/`columns` of a heatmap)
 for single entries; `by_seed` holds the per-seed values its means are made of, so that the page can average again over a
 subset of seeds. The filter in static/figures.js reads nothing else.
+
+Texts are English; `strings.say` makes those that hold facts, so that the page's switch finds the Chinese of all of them.
 """
 
 import html
@@ -39,10 +41,16 @@ class Figure:
         return {
             "id": self.id,
             "title": self.title,
+            "caption": self.caption,
             "traces": self.traces,
             "layout": base_layout(self.height) | self.layout,
             "views": [list(view) for view in self.views],
         }
+
+    def texts(self) -> list[str]:
+        """What the figure says in words of its own; `rows`, trace names and views that are names come from data."""
+        axes = [axis["title"]["text"] for axis in self.layout.values() if isinstance(axis, dict) and "title" in axis]
+        return [self.title, self.caption, self.view_label, *self.header, *(name for _, name in self.views), *axes]
 
 
 def base_layout(height: int) -> dict[str, Any]:

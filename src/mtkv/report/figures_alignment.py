@@ -1,21 +1,26 @@
-"""How well teachers line up with the student: sync coverage, the layer map, and the probe of the fitted maps.
+"""How well teachers line up with the student: sync coverage, the layer map, one row's tokens, and the probe of the fitted maps.
 
-In: the cards of the stage `maps` (`result.coverage`, `result.layer_map`) and the probe table of each map (method.md §2–4). A map is
-called by its teacher, and by its align settings too where a teacher has several.
+In: the cards of the stage `maps` (`result.coverage`, `result.layer_map`), and the probe table and the example row of each map
+(method.md §2–4). A map is called by its teacher, and by its align settings too where a teacher has several.
 """
 
 from typing import Any
 
-from mtkv.report.figure import Figure, Trace, label, mean, number, percent, text
-from mtkv.report.palette import GREYS, OKABE_ITO, style
-from mtkv.report.results import Results
+import pandas as pd
 
+from mtkv.report.figure import Figure, Trace, label, mean, number, percent, text
+from mtkv.report.palette import GREYS, OKABE_ITO, SEQUENTIAL, style
+from mtkv.report.results import Results
+from mtkv.report.strings import say
+
+MAX_TOKENS = 40
+SHOWN_LETTERS = str.maketrans({"\n": "⏎", " ": "␣", "\t": "⇥"})
 METHOD_COLORS = {"ridge": OKABE_ITO[0], "identity": OKABE_ITO[1], "procrustes": OKABE_ITO[2], "mean": GREYS[1]}
 
 
 def alignment_figures(results: Results) -> list[Figure]:
     """The figures whose data exist."""
-    found = (coverage(results), layers(results), probe(results))
+    found = (coverage(results), layers(results), tokens(results), probe(results))
     return [figure for figure in found if figure is not None]
 
 
@@ -139,9 +144,12 @@ def probe(results: Results) -> Figure | None:
         "probe",
         "alignment",
         "Probe of the maps",
-        "Held-out squared error of each map relative to predicting the mean (1 = as bad as the mean), per student layer. "
-        "Fitted far below identity: a fixed map will do. Fitted near 1: that teacher layer says nothing the student can express. "
-        f"Mean of ridge: {text(fitted, 2)}.",
+        say(
+            "Held-out squared error of each map relative to predicting the mean (1 = as bad as the mean), per student layer. Fitted far "
+            "below identity: a fixed map will do. Fitted near 1: that teacher layer says nothing the student can express. Mean of ridge: "
+            "{error}.",
+            error=text(fitted, 2),
+        ),
         traces,
         {
             "barmode": "group",
@@ -155,3 +163,90 @@ def probe(results: Results) -> Figure | None:
         height=380,
         stills=len(groups),
     )
+
+
+def tokens(results: Results) -> Figure | None:
+    """The alignment of one row: which teacher tokens each student token is compared with, and how much each counts."""
+    names = list(results.examples)
+    if not names:
+        return None
+    traces, rows = [], []
+    for name in names:
+        frame, view = results.examples[name], _short(name, names)
+        mine, theirs = (_tokens(frame, side)[:MAX_TOKENS] for side in ("student", "teacher"))
+        matched = frame.dropna(subset=["student_token", "teacher_token"])
+        places = zip(matched["student_token"], matched["teacher_token"], strict=True)
+        weights = dict(zip(((int(s), int(t)) for s, t in places), matched["weight"], strict=True))
+        z = [[number(weights.get((s, t)), 4) for t, _ in theirs] for s, _ in mine]
+        traces.append(_token_map(view, mine, theirs, z))
+        told = dict(_tokens(frame, "teacher"))
+        for s, shown in mine:
+            partners = [f"{told[t]} ({text(weight, 2)})" for (i, t), weight in weights.items() if i == s]
+            rows.append([view, str(s), shown, "; ".join(partners) or "none"])
+    cut = any(
+        len(_tokens(frame, side)) > MAX_TOKENS for frame in results.examples.values() for side in ("student", "teacher")
+    )
+    return Figure(
+        "tokens",
+        "alignment",
+        "One row, token by token",
+        say(
+            "The tokens of one validation row as the student (down) and the teacher (across) read them, with their numbers; ␣ is a space, "
+            "⏎ a new line. A cell says how much of a student token's target comes from that teacher token. An empty line has no target "
+            "and is left out of the loss."
+        )
+        + (say(" The first {count} tokens are shown.", count=MAX_TOKENS) if cut else ""),
+        traces,
+        {
+            "xaxis": {
+                "type": "category",
+                "showgrid": False,
+                "tickangle": -60,
+                "automargin": True,
+                "title": {"text": "Teacher token"},
+            },
+            "yaxis": {
+                "type": "category",
+                "autorange": "reversed",
+                "automargin": True,
+                "showgrid": False,
+                "title": {"text": "Student token"},
+            },
+            "margin": {"l": 120, "r": 24, "t": 16, "b": 110},
+        },
+        ["Map", "Number", "Student token", "Compared with (weight)"],
+        rows,
+        views=[(trace["meta"]["view"], trace["meta"]["view"]) for trace in traces],
+        view_label="Map",
+        height=max(360, 150 + 16 * max(len(trace["y"]) for trace in traces)),
+        stills=len(traces),
+    )
+
+
+def _tokens(frame: pd.DataFrame, side: str) -> list[tuple[int, str]]:
+    """(number, "3 ␣apples") of every token of one side, in order; the number keeps equal texts apart."""
+    known = frame.dropna(subset=f"{side}_token").drop_duplicates(f"{side}_token").sort_values(f"{side}_token")
+    pairs = zip(known[f"{side}_token"], known[f"{side}_text"], strict=True)
+    return [(int(i), f"{int(i)} {str(shown).translate(SHOWN_LETTERS)}") for i, shown in pairs]
+
+
+def _token_map(
+    view: str, mine: list[tuple[int, str]], theirs: list[tuple[int, str]], z: list[list[float | None]]
+) -> Trace:
+    return {
+        "type": "heatmap",
+        "name": "weight",
+        "x": [label(shown) for _, shown in theirs],
+        "y": [label(shown) for _, shown in mine],
+        "z": z,
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": SEQUENTIAL,
+        "xgap": 1,
+        "ygap": 1,
+        "hoverongaps": False,
+        "texttemplate": "",
+        "hovertemplate": "%{y} ← %{x}: %{z:.2f}<extra></extra>",
+        "colorbar": {"thickness": 12, "outlinewidth": 0},
+        "meta": {"view": view},
+    }

@@ -1,91 +1,139 @@
-"""What each arm cost: wall time, peak memory and tokens per second of its training runs, from their cards."""
+"""What each arm cost: wall time, GPU-hours, peak memory, tokens per second of its training runs, and the KV it needs on disk.
 
+In: the cards of the stages arms, teachers and maps. Seconds are those of the whole stage; GPU-hours count the training alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from mtkv.report.figure import Figure, Trace, by_seed, label, mean, number, text
 from mtkv.report.palette import arm_styles
 from mtkv.report.results import Results
+from mtkv.report.strings import say
+
+Card = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One quantity: its value for a run from its card, and how it is written."""
+
+    title: str
+    value: Callable[[Results, str, Card], float | None]
+    digits: int = 1
+
+
+def tokens_per_second(card: Card) -> float | None:
+    """Tokens of the training loop over its seconds."""
+    facts = card.get("result") or {}
+    tokens, seconds = facts.get("tokens") or card.get("tokens"), facts.get("train_seconds") or card.get("wall_seconds")
+    return tokens / seconds if tokens and seconds else None
+
+
+def gpu_hours(card: Card) -> float | None:
+    """Wall time on a GPU in hours; 0 for a run without one."""
+    seconds = card.get("wall_seconds")
+    used = (card.get("hardware") or {}).get("gpu") is not None or card.get("peak_gpu_memory_mb") is not None
+    return None if seconds is None else seconds / 3600 * used
+
+
+def stored_megabytes(results: Results, arm: str) -> float | None:
+    """KV of the arm's teachers on disk: mapped targets where there are some, else the stores; 0 for arms without KV or read online."""
+    part = results.kv.get(arm)
+    if part is None:
+        return 0.0
+    sizes = []
+    for teacher, name in zip(part["teachers"], part["aligns"], strict=True):
+        card = results.cards.get(f"maps/{name}.targets") or results.cards.get(f"teachers/{teacher}")
+        sizes.append(float(((card or {}).get("result") or {}).get("bytes") or 0))
+    return sum(sizes) / 1e6
+
 
 MEASURES = (
-    ("Wall time (s)", lambda card: card.get("wall_seconds")),
-    ("Peak memory (MB)", lambda card: card.get("peak_gpu_memory_mb") or card.get("peak_memory_mb")),
-    ("Tokens per second", lambda card: _tokens_per_second(card)),
+    Measure("Wall time (s)", lambda results, arm, card: card.get("wall_seconds")),
+    Measure("GPU-hours", lambda results, arm, card: gpu_hours(card), 3),
+    Measure(
+        "Peak memory (MB)", lambda results, arm, card: card.get("peak_gpu_memory_mb") or card.get("peak_memory_mb")
+    ),
+    Measure("Tokens per second", lambda results, arm, card: tokens_per_second(card), 0),
+    Measure("Stored KV (MB)", lambda results, arm, card: stored_megabytes(results, arm)),
 )
 
 
-def cost_figures(results: Results) -> list[Figure]:
-    """One figure of three panels, or none when no training card exists."""
-    arms = [arm for arm in results.trained if any(_card(results, arm, seed) for seed in results.seeds)]
-    if not arms:
-        return []
-    styles = arm_styles(results.arms, results.trained, results.baseline)
-    traces: list[Trace] = []
-    rows = [[arm] for arm in arms]
-    for panel, (title, measure) in enumerate(MEASURES, start=1):
-        axis = "" if panel == 1 else str(panel)
-        seeds: dict[int, list[Any]] = {
-            s: [number(measure(card)) if (card := _card(results, arm, s)) else None for arm in arms]
-            for s in results.seeds
-        }
-        means = [mean(seeds[s][i] for s in results.seeds) for i in range(len(arms))]
-        for i in range(len(arms)):
-            rows[i].append(text(means[i], 1 if panel != 3 else 0))
-        traces.append(
-            {
-                "type": "bar",
-                "orientation": "h",
-                "name": title,
-                "x": means,
-                "y": [label(arm) for arm in arms],
-                "xaxis": f"x{axis}",
-                "yaxis": "y",
-                "marker": {"color": [styles[arm].color for arm in arms]},
-                "texttemplate": "%{x:.3s}",
-                "textposition": "auto",
-                "hovertemplate": "%{y}: %{x:.4g}<extra></extra>",
-                "meta": {"points": {"arm": arms}, "by_seed": by_seed("x", seeds)},
+def arm_costs(results: Results) -> dict[str, dict[str, dict[int, float | None]]]:
+    """Arm → title of a measure → seed → value, for trained arms with a card."""
+    cards = {
+        (arm, s): results.cards.get(f"arms/{arm}/seed{s}") for arm in results.trained for s in results.runs_of(arm)
+    }
+    return {
+        arm: {
+            one.title: {
+                s: number(one.value(results, arm, card)) for (name, s), card in cards.items() if name == arm and card
             }
-        )
-    domains = ([0, 0.3], [0.35, 0.65], [0.7, 1])
+            for one in MEASURES
+        }
+        for arm in results.trained
+        if any(card for (name, _), card in cards.items() if name == arm)
+    }
+
+
+def cost_figures(results: Results) -> list[Figure]:
+    """One figure with a panel per measure that is not 0 everywhere, or none when no training card exists."""
+    costs = arm_costs(results)
+    if not costs:
+        return []
+    arms = list(costs)
+    shown = [one for one in MEASURES if any(v for arm in arms for v in costs[arm][one.title].values())]
+    traces = [_panel(results, one.title, place, costs) for place, one in enumerate(shown, start=1)]
+    rows = [[arm, *(text(mean(costs[arm][one.title].values()), one.digits) for one in MEASURES)] for arm in arms]
+    total = sum(value or 0.0 for arm in arms for value in costs[arm]["GPU-hours"].values())
+    caption = say(
+        "Cost of one training run per arm, mean over seeds: wall time of the whole stage, peak memory (of the GPU where one was used), "
+        "tokens per second of the training loop, and the KV of its teachers on disk, which arms share."
+    )
+    caption += (
+        say(" GPU-hours of all training runs: {hours}.", hours=text(total, 2)) if total else say(" No run used a GPU.")
+    )
+    header = ["Arm", *(one.title for one in MEASURES)]
+    height = max(240, 100 + 34 * len(arms))
+    return [Figure("cost", "cost", "Cost of training", caption, traces, _layout(shown), header, rows, height=height)]
+
+
+def _panel(results: Results, title: str, place: int, costs: dict[str, dict[str, dict[int, float | None]]]) -> Trace:
+    arms = list(costs)
+    styles = arm_styles(results.arms, results.trained, results.baseline)
+    seeds = {s: [costs[arm][title].get(s) for arm in arms] for s in results.seeds}
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": title,
+        "x": [mean(costs[arm][title].values()) for arm in arms],
+        "y": [label(arm) for arm in arms],
+        "xaxis": "x" if place == 1 else f"x{place}",
+        "yaxis": "y",
+        "marker": {"color": [styles[arm].color for arm in arms]},
+        "texttemplate": "%{x:.3s}",
+        "textposition": "auto",
+        "hovertemplate": "%{y}: %{x:.4g}<extra></extra>",
+        "meta": {"points": {"arm": arms}, "by_seed": by_seed("x", seeds)},
+    }
+
+
+def _layout(shown: list[Measure]) -> dict[str, Any]:
+    gap = 0.04
+    width = (1 - gap * (len(shown) - 1)) / len(shown)
     layout: dict[str, Any] = {
         f"xaxis{'' if i == 0 else i + 1}": {
-            "domain": domains[i],
+            "domain": [round(i * (width + gap), 4), round(i * (width + gap) + width, 4)],
             "anchor": "y",
-            "title": {"text": MEASURES[i][0]},
-            "nticks": 5,
+            "title": {"text": one.title},
+            "nticks": 4,
         }
-        for i in range(len(MEASURES))
+        for i, one in enumerate(shown)
     }
-    layout |= {
+    return layout | {
         "yaxis": {"type": "category", "autorange": "reversed", "automargin": True, "showgrid": False},
         "showlegend": False,
         "margin": {"l": 120, "r": 24, "t": 16, "b": 56},
     }
-    caption = (
-        "Cost of one training run per arm, mean over seeds: wall time of the whole stage, peak memory (of the GPU where one was used), "
-        "and tokens per second of the training loop."
-    )
-    header = ["Arm", *(title for title, _ in MEASURES)]
-    return [
-        Figure(
-            "cost",
-            "cost",
-            "Cost of training",
-            caption,
-            traces,
-            layout,
-            header,
-            rows,
-            height=max(240, 100 + 34 * len(arms)),
-        )
-    ]
-
-
-def _card(results: Results, arm: str, seed: int) -> dict[str, Any] | None:
-    return results.cards.get(f"arms/{arm}/seed{seed}")
-
-
-def _tokens_per_second(card: dict[str, Any]) -> float | None:
-    tokens = (card.get("result") or {}).get("tokens") or card.get("tokens")
-    seconds = (card.get("result") or {}).get("train_seconds") or card.get("wall_seconds")
-    return tokens / seconds if tokens and seconds else None

@@ -8,6 +8,7 @@ from typing import Any
 from mtkv.report.figure import Figure, Trace, by_seed, interval, label, number, p_text, percent, text, tick
 from mtkv.report.palette import DIVERGING, P_VALUES, SEQUENTIAL, Style, arm_styles
 from mtkv.report.results import MACRO, Results
+from mtkv.report.strings import say
 
 
 def score_figures(results: Results) -> list[Figure]:
@@ -21,13 +22,18 @@ def bars(results: Results) -> Figure:
     traces = [trace for arm in results.arms for trace in _bar_and_dots(results, arm, styles[arm])]
     header = ["Arm", *results.columns]
     rows = [[arm, *(_cell_text(results.cell(arm, name)) for name in results.columns)] for arm in results.arms]
-    best = max(results.arms, key=lambda arm: number(results.cell(arm, MACRO).get("mean")) or -1.0)
+    best = max(results.students or results.arms, key=lambda arm: number(results.cell(arm, MACRO).get("mean")) or -1.0)
     return Figure(
         "bars",
         "plots",
         "Accuracy per dataset",
-        f"Accuracy in percent per dataset and arm. Whiskers: {results.confidence:.0%} interval; dots: single seeds. "
-        f"Highest macro average: {best} ({text(percent(results.cell(best, MACRO).get('mean')))} %).",
+        say(
+            "Accuracy in percent per dataset and arm. Whiskers: {confidence} interval; dots: single seeds. "
+            "Highest macro average of a student: {best} ({value} %).",
+            confidence=f"{results.confidence:.0%}",
+            best=best,
+            value=text(percent(results.cell(best, MACRO).get("mean"))),
+        ),
         traces,
         {
             "barmode": "group",
@@ -128,7 +134,7 @@ def radar(results: Results) -> Figure:
 
 
 def heatmap(results: Results) -> Figure:
-    """Arms × datasets as colours: accuracy, Δ against the baseline, or Holm-adjusted p."""
+    """Arms × datasets as colours: accuracy, Δ against the baseline, Holm-adjusted p, or the smallest detectable Δ."""
     arms, names = results.arms, results.columns
     score = [[percent(results.cell(arm, name).get("mean")) for name in names] for arm in arms]
     deltas = [[percent((results.pair(arm, name) or {}).get("delta")) for name in names] for arm in arms]
@@ -138,7 +144,9 @@ def heatmap(results: Results) -> Figure:
         s: [[None if a == results.baseline else percent(results.delta(a, name, s)) for name in names] for a in arms]
         for s in results.seeds
     }
+    seen = [[percent((results.pair(arm, name) or {}).get("mdd")) for name in names] for arm in arms]
     bound = max((abs(value) for row in deltas for value in row if value is not None), default=1.0) or 1.0
+    largest = max((value for row in seen for value in row if value is not None), default=1.0) or 1.0
     traces = [
         _map(results, "score", score, ".1f", {"colorscale": SEQUENTIAL, "zmin": 0, "zmax": 100}, score_seeds),
         _map(
@@ -150,13 +158,16 @@ def heatmap(results: Results) -> Figure:
             delta_seeds,
         ),
         _map(results, "p", ps, ".3f", {"colorscale": P_VALUES, "zmin": 0, "zmax": 1}, None),
+        _map(results, "mdd", seen, ".1f", {"colorscale": SEQUENTIAL, "zmin": 0, "zmax": largest}, None),
     ]
-    caption = (
-        f"Accuracy (%), difference from {results.baseline} in percentage points (scale centred at 0: blue better, orange worse), "
-        "or Holm-adjusted p. Blank: missing, or the baseline itself."
+    caption = say(
+        "Accuracy (%), difference from {baseline} in percentage points (scale centred at 0: blue better, orange worse), "
+        "Holm-adjusted p, or the smallest difference (points) that a study like this finds with 80 % power: a smaller true difference "
+        "would most likely be missed. Blank: missing, or the baseline itself.",
+        baseline=results.baseline,
     )
     rows = [
-        [arm, name, text(score[i][j]), text(deltas[i][j], sign=True), p_text(ps[i][j])]
+        [arm, name, text(score[i][j]), text(deltas[i][j], sign=True), p_text(ps[i][j]), text(seen[i][j])]
         for i, arm in enumerate(arms)
         for j, name in enumerate(names)
     ]
@@ -171,11 +182,11 @@ def heatmap(results: Results) -> Figure:
             "yaxis": {"type": "category", "autorange": "reversed", "automargin": True, "showgrid": False},
             "margin": {"l": 120, "r": 24, "t": 16, "b": 48},
         },
-        ["Arm", "Dataset", "Accuracy (%)", "Δ (points)", "p (Holm)"],
+        ["Arm", "Dataset", "Accuracy (%)", "Δ (points)", "p (Holm)", "Smallest detectable Δ (points)"],
         rows,
-        views=[("score", "Accuracy"), ("delta", "Δ to baseline"), ("p", "p (Holm)")],
+        views=[("score", "Accuracy"), ("delta", "Δ to baseline"), ("p", "p (Holm)"), ("mdd", "Smallest detectable Δ")],
         height=max(260, 90 + 34 * len(arms)),
-        stills=3,
+        stills=4,
     )
 
 
@@ -206,4 +217,4 @@ def _cell_text(cell: dict[str, Any]) -> str:
     if number(cell.get("mean")) is None:
         return f"{cell['status']}: {cell.get('reason') or 'no reason given'}"
     low, high = text(percent(cell["low"])), text(percent(cell["high"]))
-    return f"{text(percent(cell['mean']))} [{low}, {high}]"
+    return f"{text(percent(cell['mean']))} [{low}, {high}], n {text(cell.get('n_items'), 0)} × {text(cell.get('n_seeds'), 0)}"

@@ -1,7 +1,8 @@
 """Training as pictures: every logged term over the steps, and the KV loss above the validation cross-entropy it should help.
 
-In: the long frames of `arms/*/seed*/training.parquet`. Lines are means over seeds, bands their range; at most `MAX_POINTS`
-points per line are kept (every k-th, first and last always).
+In: the long frames of `arms/*/seed*/training.parquet`. Lines are means over seeds, bands their range. Of a long log every k-th
+point is kept, first and last always, so that all lines together stay below `MAX_NUMBERS`. A run that was resumed says where in
+its card (`result.resumed_at`, steps).
 """
 
 from typing import Any
@@ -11,45 +12,68 @@ import pandas as pd
 from mtkv.report.figure import Figure, Trace, by_seed, label, mean, number, text
 from mtkv.report.palette import Style, arm_styles
 from mtkv.report.results import Results
+from mtkv.report.strings import say
 
 MAX_POINTS = 120
+MIN_POINTS = 15
+MAX_NUMBERS = 150_000
 KV_TERMS = ("key", "value")
 # What a reader wants first; other terms follow in alphabetical order.
 TERM_ORDER = (
     "ce", "loss", "key", "value", "cosine", "entropy", "share.ce", "share.key", "share.value", "share.cosine", "learning_rate", "grad_norm"
 )  # fmt: skip
 SPLIT_DASH = {"val": "solid", "train": "dot"}
+Key = tuple[str, str, str]
 
 
 def training_figures(results: Results) -> list[Figure]:
     """Curves per term, and KV loss with validation CE; nothing when there is no training log."""
     if results.training.empty:
         return []
-    figures = [curves(results)]
     together = kv_and_ce(results)
-    return [*figures, together] if together is not None else figures
+    return [curves(results), *([together] if together is not None else [])]
+
+
+def logged(results: Results) -> dict[Key, pd.DataFrame]:
+    """(arm, term, split) → its rows of the training logs, thinned together."""
+    if "_logged" not in results.__dict__:
+        results.__dict__["_logged"] = by_line(results.training)
+    return results.__dict__["_logged"]
+
+
+def by_line(frame: pd.DataFrame) -> dict[Key, pd.DataFrame]:
+    """(arm, term, split) → step × seed, thinned so that all lines together have about `MAX_NUMBERS` numbers."""
+    wide = frame.pivot_table(index=["arm", "term", "split", "step"], columns="seed", values="value", aggfunc="last")
+    found: dict[Key, pd.DataFrame] = {}
+    for (arm, term, split), part in wide.groupby(level=[0, 1, 2]):  # type: ignore[misc]
+        found[str(arm), str(term), str(split)] = part.droplevel([0, 1, 2]).dropna(axis=1, how="all")
+    lines = sum(part.shape[1] for part in found.values())
+    points = max(MIN_POINTS, min(MAX_POINTS, MAX_NUMBERS // max(1, lines)))
+    return {key: part.iloc[thin(len(part), points)] for key, part in found.items()}
 
 
 def curves(results: Results) -> Figure:
-    """One view per term: training (dotted) and validation (solid) of every arm."""
-    frame = results.training[~results.training["term"].str.startswith("route.")]
-    present = set(frame["term"])
+    """One view per term: training (dotted) and validation (solid) of every arm; marks where a run was resumed."""
+    lines = {key: part for key, part in logged(results).items() if not key[1].startswith("route.")}
+    present = {term for _, term, _ in lines}
     terms = [t for t in TERM_ORDER if t in present] + sorted(present - set(TERM_ORDER))
     styles = arm_styles(results.arms, results.trained, results.baseline)
     traces, rows = [], []
     for term in terms:
         for arm in results.trained:
             for split in SPLIT_DASH:
-                if (line := run_line(results, frame, arm, term, split, styles[arm])) is not None:
+                if (arm, term, split) in lines:
+                    line = run_line(lines[arm, term, split], arm, split, styles[arm])
                     line["meta"]["view"] = term
-                    traces.append(line)
-                    rows.append([term, arm, split, *_ends(line)])
+                    marks = resume_marks(results, line, arm, styles[arm])
+                    traces += [line, *([marks] if marks else [])]
+                    rows.append([term, arm, split, *ends(line)])
     return Figure(
         "curves",
         "training",
         "Training curves",
         "Every term of the loss, its share of the gradient, the learning rate and the gradient norm over the steps. "
-        "Solid: validation; dotted: training. Lines are means over seeds, bands the range of the seeds.",
+        "Solid: validation; dotted: training. Lines are means over seeds, bands the range of the seeds. A cross: a run was resumed there.",
         traces,
         {
             "margin": {"l": 64, "r": 24, "t": 16, "b": 104},
@@ -68,29 +92,29 @@ def kv_and_ce(results: Results) -> Figure | None:
     """KV loss (key + value) above the validation CE, with one step axis; None without KV arms."""
     frame = results.training
     split = "val" if ((frame["split"] == "val") & frame["term"].isin(KV_TERMS)).any() else "train"
-    kv = frame[frame["term"].isin(KV_TERMS) & (frame["split"] == split)]
-    if kv.empty:
+    summed = by_line(kv_sums(frame, split))
+    if not summed:
         return None
-    summed = kv.groupby(["arm", "seed", "step"], as_index=False)["value"].sum().assign(term="key + value", split=split)
     styles = arm_styles(results.arms, results.trained, results.baseline)
     traces, rows = [], []
     for arm in results.trained:
-        upper = run_line(results, summed, arm, "key + value", split, styles[arm])
-        lower = run_line(results, frame, arm, "ce", "val", styles[arm])
-        for line, axis in ((upper, "y"), (lower, "y2")):
-            if line is not None:
-                line |= {"name": label(arm), "yaxis": axis, "showlegend": line is lower or lower is None}
+        upper, lower = summed.get((arm, "key + value", split)), logged(results).get((arm, "ce", "val"))
+        for part, axis in ((upper, "y"), (lower, "y2")):
+            if part is not None:
+                line = run_line(part, arm, split, styles[arm])
+                line |= {"name": label(arm), "yaxis": axis, "showlegend": axis == "y2" or lower is None}
                 line["line"]["dash"] = styles[arm].dash
                 traces.append(line)
-                rows.append(
-                    ["key + value" if axis == "y" else "ce", arm, split if axis == "y" else "val", *_ends(line)]
-                )
+                rows.append(["key + value" if axis == "y" else "ce", arm, split if axis == "y" else "val", *ends(line)])
     return Figure(
         "kv_and_ce",
         "training",
         "KV loss and validation cross-entropy together",
-        f"Above: the KV loss, key + value ({split}). Below: validation cross-entropy of all trained arms. A KV loss that falls while the "
-        "cross-entropy does not follow means that the match costs what it was meant to bring.",
+        say(
+            "Above: the KV loss, key + value ({split}). Below: validation cross-entropy of all trained arms. A KV loss that falls while "
+            "the cross-entropy does not follow means that the match costs what it was meant to bring.",
+            split=split,
+        ),
         traces,
         {
             "margin": {"l": 64, "r": 24, "t": 16, "b": 104},
@@ -104,13 +128,15 @@ def kv_and_ce(results: Results) -> Figure | None:
     )
 
 
-def run_line(results: Results, frame: pd.DataFrame, arm: str, term: str, split: str, style: Style) -> Trace | None:
-    """The mean over seeds of one term as a line that carries its seeds; None when the arm never logged it."""
-    part = frame[(frame["arm"] == arm) & (frame["term"] == term) & (frame["split"] == split)]
-    if part.empty:
-        return None
-    wide = part.pivot_table(index="step", columns="seed", values="value", aggfunc="last").sort_index()
-    wide = wide.iloc[_thin(len(wide))]
+def kv_sums(frame: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The rows of a log with key + value added up, as term "key + value" of `split`."""
+    kv = frame[frame["term"].isin(KV_TERMS) & (frame["split"] == split)]
+    summed = kv.groupby(["arm", "seed", "step"], as_index=False)["value"].sum()
+    return summed.assign(term="key + value", split=split)
+
+
+def run_line(wide: pd.DataFrame, arm: str, split: str, style: Style) -> Trace:
+    """The mean over seeds of step × seed as a line that carries its seeds."""
     seeds: dict[int, list[Any]] = {int(s): [number(v, 5) for v in wide[s]] for s in wide.columns}
     return {
         "type": "scatter",
@@ -118,21 +144,47 @@ def run_line(results: Results, frame: pd.DataFrame, arm: str, term: str, split: 
         "name": label(f"{arm} · {split}"),
         "legendgroup": arm,
         "x": [int(step) for step in wide.index],
-        "y": [mean(values) for values in zip(*seeds.values(), strict=True)],
-        "line": {"color": style.color, "width": 2 if split == "val" else 1.4, "dash": SPLIT_DASH[split]},
+        "y": [number(mean(values), 5) for values in zip(*seeds.values(), strict=True)],
+        "line": {"color": style.color, "width": 2 if split == "val" else 1.4, "dash": SPLIT_DASH.get(split, "solid")},
         "marker": {"color": style.color, "symbol": style.symbol},
         "hovertemplate": "%{fullData.name}<br>step %{x}: %{y:.4g}<extra></extra>",
         "meta": {"arm": arm, "by_seed": by_seed("y", seeds, band=True)},
     }
 
 
-def _thin(count: int) -> list[int]:
-    """Positions of at most about MAX_POINTS of `count` points, first and last included."""
-    stride = max(1, -(-count // MAX_POINTS))
+def resume_marks(results: Results, line: Trace, arm: str, style: Style) -> Trace | None:
+    """A cross on a line at every step from which a run of the arm went on after an interruption."""
+    steps = {
+        (seed, int(step))
+        for seed in results.runs_of(arm)
+        for step in (results.cards.get(f"arms/{arm}/seed{seed}", {}).get("result") or {}).get("resumed_at") or []
+    }
+    if not steps:
+        return None
+    shown = sorted(steps)
+    nearest = [min(range(len(line["x"])), key=lambda i: abs(line["x"][i] - step)) for _, step in shown]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": label(f"{arm} · resumed"),
+        "showlegend": False,
+        "legendgroup": arm,
+        "x": [step for _, step in shown],
+        "y": [line["y"][i] for i in nearest],
+        "marker": {"color": style.color, "symbol": "x", "size": 9},
+        "hovertemplate": "%{fullData.name} at step %{x}<extra></extra>",
+        "meta": {"arm": arm, "view": line["meta"]["view"], "points": {"seed": [seed for seed, _ in shown]}},
+    }
+
+
+def thin(count: int, points: int) -> list[int]:
+    """Positions of at most about `points` of `count` points, first and last included."""
+    stride = max(1, -(-count // points))
     kept = list(range(0, count, stride))
     return kept if not count or kept[-1] == count - 1 else [*kept, count - 1]
 
 
-def _ends(line: Trace) -> list[str]:
+def ends(line: Trace) -> list[str]:
+    """First and last known value as text."""
     known = [value for value in line["y"] if value is not None]
     return [text(known[0], 4), text(known[-1], 4)] if known else ["—", "—"]

@@ -2,15 +2,17 @@
 
 In: `results/<study>/` as in the architecture's list of files. Out: tidy frames with accuracies in 0..1. Files that only some
 studies have (training logs, routing, maps, cards) may be absent: `Results.absent` then names them, and the page says so.
+Predictions and questions stay on disk: `items` reads the few that are shown.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mtkv.provenance.files import read_json
+from mtkv.report.changes import changes, kv_part
 
 if TYPE_CHECKING:
     from mtkv.config.study import Study
@@ -20,13 +22,18 @@ MACRO = "macro"
 
 @dataclass(frozen=True)
 class Results:
-    """Everything a report shows. `seed_scores` has arm, dataset (or "macro"), seed, accuracy, n; cards are keyed by folder."""
+    """Everything a report shows. `seed_scores` has arm, dataset (or "macro"), seed, accuracy, n; cards are keyed by folder.
+
+    `extends` maps an arm to the arm it is made from, `changes` to what it changes there (`kv.loss.layers: all → first`), `kv` to the
+    settings of its KV loss. `examples` maps a map's name to the alignment of one row. `matrix` is empty in old studies.
+    """
 
     name: str
     description: str
     descriptions: dict[str, str]
     arms: list[str]
     trained: list[str]
+    students: list[str]
     datasets: list[str]
     seeds: list[int]
     runs: set[tuple[str, int]]
@@ -42,6 +49,18 @@ class Results:
     cards: dict[str, dict[str, Any]]
     grade: str
     absent: list[str]
+    root: Path = Path()
+    items: pd.DataFrame = field(default_factory=pd.DataFrame)
+    matrix: pd.DataFrame = field(default_factory=pd.DataFrame)
+    examples: dict[str, pd.DataFrame] = field(default_factory=dict)
+    extends: dict[str, str] = field(default_factory=dict)
+    changes: dict[str, list[str]] = field(default_factory=dict)
+    kv: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def alpha(self) -> float:
+        """Adjusted p values below this count as clear."""
+        return 1 - self.confidence
 
     @property
     def columns(self) -> list[str]:
@@ -52,17 +71,22 @@ class Results:
         """The row of cells.parquet for one arm and dataset; a row that is not there counts as missing."""
         return self._lookup("cells", arm, dataset) or {"status": "missing", "reason": "no row in cells.parquet"}
 
-    def pair(self, arm: str, dataset: str) -> dict[str, Any] | None:
-        """The row of pairs.parquet of `arm` against the study's baseline, if there is one."""
-        return self._lookup("pairs", arm, dataset)
+    def pair(self, arm: str, dataset: str, other: str | None = None) -> dict[str, Any] | None:
+        """The row of pairs.parquet of `arm` against `other` (the study's baseline), if there is one with numbers."""
+        found = self._lookup("pairs", arm, dataset, other or self.baseline)
+        return found if found is not None and found["delta"] == found["delta"] else None
+
+    def runs_of(self, arm: str) -> list[int]:
+        """The seeds that `arm` is to have."""
+        return sorted(seed for name, seed in self.runs if name == arm)
 
     def accuracy(self, arm: str, dataset: str, seed: int) -> float | None:
         """Accuracy of one run on one dataset, or None."""
         return self._by_run().get((arm, dataset, seed))
 
-    def delta(self, arm: str, dataset: str, seed: int) -> float | None:
-        """Accuracy of one run minus the baseline's run with the same seed, or None."""
-        ours, theirs = self.accuracy(arm, dataset, seed), self.accuracy(self.baseline, dataset, seed)
+    def delta(self, arm: str, dataset: str, seed: int, other: str | None = None) -> float | None:
+        """Accuracy of one run minus that of `other` (the study's baseline) with the same seed, or None."""
+        ours, theirs = self.accuracy(arm, dataset, seed), self.accuracy(other or self.baseline, dataset, seed)
         return None if ours is None or theirs is None else ours - theirs
 
     def _by_run(self) -> dict[tuple[str, str, int], float]:
@@ -72,12 +96,12 @@ class Results:
             self.__dict__["_runs"] = dict(zip(keys, frame["accuracy"], strict=True))
         return self.__dict__["_runs"]
 
-    def _lookup(self, table: str, arm: str, dataset: str) -> dict[str, Any] | None:
+    def _lookup(self, table: str, *key: str) -> dict[str, Any] | None:
         if f"_{table}" not in self.__dict__:
-            frame = self.cells if table == "cells" else self.pairs[self.pairs["baseline"] == self.baseline]
-            rows = frame.drop_duplicates(["arm", "dataset"]).to_dict("records")
-            self.__dict__[f"_{table}"] = {(row["arm"], row["dataset"]): row for row in rows}
-        return self.__dict__[f"_{table}"].get((arm, dataset))
+            names = {"cells": ["arm", "dataset"], "pairs": ["arm", "dataset", "baseline"]}[table]
+            rows = getattr(self, table).drop_duplicates(names).to_dict("records")
+            self.__dict__[f"_{table}"] = {tuple(row[name] for name in names): row for row in rows}
+        return self.__dict__[f"_{table}"].get(key)
 
 
 def read_results(study: "Study", root: Path) -> Results:
@@ -85,7 +109,7 @@ def read_results(study: "Study", root: Path) -> Results:
     runs = [(arm, int(seed)) for arm, seed in study.runs()]
     absent: list[str] = []
     cards = _cards(root)
-    items = pd.read_parquet(root / "compare/items.parquet", columns=["arm", "seed", "dataset", "correct"])
+    items = pd.read_parquet(root / "compare/items.parquet", columns=["arm", "seed", "dataset", "item", "correct"])
     probe = _probes(root)
     if not any(key.startswith("arms/") for key in cards):
         absent.append("arms/*/seed*/card.json")
@@ -99,6 +123,7 @@ def read_results(study: "Study", root: Path) -> Results:
         descriptions={name: arm.description or "" for name, arm in study.arms.items()},
         arms=list(study.arms),
         trained=[name for name, arm in study.arms.items() if arm.training is not None],
+        students=[name for name, arm in study.arms.items() if arm.model == "student"],
         datasets=list(study.datasets),
         seeds=sorted({seed for _, seed in runs}),
         runs=set(runs),
@@ -114,6 +139,13 @@ def read_results(study: "Study", root: Path) -> Results:
         cards=cards,
         grade=str(cards.get("compare", {}).get("result", {}).get("grade", "none")),
         absent=absent,
+        root=root,
+        items=items,
+        matrix=_optional(root / "compare/matrix.parquet"),
+        examples={name: pd.read_parquet(path) for name, path in _of_maps(root, "example").items()},
+        extends={name: arm.extends for name, arm in study.arms.items() if arm.extends in study.arms},
+        changes=changes(study),
+        kv={name: kv_part(arm) for name, arm in study.arms.items() if arm.kv is not None},
     )
 
 
@@ -140,12 +172,21 @@ def _cards(root: Path) -> dict[str, dict[str, Any]]:
     return cards
 
 
+def _of_maps(root: Path, kind: str) -> dict[str, Path]:
+    """Map ("qwen2/ratio-ridge-1a2b3c") → its file `maps/<map>.<kind>.parquet`."""
+    paths = sorted((root / "maps").glob(f"*/*.{kind}.parquet"))
+    return {path.relative_to(root / "maps").as_posix().removesuffix(f".{kind}.parquet"): path for path in paths}
+
+
 def _probes(root: Path) -> pd.DataFrame | None:
-    """The probe tables of all maps with a column `map` ("qwen2/ratio-ridge-1a2b3c"), or None."""
-    paths = sorted((root / "maps").glob("*/*.probe.parquet"))
-    names = [path.relative_to(root / "maps").as_posix().removesuffix(".probe.parquet") for path in paths]
-    frames = [pd.read_parquet(path).assign(map=name) for path, name in zip(paths, names, strict=True)]
+    """The probe tables of all maps with a column `map`, or None."""
+    frames = [pd.read_parquet(path).assign(map=name) for name, path in _of_maps(root, "probe").items()]
     return pd.concat(frames, ignore_index=True) if frames else None
+
+
+def _optional(path: Path) -> pd.DataFrame:
+    """The table, or an empty one where an older study has no such file."""
+    return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
 
 
 def _run_frames(root: Path, runs: list[tuple[str, int]], name: str, absent: list[str]) -> pd.DataFrame:

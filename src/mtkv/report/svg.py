@@ -1,6 +1,7 @@
 """The same figures as still SVG pictures, for readers without JavaScript and for papers: plotly traces drawn by matplotlib.
 
-In: a `Figure`; out: SVG text, of one view, deterministic to the byte. Only the trace kinds the report uses are known (`DRAWERS`).
+In: a `Figure`; out: SVG text and PDF bytes of one view, deterministic to the byte. Only the trace kinds the report uses are known:
+`DRAWERS`.
 Text stays text, so fonts (Chinese too) are those of the reader.
 """
 
@@ -10,7 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -26,6 +27,7 @@ MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x"
 SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mtkv",
+    "pdf.fonttype": 42,
     "text.parse_math": False,
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
@@ -39,8 +41,15 @@ SETTINGS: Any = {
 WIDTH = 10.5
 
 
-def still(figure: Figure, view: str | None = None) -> str:
-    """SVG text of one view of a figure (its first view by default)."""
+class Picture(NamedTuple):
+    """One view of a figure as SVG text and as PDF."""
+
+    svg: str
+    pdf: bytes
+
+
+def picture(figure: Figure, view: str | None = None) -> Picture:
+    """One view of a figure (its first view by default)."""
     shown = view if view is not None or not figure.views else figure.views[0][0]
     traces = [trace for trace in figure.traces if trace["meta"].get("view", shown) == shown]
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
@@ -48,8 +57,15 @@ def still(figure: Figure, view: str | None = None) -> str:
         canvas = Canvas(figsize=(WIDTH, max(2.2, figure.height / 96)), layout="constrained")
         FigureCanvasSVG(canvas)
         _draw(canvas, figure, traces)
-        buffer = io.StringIO()
-        canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "mtkv", "Title": figure.title})
+        facts = {"Creator": "mtkv", "Title": str(figure.title)}
+        svg = _saved(canvas, "svg", facts | {"Date": None}).decode()
+        canvas.set_layout_engine("none")  # what was laid out for the SVG stays where it is
+        return Picture(svg, _saved(canvas, "pdf", facts | {"CreationDate": None}))
+
+
+def _saved(canvas: Canvas, form: str, facts: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format=form, metadata=facts)
     return buffer.getvalue()
 
 
@@ -207,16 +223,23 @@ def _heatmap(axis: Axes, trace: Trace, traces: list[Trace]) -> None:
     colors = LinearSegmentedColormap.from_list("scale", [tuple(stop) for stop in trace["colorscale"]])
     z = np.array([_nan(row) for row in trace["z"]])
     axis.imshow(z, cmap=colors, vmin=trace["zmin"], vmax=trace["zmax"], aspect="auto")
-    found = re.search(r":(\+?)(\.\d+f)", trace["texttemplate"])
-    form = "".join(found.groups()) if found else ".2f"
     for (i, j), value in np.ndenumerate(z):
         if not math.isnan(value):
             dark = sum(colors((value - trace["zmin"]) / (trace["zmax"] - trace["zmin"]))[:3]) < 1.5
-            axis.text(j, i, f"{value:{form}}", ha="center", va="center", color="white" if dark else "#1A1D21")
+            axis.text(j, i, _cell_text(trace, i, j), ha="center", va="center", color="white" if dark else "#1A1D21")
     axis.set_xticks(range(len(trace["x"])), _words(trace["x"]))
     axis.set_yticks(range(len(trace["y"])), _words(trace["y"]))
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
+
+
+def _cell_text(trace: Trace, i: int, j: int) -> str:
+    """What plotly writes into a cell by `texttemplate`: the cell's text, its number, or nothing."""
+    template = trace.get("texttemplate", "")
+    if "%{text}" in template:
+        return _words([trace["text"][i][j]])[0]
+    found = re.search(r"%\{z:([^}]*)\}", template)
+    return f"{trace['z'][i][j]:{found[1]}}" if found else ""
 
 
 def _waterfall(axis: Axes, trace: Trace, traces: list[Trace]) -> None:

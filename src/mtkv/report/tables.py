@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtkv.report.figure import number, percent, text
-from mtkv.report.results import Results
+from mtkv.report.figure import mean, number, percent, text
+from mtkv.report.figures_cost import MEASURES, arm_costs
+from mtkv.report.outcomes import outcome
+from mtkv.report.results import MACRO, Results
 
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -27,6 +29,19 @@ LATEX_SPECIAL = {
     "Δ": r"$\Delta$",
     "—": "---",
     "≥": r"$\geq$",
+    "≠": r"$\neq$",
+    "±": r"$\pm$",
+    "→": r"$\rightarrow$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "–": "--",
+    "√": r"$\surd$",
+    "α": r"$\alpha$",
+    "λ": r"$\lambda$",
+    "←": r"$\leftarrow$",
+    "␣": r"\textvisiblespace{}",
+    "⏎": r"$\hookleftarrow$",
+    "⇥": r"$\mapsto$",
 }
 
 
@@ -115,13 +130,30 @@ def _plain(cell: Cell) -> str:
 
 def claims_table(results: Results) -> Table:
     """One row per claim."""
-    header = ["claim", "statement", "level", "verdict", "estimate", "low", "high", "p (Holm)", "n", "why"]
+    header = [
+        "claim",
+        "statement",
+        "level",
+        "verdict",
+        "estimate",
+        "low",
+        "high",
+        "needed",
+        "p",
+        "p (Holm)",
+        "n",
+        "seeds",
+    ]
+    header += ["mdd", "twin", "twin estimate", "twin low", "twin high", "why"]
     rows = [
         [
             *(_word(claim[key]) for key in ("claim", "statement", "level", "verdict")),
-            *(text(claim[key]) for key in ("delta", "low", "high")),
-            text(claim["p_holm"], 3),
-            text(claim["n"], 0),
+            *(text(claim[key]) for key in ("delta", "low", "high", "threshold")),
+            *(text(claim[key], 4) for key in ("p", "p_holm")),
+            *(text(claim.get(key), 0) for key in ("n", "n_seeds")),
+            text(claim.get("mdd")),
+            _word(claim["twin"]),
+            *(text(claim.get(f"twin_{key}")) for key in ("delta", "low", "high")),
             _word(claim["why"]),
         ]
         for claim in results.claims.to_dict("records")
@@ -140,28 +172,91 @@ def pairs_table(results: Results) -> Table:
         "high",
         "p",
         "p (Holm)",
+        "outcome",
         "n",
         "seeds",
         "sd seeds",
         "sd items",
-        "mdd",
-        "family",
     ]
+    header += ["mdd", "p (TOST)", "t over seeds", "p over seeds", "Cohen's d", "family"]
     order = {name: i for i, name in enumerate(results.columns)}
+    pairs = sorted(results.pairs.to_dict("records"), key=lambda pair: order.get(pair["dataset"], 99))
+    return Table("pairs", header, [_pair_row(results, pair) for pair in pairs])
+
+
+def _pair_row(results: Results, pair: dict[Any, Any]) -> list[str]:
+    return [
+        *(str(pair[key]) for key in ("arm", "baseline", "dataset")),
+        *(text(percent(pair[key]), 2) for key in ("delta", "low", "high")),
+        *(text(pair[key], 4) for key in ("p", "p_holm")),
+        outcome(pair, results.alpha),
+        *(text(pair[key], 0) for key in ("n_items", "n_seeds")),
+        *(text(percent(pair[key]), 2) for key in ("sd_seeds", "sd_items", "mdd")),
+        text(pair.get("p_tost"), 4),
+        *(text(pair.get(key), 3) for key in ("t_seeds", "p_seeds", "cohens_d")),
+        _word(pair["family"]),
+    ]
+
+
+def matrix_table(results: Results) -> Table:
+    """Every arm against every other, in percentage points."""
+    header = ["arm", "other", "dataset", "delta", "low", "high", "p", "p (Holm)", "n", "seeds", "outcome"]
     rows = [
         [
-            *(str(pair[key]) for key in ("arm", "baseline", "dataset")),
-            *(text(percent(pair[key]), 2) for key in ("delta", "low", "high")),
-            text(pair["p"], 4),
-            text(pair["p_holm"], 4),
-            text(pair["n_items"], 0),
-            text(pair["n_seeds"], 0),
-            *(text(percent(pair[key]), 2) for key in ("sd_seeds", "sd_items", "mdd")),
-            _word(pair["family"]),
+            *(row[key] for key in ("arm", "other", "dataset")),
+            *(text(percent(row[key]), 2) for key in ("delta", "low", "high")),
+            *(text(row[key], 4) for key in ("p", "p_holm")),
+            *(text(row[key], 0) for key in ("n_items", "n_seeds")),
+            row["outcome"],
         ]
-        for pair in sorted(results.pairs.to_dict("records"), key=lambda pair: order.get(pair["dataset"], 99))
+        for row in results.matrix.to_dict("records")
     ]
-    return Table("pairs", header, rows)
+    return Table("matrix", header, rows)
+
+
+def models_table(results: Results) -> Table:
+    """One row per arm: accuracies (%) with intervals, the difference from the baseline, and what a run cost."""
+    costs = arm_costs(results)
+    titles = [one.title for one in MEASURES]
+    header = ["arm", "trained", "extends", "changes"]
+    header += [f"{name}{suffix}" for name in results.columns for suffix in ("", " low", " high", " n", " seeds")]
+    header += [
+        "sd over seeds",
+        "rank",
+        "rank low",
+        "rank high",
+        "delta",
+        "delta low",
+        "delta high",
+        "p (Holm)",
+        "outcome",
+        "mdd",
+        *titles,
+    ]
+    return Table("models", header, [_model_row(results, arm, costs.get(arm, {}), titles) for arm in results.arms])
+
+
+def _model_row(results: Results, arm: str, cost: dict[str, dict[int, float | None]], titles: list[str]) -> list[str]:
+    row = [
+        arm,
+        "yes" if arm in results.trained else "no",
+        results.extends.get(arm, ""),
+        "; ".join(results.changes.get(arm, [])),
+    ]
+    for name in results.columns:
+        cell = results.cell(arm, name)
+        row += [text(percent(cell.get(key)), 2, missing="") for key in ("mean", "low", "high")]
+        row += [text(cell.get(key), 0, missing="") for key in ("n_items", "n_seeds")]
+    macro, pair = results.cell(arm, MACRO), results.pair(arm, MACRO)
+    row.append(text(percent(macro.get("sd_seeds")), 2, missing=""))
+    row += [text(macro.get(key), 0, missing="") for key in ("rank", "rank_low", "rank_high")]
+    row += [text(percent((pair or {}).get(key)), 2, missing="") for key in ("delta", "low", "high")]
+    row += [
+        text((pair or {}).get("p_holm"), 4, missing=""),
+        "" if arm == results.baseline else outcome(pair, results.alpha),
+    ]
+    row.append(text(percent((pair or {}).get("mdd")), 2, missing=""))
+    return [*row, *(text(mean(cost.get(title, {}).values()), 3, missing="") for title in titles)]
 
 
 def _word(value: Any) -> str:
@@ -169,10 +264,10 @@ def _word(value: Any) -> str:
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """CSV with plain minus signs."""
+    """CSV with plain minus signs; what is unknown is empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([[cell.replace("\u2212", "-") for cell in row] for row in [header, *rows]])
+    writer.writerows([["" if cell == "—" else cell.replace("\u2212", "-") for cell in row] for row in [header, *rows]])
     return buffer.getvalue()
 
 

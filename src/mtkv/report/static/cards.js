@@ -1,5 +1,7 @@
 // From a number to the cards of the runs that made it.
 const dialog = document.getElementById("card");
+let parsedCards = null;
+const cards = () => (parsedCards ??= island("cards"));  // large, and few readers open one
 
 function element(tag, text, ...children) {
   const made = document.createElement(tag);
@@ -17,7 +19,7 @@ function openDialog(title, children) {
 function cardsOf(arm, seed, dataset) {
   const run = `${arm}/seed${seed}`;
   const others = data.datasets.filter((name) => name !== dataset && dataset !== "macro");
-  return Object.keys(data.cards).filter((key) => ["arms", "predictions", "scores"].some((stage) => key === `${stage}/${run}`
+  return Object.keys(cards()).filter((key) => ["arms", "predictions", "scores"].some((stage) => key === `${stage}/${run}`
     || key.startsWith(`${stage}/${run}/`)) && !others.some((name) => key.endsWith(`/${name}`)));
 }
 
@@ -28,10 +30,10 @@ function showCards(cell) {
   for (const [seed, value] of Object.entries(JSON.parse(cell.dataset.seeds))) {
     const keys = cardsOf(arm, seed, dataset);
     if (value == null && !keys.length) continue;
-    parts.push(element("h3", `${words.seed} ${seed}: ${value == null ? words.not_run : `${value.toFixed(1)} %`}`));
-    if (!keys.length) parts.push(element("p", words.no_card));
+    parts.push(element("h3", `${word("seed")} ${seed}: ${value == null ? word("not_run") : `${value.toFixed(1)} %`}`));
+    if (!keys.length) parts.push(element("p", word("no_card")));
     for (const key of keys) {
-      const card = element("details", null, element("summary", key), element("pre", JSON.stringify(data.cards[key], null, 2)));
+      const card = element("details", null, element("summary", key), element("pre", JSON.stringify(cards()[key], null, 2)));
       card.className = "card";
       card.open = parts.length < 3;
       parts.push(card);

@@ -1,5 +1,10 @@
 // Figures come from Python as plotly traces whose `meta` says which arm, dataset and seed each trace or point shows (see figure.py);
 // nothing here knows what a figure means.
+const POINT_ARRAYS = [
+  ["x"], ["y"], ["r"], ["theta"], ["text"], ["measure"], ["error_x", "array"], ["error_x", "arrayminus"], ["error_y", "array"],
+  ["error_y", "arrayminus"], ["marker", "color"], ["marker", "line", "color"], ["marker", "symbol"],
+];
+
 function averaged(trace) {  // means over the shown seeds; intervals belong to all seeds and go
   const { value, seeds } = trace.meta.by_seed;
   const shown = state.seeds.map((seed) => seeds[seed]).filter(Boolean);
@@ -27,7 +32,7 @@ function mergeRest(trace, kept, total) {  // the bars of a waterfall must still 
   const hidden = [...Array(total).keys()].filter((i) => !kept.includes(i));
   const sum = hidden.reduce((all, i) => all + (trace.y[i] ?? 0), 0);
   const last = kept.pop();
-  trace.x = [...kept.map((i) => trace.x[i]), words.hidden, trace.x[last]];
+  trace.x = [...kept.map((i) => trace.x[i]), word("hidden"), trace.x[last]];
   trace.y = [...kept.map((i) => trace.y[i]), sum, null];
   trace.measure = [...kept.map(() => "relative"), "relative", "total"];
   kept.push(last);
@@ -36,7 +41,9 @@ function mergeRest(trace, kept, total) {  // the bars of a waterfall must still 
 function filteredGrid(trace) {
   const rows = trace.y.map((_, i) => i).filter((i) => keep(trace.meta.rows, i));
   const columns = trace.x.map((_, j) => j).filter((j) => keep(trace.meta.columns, j));
-  trace.z = rows.map((i) => columns.map((j) => trace.z[i][j]));
+  for (const name of ["z", "text"]) {
+    if (Array.isArray(trace[name])) trace[name] = rows.map((i) => columns.map((j) => trace[name][i][j]));
+  }
   trace.y = rows.map((i) => trace.y[i]);
   trace.x = columns.map((j) => trace.x[j]);
   return rows.length * columns.length;
@@ -64,6 +71,11 @@ function availableViews(figure) {
     && shows.arm(trace.meta.arm) && shows.dataset(trace.meta.dataset)));
 }
 
+function currentView(figure) {
+  const ids = availableViews(figure).map(([id]) => id);
+  return ids.includes(state.views[figure.id]) ? state.views[figure.id] : ids[0];
+}
+
 function currentTraces(figure) {
   const view = currentView(figure);
   const out = [];
@@ -81,76 +93,7 @@ function currentTraces(figure) {
     if (trace.type === "waterfall" && trace.y.slice(0, -1).some((value) => value == null)) continue;
     if (trace.type === "scatterpolar") for (const key of ["r", "theta"]) trace[key].push(trace[key][0]);
     out.push(...bands(trace), trace);
-    colored(trace);
     delete trace.meta;
   }
   return out;
-}
-
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-function colored(trace) {  // colours that depend on the theme: whiskers, and the inside of hollow marks
-  for (const error of [trace.error_x, trace.error_y]) if (error) error.color = css("--soft");
-  const inside = trace.marker?.color;
-  if (Array.isArray(inside)) trace.marker.color = inside.map((color) => (color === "#ffffff" ? css("--paper") : color));
-}
-
-function currentView(figure) {
-  const ids = availableViews(figure).map(([id]) => id);
-  return ids.includes(state.views[figure.id]) ? state.views[figure.id] : ids[0];
-}
-
-function themed(figure) {
-  const layout = structuredClone(figure.layout);
-  layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: css("--ink") };
-  const axis = { gridcolor: css("--grid"), linecolor: css("--line-strong"), zerolinecolor: css("--soft"), zeroline: false };
-  for (const name of ["xaxis", "yaxis"]) layout[name] = layout[name] || {};
-  for (const key of Object.keys(layout)) if (/^[xy]axis/.test(key)) layout[key] = { ...axis, ...layout[key] };
-  for (const key of Object.keys(layout)) if (/^xaxis/.test(key) && layout[key].title) layout[key].title.standoff = 8;
-  if (layout.polar) {
-    layout.polar.bgcolor = "rgba(0,0,0,0)";
-    for (const key of ["radialaxis", "angularaxis"]) Object.assign(layout.polar[key], { gridcolor: css("--grid"), linecolor: css("--line-strong") });
-  }
-  layout.hoverlabel = { bgcolor: css("--paper"), bordercolor: css("--line-strong"), font: { color: css("--ink") } };
-  return layout;
-}
-
-const looks = new Map();
-
-function draw(figure) {
-  const root = document.getElementById(`figure-${figure.id}`);
-  const plot = $(".plot", root);
-  const select = $("[data-view]", root);
-  if (select) {
-    const views = availableViews(figure);
-    select.replaceChildren(...views.map(([id, name]) => new Option(name, id, false, id === currentView(figure))));
-  }
-  const traces = currentTraces(figure);
-  plot.classList.toggle("empty", !traces.length);
-  const look = JSON.stringify([traces, document.documentElement.dataset.theme]);
-  if (looks.get(plot) === look) return;  // drawing costs, comparing does not
-  looks.set(plot, look);
-  if (!traces.length) {
-    if (plot.data) Plotly.purge(plot);
-    plot.textContent = words.nothing;
-    return;
-  }
-  if (!plot.data) plot.textContent = "";
-  Plotly.react(plot, traces, themed(figure), { displaylogo: false, displayModeBar: false, responsive: true });
-}
-
-async function exportFigure(figure, kind) {
-  const root = document.getElementById(`figure-${figure.id}`);
-  const name = [figure.id, currentView(figure)].filter(Boolean).join("-");
-  if (kind !== "csv") {
-    const plot = $(".plot", root);
-    if (plot.data) await Plotly.downloadImage(plot, { format: kind, filename: name, width: plot.clientWidth, height: plot.clientHeight, scale: 2 });
-    return;
-  }
-  const rows = $$("tr", $(".plain", root)).map((row) => [...row.cells].map((cell) => cell.textContent));
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([asCsv(rows)], { type: "text/csv" }));
-  link.download = `${name}.csv`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }

@@ -10,21 +10,12 @@ function drawFilter() {
   document.getElementById("subset").hidden = allSeeds();
 }
 
-let turn = 0;
-async function drawFigures() {  // one at a time, so that the page answers in between; a newer call takes over
-  const mine = ++turn;
-  document.documentElement.dataset.ready = "no";
-  for (const figure of data.figures) {
-    draw(figure);
-    await new Promise((done) => setTimeout(done));
-    if (mine !== turn) return;
-  }
-  document.documentElement.dataset.ready = "yes";
-}
-
 function drawAll() {
+  drawTheme();
+  drawLanguage();
   drawFilter();
   drawTable();
+  drawItems();
   drawFigures();
 }
 
@@ -38,11 +29,6 @@ function changeTable(values) {
   Object.assign(state, values);
   writeHash();
   drawTable();
-}
-
-function setTheme(theme) {
-  document.documentElement.dataset.theme = theme;
-  document.getElementById("theme").setAttribute("aria-pressed", String(theme === "dark"));
 }
 
 function move(name, step) {
@@ -61,11 +47,11 @@ for (const kind of KINDS) {
   $("[data-all]", menu).addEventListener("click", () => change({ [kind]: fresh()[kind] }));
   $("[data-none]", menu).addEventListener("click", () => change({ [kind]: [] }));
 }
-document.getElementById("reset").addEventListener("click", () => change(fresh()));
+document.getElementById("reset").addEventListener("click", () => change({ ...fresh(), lang: state.lang, theme: state.theme }));
 document.getElementById("theme").addEventListener("click", () => {
-  setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
-  drawFigures();
+  change({ theme: document.documentElement.dataset.theme === "dark" ? "light" : "dark" });
 });
+for (const button of $$("[data-lang]")) button.addEventListener("click", () => change({ lang: button.dataset.lang }));
 table.addEventListener("click", (event) => {
   const cell = event.target.closest("th, td");
   if (event.target.closest(".number")) showCards(cell);
@@ -85,7 +71,10 @@ $("#columns").addEventListener("click", (event) => {
   const button = event.target.closest("[data-move]");
   if (button) move(button.closest(".column").dataset.column, Number(button.dataset.move));
 });
-for (const button of $$("[data-copy]")) button.addEventListener("click", () => copy(FORMATS[button.dataset.copy](shownTable())));
+for (const button of $$("[data-copy]")) {
+  const rows = () => (button.closest("#headline") ? shownTable() : plainTable($(".plain", button.closest(".figure"))));
+  button.addEventListener("click", () => copy(FORMATS[button.dataset.copy](rows())));
+}
 for (const figure of data.figures) {
   const root = document.getElementById(`figure-${figure.id}`);
   $("[data-view]", root)?.addEventListener("change", (event) => {
@@ -119,6 +108,11 @@ window.addEventListener("hashchange", () => {
   if (location.hash.includes("=")) { readHash(); drawAll(); }
 });
 
-setTheme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+window.addEventListener("beforeprint", () => print(true));
+window.addEventListener("afterprint", () => print(false));
+
 readHash();
+wireItems();
 drawAll();
+watchFigures();

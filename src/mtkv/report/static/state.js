@@ -1,18 +1,16 @@
-// What the page shows, and its place in the URL hash. The parts of this folder become one script, in the order of page.py.
-const data = JSON.parse(document.getElementById("data").textContent);
-const words = data.strings;
+// What the page shows, and its place in the URL hash. The parts of this folder become one script, in the order of embed.py.
+const island = (id) => JSON.parse(document.getElementById(id).textContent);
+const data = island("data");
 const $ = (selector, root = document) => root.querySelector(selector);
 const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
 const KINDS = ["arms", "datasets", "seeds"];
-const POINT_ARRAYS = [
-  ["x"], ["y"], ["r"], ["theta"], ["text"], ["measure"], ["error_x", "array"], ["error_x", "arrayminus"], ["error_y", "array"],
-  ["error_y", "arrayminus"], ["marker", "color"], ["marker", "line", "color"],
-];
 const COLUMNS = [...data.datasets, "macro"];
+const LOOKS = { lang: ["en", "zh"], theme: ["light", "dark"] };
+const ITEM_KEYS = ["right", "wrong", "dataset", "search"];
 
 const fresh = () => ({
   arms: data.arms.slice(), datasets: data.datasets.slice(), seeds: data.seeds.map(String),
-  sort: null, order: COLUMNS.slice(), hide: [], views: {},
+  sort: null, order: COLUMNS.slice(), hide: [], views: {}, items: {}, lang: "en", theme: null,
 });
 let state = fresh();
 
@@ -27,6 +25,7 @@ function readHash() {
       state[kind] = fresh()[kind].filter((value) => wanted.includes(value));
     }
   }
+  for (const [name, known] of Object.entries(LOOKS)) if (known.includes(given.get(name))) state[name] = given.get(name);
   const sort = (given.get("sort") || "").split(":");
   if (["arm", ...COLUMNS].includes(sort[0]) && ["ascending", "descending"].includes(sort[1])) state.sort = sort;
   if (given.has("hide")) state.hide = given.get("hide").split(",").filter((name) => COLUMNS.includes(name));
@@ -34,7 +33,10 @@ function readHash() {
     const order = given.get("order").split(",").filter((name) => COLUMNS.includes(name));
     state.order = [...new Set([...order, ...COLUMNS])];
   }
-  for (const [key, value] of given) if (key.startsWith("view.")) state.views[key.slice(5)] = value;
+  for (const [key, value] of given) {
+    if (key.startsWith("view.")) state.views[key.slice(5)] = value;
+    if (key.startsWith("item.") && ITEM_KEYS.includes(key.slice(5))) state.items[key.slice(5)] = value;
+  }
 }
 
 function writeHash() {
@@ -45,7 +47,9 @@ function writeHash() {
   if (state.hide.length) given.set("hide", state.hide.join(","));
   if (state.order.join() !== COLUMNS.join()) given.set("order", state.order.join(","));
   for (const [key, value] of Object.entries(state.views)) given.set(`view.${key}`, value);
-  const text = decodeURIComponent(given.toString());
+  for (const [key, value] of Object.entries(state.items)) if (value) given.set(`item.${key}`, value);
+  for (const name of Object.keys(LOOKS)) if (state[name] !== full[name]) given.set(name, state[name]);
+  const text = given.toString().replaceAll("%2C", ",").replaceAll("%3A", ":");
   history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
 }
 

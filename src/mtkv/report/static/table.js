@@ -60,14 +60,18 @@ function shownTable() {
   return [...table.rows].filter((row) => !row.hidden).map((row) => [...row.cells].filter((cell) => !cell.hidden).map(text));
 }
 
+const plainTable = (table) => $$("tr", table).map((row) => [...row.cells].map((cell) => cell.textContent));
+
 const asCsv = (rows) => rows.map((row) => row.map((cell) => {
   const plain = cell.replaceAll("\u2212", "-");
   return /[",\n]/.test(plain) ? `"${plain.replaceAll('"', '""')}"` : plain;
 }).join(",")).join("\n") + "\n";
 const asMarkdown = ([head, ...rows]) => [head, head.map(() => "---"), ...rows]
-  .map((row) => `| ${row.map((cell) => cell.replaceAll("|", "\\|").replaceAll("<", "&lt;")).join(" | ")} |`).join("\n") + "\n";
-const LATEX = { "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\u2212": "$-$", "—": "---" };
-const latexCell = (cell) => cell.replace(/[\\&%$#_{}~^\u2212—]/g, (letter) => LATEX[letter] ?? `\\${letter}`);
+  .map((row) => `| ${row.map((cell) => cell.replaceAll("\\", "\\\\").replaceAll("|", "\\|").replaceAll("<", "&lt;")).join(" | ")} |`).join("\n") + "\n";
+const LATEX = {
+  "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\u2212": "$-$", "—": "---", "Δ": "$\\Delta$", "≥": "$\\geq$",
+};
+const latexCell = (cell) => cell.replace(/[\\&%$#_{}~^\u2212—Δ≥]/g, (letter) => LATEX[letter] ?? `\\${letter}`);
 const asLatex = ([head, ...rows]) => {
   const line = (row) => `${row.map(latexCell).join(" & ")} \\\\`;
   return ["\\begin{tabular}{l" + "r".repeat(head.length - 1) + "}", "\\toprule", line(head), "\\midrule", ...rows.map(line),
@@ -78,13 +82,13 @@ const FORMATS = { csv: asCsv, markdown: asMarkdown, latex: asLatex };
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-    toast(words.copied);
+    toast(word("copied"));
   } catch {
     const area = document.createElement("textarea");
     area.value = text;
     area.rows = 12;
     area.style.width = "100%";
-    openDialog(words.copy_by_hand, [area]);
+    openDialog(word("copy_by_hand"), [area]);
     area.select();
   }
 }

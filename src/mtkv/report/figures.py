@@ -1,0 +1,33 @@
+"""All figures of a report, in the order in which the page and the files show them."""
+
+from collections.abc import Callable
+
+from mtkv.report.figure import Figure
+from mtkv.report.figures_ablations import ablation_figures
+from mtkv.report.figures_alignment import alignment_figures
+from mtkv.report.figures_cost import cost_figures
+from mtkv.report.figures_learning import learning_figures
+from mtkv.report.figures_matrix import matrix_figures
+from mtkv.report.figures_pairs import pair_figures
+from mtkv.report.figures_routing import routing_figures
+from mtkv.report.figures_scores import score_figures
+from mtkv.report.figures_training import training_figures
+from mtkv.report.results import Results
+
+BUILDERS: tuple[Callable[[Results], list[Figure]], ...] = (
+    score_figures,
+    pair_figures,
+    matrix_figures,
+    ablation_figures,
+    training_figures,
+    learning_figures,
+    routing_figures,
+    alignment_figures,
+    cost_figures,
+)
+FIGURE_SECTIONS = ("plots", "ablations", "training", "routing", "alignment", "cost")
+
+
+def all_figures(results: Results) -> list[Figure]:
+    """Every figure whose data exist."""
+    return [figure for build in BUILDERS for figure in build(results)]

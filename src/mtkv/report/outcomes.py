@@ -1,0 +1,40 @@
+"""The word for a paired difference, the same in every figure and table: better, worse, equivalent, undecided or missing.
+
+In: a row of pairs.parquet. Out: its `outcome`, and for an undecided one the smallest difference that the study would have seen
+four times out of five, so that "not significant" is never read as "no difference".
+"""
+
+from typing import Any
+
+from mtkv.report.figure import number, percent, text
+
+DECIDED = ("better", "worse", "equivalent")
+
+
+def outcome(pair: dict[str, Any] | None, alpha: float) -> str:
+    """The word; tables written before the column `outcome` was there are read by their p value and interval."""
+    if pair is None or number(pair.get("delta")) is None:
+        return "missing"
+    if isinstance(known := pair.get("outcome"), str):
+        return known
+    p, low, high = (number(pair.get(name)) for name in ("p_holm", "low", "high"))
+    if p is None or low is None or high is None or not p < alpha or low <= 0 <= high:
+        return "undecided"
+    return "better" if low > 0 else "worse"
+
+
+def clear(pair: dict[str, Any] | None, alpha: float) -> bool:
+    """Whether the difference is one for sure."""
+    return outcome(pair, alpha) in ("better", "worse")
+
+
+def verdict(pair: dict[str, Any] | None, alpha: float) -> str:
+    """The word, with `, sees ≥ 3.4` (points) where nothing could be decided."""
+    word = outcome(pair, alpha)
+    seen = detectable(pair)
+    return f"{word}, sees ≥ {seen}" if word == "undecided" and seen != "—" else word
+
+
+def detectable(pair: dict[str, Any] | None) -> str:
+    """The smallest detectable difference in points."""
+    return text(percent((pair or {}).get("mdd")))

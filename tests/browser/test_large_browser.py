@@ -1,0 +1,46 @@
+"""A report of 40 arms × 5 seeds × 7 datasets opens quickly: only what is in sight is drawn."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from mtkv.config.study import load_study, read_study
+from mtkv.report.page import render
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+TESTS = Path(__file__).parents[1]
+ARMS, SEEDS, SECONDS = 40, 5, 3.0
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """File URL of the page. How many items there are does not change it: their number is capped."""
+    spec = importlib.util.spec_from_file_location("study_tree", TESTS / "report/study_tree.py")
+    tree = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tree)
+    config = read_study(TESTS.parent / "config/config.yaml").model_dump(mode="json")
+    config["seeds"] = list(range(SEEDS))
+    for number in range(ARMS - len(config["arms"])):
+        parent = ("sft", "single", "fixed")[number % 3]
+        config["arms"][f"ablation_{number:02d}"] = {**config["arms"]["fixed"], "extends": parent}
+    study = load_study(config)
+    root = tmp_path_factory.mktemp("large") / study.study
+    tree.write_study_tree(root, study, items=120, answers=True, log_every=2)
+    render(study, root, root / "report/index.html")
+    return (root / "report/index.html").as_uri()
+
+
+def test_a_large_report_opens_in_three_seconds(browser, large):
+    times = []
+    for _ in range(3):
+        context = browser.new_context(viewport={"width": 1280, "height": 900})
+        page = context.new_page()
+        page.goto(large)
+        page.wait_for_selector("html[data-ready=yes]", state="attached")
+        times.append(page.evaluate("performance.now()") / 1000)
+        assert page.locator("#scores tbody tr").count() == ARMS
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        assert not page.evaluate("!!document.querySelector('#figure-cost .main-svg')")
+        context.close()
+    assert min(times) <= SECONDS, times
