@@ -139,7 +139,7 @@ def until() -> Callable[[Any, str], None]:
 def watched(context: Any, report: str) -> Any:
     """A new page that notes console output, errors, dialogs and requests in `problems`."""
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)
     page.problems = []
     page.on("console", lambda message: page.problems.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: page.problems.append(f"error: {error}"))
