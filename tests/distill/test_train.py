@@ -80,6 +80,8 @@ def test_the_log_holds_every_term_for_train_and_validation(study):
     output, _ = study.train("logged", kv(fusion={"strategy": "learnable"}))
     log = pd.read_parquet(output / "training.parquet")
     assert set(log.columns) == {"step", "split", "term", "value"}
+    assert not log.duplicated(["step", "split", "term"]).any()
+    assert sorted(log.loc[log["split"] == "val", "step"].unique()) == [0, 3, STEPS]
     terms = {split: set(part["term"]) for split, part in log.groupby("split")}
     both = {"loss", "ce", "key", "value", "cosine", "entropy", "route.qwen3", "route.gpt2"}
     assert both <= terms["train"]

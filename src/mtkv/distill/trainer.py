@@ -93,7 +93,10 @@ class DistillationTrainer(Trainer):
 
 
 def training_log(history: list[dict[str, float]]) -> pd.DataFrame:
-    """The Trainer's log as rows (step, split, term, value): the file `training.parquet`."""
+    """The Trainer's log as rows (step, split, term, value): the file `training.parquet`.
+
+    One value each: the Trainer evaluates its last step twice when that step is also one of `eval_steps`.
+    """
     rows = []
     for line in history:
         step = int(line["step"])
@@ -101,4 +104,5 @@ def training_log(history: list[dict[str, float]]) -> pd.DataFrame:
             split, term = ("val", name.removeprefix("eval_")) if name.startswith("eval_") else ("train", name)
             if term in TRAINER_NAMES or term in LOGGED_TERMS or term.startswith(("route.", "share.")):
                 rows.append({"step": step, "split": split, "term": term, "value": float(value)})
-    return pd.DataFrame(rows, columns=["step", "split", "term", "value"])
+    log = pd.DataFrame(rows, columns=["step", "split", "term", "value"])
+    return log.drop_duplicates(["step", "split", "term"], keep="last", ignore_index=True)
