@@ -1,6 +1,6 @@
 """A report of 40 arms × 5 seeds × 7 datasets stays small enough to mail, however many items it has: they are capped.
 
-Written with 40 items each, because a tree of 1,000 takes minutes to write; with 1,000 the page was 7.8 MB (2026-11-21).
+Written with 40 items each, because a tree of 1,000 takes minutes to write; a script that wrote 1,000 made a page of 7.8 MB (2026-11-21).
 """
 
 import json

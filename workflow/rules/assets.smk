@@ -23,7 +23,7 @@ rule assets:
         "../scripts/fetch_assets.py"
 
 
-# The pocket models are shipped in the package. These rules re-make them from nothing, side by side (CPU, about 30 minutes):
+# The pocket models are shipped in the package. These rules re-make them from nothing, side by side (18 minutes on two CPU cores):
 #   snakemake --profile profiles/local pocket_models
 rule pocket_models:
     input:
