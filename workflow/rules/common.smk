@@ -2,6 +2,7 @@
 # smallest validated part it needs and the digest of the code it runs, so that a change reruns just what depends on it.
 import re
 import sys
+from functools import cache
 
 from mtkv.config.data import MIXTURES
 from mtkv.config.errors import ConfigError
@@ -27,7 +28,8 @@ ROUTING = [arm for arm in ("fixed", "similarity", "learnable") if arm in STUDY.a
 
 def code(*modules, data=()):
     """The digest of the code that a job runs, computed only for jobs that are looked at, so that parsing stays fast."""
-    return lambda wildcards: code_digest(*modules, data=data)
+    digest = cache(lambda: code_digest(*modules, data=data))
+    return lambda wildcards: digest()
 
 
 def one_of(names):

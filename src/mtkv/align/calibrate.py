@@ -13,14 +13,15 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.align.cka import cka_similarity
 from mtkv.align.layers import layer_weights, stored_layers
 from mtkv.align.maps import KVMap, combine_layers, fit_map, relative_error
 from mtkv.align.match import match_time
-from mtkv.align.tokens import Spans
+from mtkv.align.tokens import NO_TOKEN, Spans, coverage
 from mtkv.data.rows import segment_ends
-from mtkv.kv.extract import context_length, read_kv
+from mtkv.kv.extract import read_kv
 from mtkv.kv.online import OnlineTeacher
 from mtkv.kv.store import KVStore
 from mtkv.models.encode import encode_rows
@@ -55,7 +56,8 @@ def calibrate_map(
     fit, held = pd.read_parquet(calibration), pd.read_parquet(validation)
     store = open_teacher(student, teacher, align, store_folder, pd.concat([fit, held]))
     sizes = model_layers(teacher), model_layers(student)
-    fit_x, fit_y, _ = matched_kv(student, store, align.time, fit)
+    reader = load_tokenizer(student), load_model(student)
+    fit_x, fit_y, _ = matched_kv(*reader, store, align.time, fit)
     similarity = layer_similarity(fit_x, fit_y) if align.layers == "cka" else None
     weights = layer_weights(align.layers, *sizes, similarity, align.cka_top_k)
     stored = torch.from_numpy(weights[:, store.layers]).float()
@@ -63,11 +65,11 @@ def calibrate_map(
     method = "ridge" if align.trained else align.map
     maps = {name: fit_map(x, fit_y, weights, name, align.ridge) for name in probed_methods(method, x, fit_y)}
     maps[method].save(output)
-    held_x, held_y, covered = matched_kv(student, store, align.time, held)
+    held_x, held_y, covered = matched_kv(*reader, store, align.time, held)
     table = probe_table(maps, combine_layers(held_x, stored), held_y, teacher_name)
     write_parquet(probe, table)
     if example is not None:
-        write_parquet(example, example_table(student, store, align.time, held.head(1)))
+        write_parquet(example, example_table(reader[0], store, align.time, held.head(1)))
     errors = table[table["method"] == method].groupby("kind")["error"].mean()
     return {
         "layer_map": maps[method].teacher_layers.tolist(),
@@ -104,18 +106,21 @@ def layer_similarity(
 
 
 def matched_kv(
-    student: "ModelConfig", store: KVStore | OnlineTeacher, time: str, frame: pd.DataFrame
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    store: KVStore | OnlineTeacher,
+    time: str,
+    frame: pd.DataFrame,
 ) -> tuple[
     Float[Tensor, "tokens stored 2 teacher_width"],
     Float[Tensor, "tokens student_layers 2 student_width"],
     float,
 ]:
     """KV of teacher and raw student at every matched token of the rows, and the mean share of a row's tokens that are."""
-    tokenizer, model = load_tokenizer(student), load_model(student)
-    encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]), context_length(model))
+    encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]), None)
     ends = segment_ends(frame)
     teacher_kv, student_kv, covered = [], [], []
-    readings = read_kv(model, encoded, range(model_layers(student)), BATCH_SIZE)
+    readings = read_kv(model, encoded, range(model.config.get_text_config().num_hidden_layers), BATCH_SIZE)
     for start in range(0, len(frame), BATCH_SIZE):
         rows = list(frame["id"][start : start + BATCH_SIZE])
         store.prefetch(rows)
@@ -123,8 +128,9 @@ def matched_kv(
         for row, item, segments, kv in zip(rows, encoded[batch], ends[batch], readings, strict=False):
             theirs = Spans(store.byte_start(row), store.byte_end(row))
             match = match_time(time, Spans(item.byte_start, item.byte_end), theirs, segments)
-            comparable = int((item.byte_end >= 0).sum())
-            covered.append(len(match.position) / comparable if comparable else float("nan"))
+            matched = np.full(len(item.byte_end), NO_TOKEN)
+            matched[match.position] = match.tokens[:, 0]
+            covered.append(coverage(item.byte_end, matched))
             student_kv.append(kv[torch.from_numpy(match.position)].float())
             found = store.read(row, match.tokens.ravel()).float().cpu().unflatten(0, match.tokens.shape)
             teacher_kv.append(torch.einsum("nk,nklcw->nlcw", torch.from_numpy(match.weight), found))
@@ -132,12 +138,12 @@ def matched_kv(
 
 
 def example_table(
-    student: "ModelConfig", store: KVStore | OnlineTeacher, time: str, frame: pd.DataFrame
+    tokenizer: PreTrainedTokenizerBase, store: KVStore | OnlineTeacher, time: str, frame: pd.DataFrame
 ) -> pd.DataFrame:
     """Every token of one row on both sides and who is compared with whom: student_token, teacher_token (numbers, None without a
     partner), weight, student_text, teacher_text."""
     (row,), (prompt,), (target,) = (list(frame[name]) for name in ("id", "prompt", "target"))
-    (item,) = encode_rows(load_tokenizer(student), [prompt], [target], None)
+    (item,) = encode_rows(tokenizer, [prompt], [target], None)
     mine, theirs = Spans(item.byte_start, item.byte_end), Spans(store.byte_start(row), store.byte_end(row))
     match = match_time(time, mine, theirs, segment_ends(frame)[0])
     sides = [span_texts(prompt + target, spans) for spans in (mine, theirs)]

@@ -16,10 +16,9 @@ from mtkv.align.maps import KVMap, combine_layers
 from mtkv.align.match import TimeMatch, match_time
 from mtkv.align.tokens import Spans
 from mtkv.data.rows import segment_ends
-from mtkv.kv.extract import context_length
 from mtkv.kv.store import KVStore, mapped_rows, write_index, write_mapped
 from mtkv.models.encode import encode_rows
-from mtkv.models.load import load_model, load_tokenizer
+from mtkv.models.load import load_tokenizer
 from mtkv.provenance.files import atomic_path
 
 if TYPE_CHECKING:
@@ -60,8 +59,7 @@ def row_matches(
     student: "ModelConfig", store: KVStore, time: str, frame: pd.DataFrame
 ) -> Iterator[tuple[str, TimeMatch]]:
     """Id and match of every row."""
-    tokenizer = load_tokenizer(student)
-    encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]), context_length(load_model(student)))
+    encoded = encode_rows(load_tokenizer(student), list(frame["prompt"]), list(frame["target"]), None)
     for row, item, segments in zip(frame["id"], encoded, segment_ends(frame), strict=True):
         theirs = Spans(store.byte_start(row), store.byte_end(row))
         yield row, match_time(time, Spans(item.byte_start, item.byte_end), theirs, segments)

@@ -9,17 +9,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mtkv.fuse.prototypes import padded
+
 
 def to_padded(
     x: Float[Tensor, "tokens ..."], sample: Int[Tensor, " tokens"], batch: int
 ) -> tuple[Float[Tensor, "batch time ..."], Bool[Tensor, "batch time"]]:
     """Rows padded with zeros on the right to the longest one, and where they hold tokens. Rows without tokens are allowed."""
-    counts = torch.bincount(sample, minlength=batch)
-    start = counts.cumsum(0) - counts
-    position = torch.arange(len(sample), device=sample.device) - start[sample]
-    time = int(counts.max())
-    padded = x.new_zeros(batch, time, *x.shape[1:]).index_put((sample, position), x)
-    return padded, torch.arange(time, device=x.device) < counts[:, None]
+    rows, count = padded(x, sample, batch)
+    return rows, torch.arange(rows.shape[1], device=x.device) < count[:, None]
 
 
 def causal_pairs(mask: Bool[Tensor, "batch time"]) -> Bool[Tensor, "batch time time"]:

@@ -79,6 +79,8 @@ class DistillationTrainer(Trainer):
                     sums[name] += value / len(loader)
         metrics = {f"eval_{name}": value for name, value in sums.items()}
         self.log(metrics)
+        # As the Trainer's own does: else it evaluates the last step again when the epoch ends.
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.distiller.train()
         return metrics
 
@@ -93,10 +95,7 @@ class DistillationTrainer(Trainer):
 
 
 def training_log(history: list[dict[str, float]]) -> pd.DataFrame:
-    """The Trainer's log as rows (step, split, term, value): the file `training.parquet`.
-
-    One value each: the Trainer evaluates its last step twice when that step is also one of `eval_steps`.
-    """
+    """The Trainer's log as rows (step, split, term, value): the file `training.parquet`."""
     rows = []
     for line in history:
         step = int(line["step"])
@@ -104,5 +103,4 @@ def training_log(history: list[dict[str, float]]) -> pd.DataFrame:
             split, term = ("val", name.removeprefix("eval_")) if name.startswith("eval_") else ("train", name)
             if term in TRAINER_NAMES or term in LOGGED_TERMS or term.startswith(("route.", "share.")):
                 rows.append({"step": step, "split": split, "term": term, "value": float(value)})
-    log = pd.DataFrame(rows, columns=["step", "split", "term", "value"])
-    return log.drop_duplicates(["step", "split", "term"], keep="last", ignore_index=True)
+    return pd.DataFrame(rows, columns=["step", "split", "term", "value"])
