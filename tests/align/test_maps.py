@@ -31,6 +31,26 @@ def test_ridge_equals_scikit_learn():
     np.testing.assert_allclose(ridge(x, y, strength).numpy(), want, rtol=1e-9, atol=1e-9)
 
 
+def test_ridge_with_several_threads():
+    """torch's batched LU solver fails here with two threads from a width of about 256 on."""
+    threads = torch.get_num_threads()
+    x, y = torch.randn(2, 400, 300).double(), torch.randn(2, 400, 5).double()
+    expected = torch.stack([ridge(a, b, 0.1) for a, b in zip(x, y, strict=True)])
+    try:
+        torch.set_num_threads(2)
+        found = ridge(x, y, 0.1)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(found, expected)
+
+
+def test_ridge_without_strength_takes_the_smallest_map_where_many_fit():
+    x, y = torch.randn(12, 4).double(), torch.randn(12, 3).double()
+    x = torch.cat([x, torch.zeros(12, 2).double(), x], dim=1)  # dead and doubled channels
+    expected = np.linalg.lstsq(x.numpy(), y.numpy(), rcond=1e-10)[0]
+    np.testing.assert_allclose(ridge(x, y, 0.0), expected, atol=1e-8)
+
+
 def test_procrustes_equals_scipy_and_has_the_best_scale():
     x, y = centred(*planted(teacher=6, noise=1.0)[:2])
     turn, _ = orthogonal_procrustes(x.numpy(), y.numpy())

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from mtkv.provenance import digest
+from mtkv.provenance import code
 from mtkv.provenance.card import Card
-from mtkv.provenance.digest import code_digest, digest_of, file_digest, stage_modules
+from mtkv.provenance.code import code_digest, stage_modules
+from mtkv.provenance.digest import digest_of, file_digest
 from mtkv.provenance.files import atomic_path, read_json, write_json
 
 STAGES = ["mtkv.data.build", "mtkv.kv.extract", "mtkv.align.calibrate", "mtkv.distill.train", "mtkv.evaluate.predict"]
@@ -27,17 +28,15 @@ def package(tmp_path, monkeypatch):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     (tmp_path / "requirements.lock").write_text("numpy==2.0\npandas==3.0\n")
-    monkeypatch.setattr(digest, "PACKAGE_FOLDER", folder)
+    monkeypatch.setattr(code, "PACKAGE_FOLDER", folder)
 
     def current():
-        for cached in (digest._lock_pins, digest._module_path, digest._tree, digest._module_digest, digest._imports):
-            cached.cache_clear()
+        code.forget()
         return code_digest("mtkv.a.stage")
 
     yield folder, current
     monkeypatch.undo()
-    for cached in (digest._lock_pins, digest._module_path, digest._tree, digest._module_digest, digest._imports):
-        cached.cache_clear()
+    code.forget()
 
 
 @pytest.mark.parametrize(
@@ -62,6 +61,24 @@ def test_what_changes_the_digest(package, file, old, new, changes):
     assert (current() != before) == changes
 
 
+def test_a_remembered_parse_gives_the_digest_of_a_fresh_one(package):
+    folder, current = package
+    memory = folder / "__pycache__" / f"code.{sys.implementation.cache_tag}.json"
+    fresh = current()
+    assert memory.is_file()
+    assert current() == fresh
+    known = read_json(memory)
+    known["mtkv.a.part"][1] = "another digest"
+    write_json(memory, known)
+    assert current() != fresh  # so it is really read
+    for broken in ("", "[]", '{"mtkv.a.part": 1}', '{"mtkv.a.part": ["x", "y", [[1]]]}'):
+        memory.write_text(broken)
+        assert current() == fresh
+    memory.unlink()
+    memory.mkdir()  # cannot be written
+    assert current() == fresh
+
+
 def test_type_checking_imports_do_not_count(package):
     folder, current = package
     before = current()
@@ -75,8 +92,8 @@ def test_type_checking_imports_do_not_count(package):
 @pytest.mark.parametrize("stage", STAGES)
 def test_static_imports_cover_what_python_really_imports(stage):
     """Every mtkv module loaded by importing the stage is covered, but for packages, config and provenance."""
-    code = f"import sys, {stage}; print(*[m for m in sys.modules if m.startswith('mtkv.')])"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    program = f"import sys, {stage}; print(*[m for m in sys.modules if m.startswith('mtkv.')])"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     recording = ("mtkv.config", "mtkv.provenance")
     computing = {m for m in loaded if m.count(".") > 1 and not m.startswith(recording)}
     assert computing <= set(stage_modules(stage))

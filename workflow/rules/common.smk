@@ -10,7 +10,7 @@ from mtkv.config.models import POCKET_MODELS
 from mtkv.config.study import load_study
 from mtkv.data.state import state_of
 from mtkv.models.digest import content_digest
-from mtkv.provenance.digest import code_digest
+from mtkv.provenance.code import code_digest
 
 try:
     STUDY = load_study(config)

@@ -91,7 +91,21 @@ def ridge(
     gram = x.mT @ x
     penalty = strength * gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram + penalty[..., None, None] * eye, x.mT @ y)
+    return solve_positive(gram + penalty[..., None, None] * eye, x.mT @ y)
+
+
+def solve_positive(
+    matrix: Float[Tensor, "... width width"], right: Float[Tensor, "... width other"]
+) -> Float[Tensor, "... width other"]:
+    """Solution of `matrix @ z = right` for a symmetric matrix without negative eigenvalues; the smallest one where it is singular.
+
+    By Cholesky, not LU: torch's batched LU fails on a CPU with more than one thread (MKL, "incorrect on entry to DLASWP").
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    pivots = factor.diagonal(dim1=-2, dim2=-1)
+    if failed.any() or (pivots.amin(dim=-1) < 1e-7 * pivots.amax(dim=-1)).any():
+        return torch.linalg.pinv(matrix, hermitian=True) @ right
+    return torch.cholesky_solve(right, factor)
 
 
 def procrustes(

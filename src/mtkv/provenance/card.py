@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mtkv.provenance.digest import PACKAGE_FOLDER, digest_of, file_digest
+from mtkv.provenance.code import PACKAGE_FOLDER
+from mtkv.provenance.digest import digest_of, file_digest
 from mtkv.provenance.files import write_json
 
 PACKAGES = (
