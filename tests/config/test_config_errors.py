@@ -172,6 +172,12 @@ SINGLE = {
         ["did you mean 'pocket_gsm8k'?"],
     ),
     "claim against itself": ("claims.kv_beats_sft.baseline", "fixed", "claims.kv_beats_sft.baseline", ["own arm"]),
+    "claim against itself among others": (
+        "claims.reaches_weakest_teacher.baselines",
+        ["teacher_gpt2", "learnable"],
+        "claims.reaches_weakest_teacher.baselines[1]",
+        ["'learnable' is the claim's own arm", "other arms"],
+    ),
     "claim is its own twin": ("claims.kv_beats_sft.twin", "fixed", "claims.kv_beats_sft.twin", ["own arm"]),
     "more datasets than there are": (
         "claims.datasets_improved.at_least",

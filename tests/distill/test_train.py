@@ -94,6 +94,23 @@ def test_the_log_holds_every_term_for_train_and_validation(study):
     np.testing.assert_allclose(totals, 1, rtol=1e-5)
 
 
+def test_a_router_per_layer_says_its_weights_of_each_layer(study):
+    fusion = {"strategy": "learnable", "per_layer": True}
+    output, _ = study.train("layered", kv(fusion=fusion))
+    routing = pd.read_parquet(output / "routing.parquet")
+    assert set(routing["layer"]) == {0, 1, 2}
+    totals = routing.groupby(["dataset", "layer"])["weight"].sum()
+    np.testing.assert_allclose(totals, 1, rtol=1e-5)
+    assert routing.groupby("teacher")["weight"].std().max() > 0  # layers differ
+    # The log's mean over layers is the table's, each dataset counted by its validation rows.
+    log = pd.read_parquet(output / "training.parquet")
+    logged = log[(log["split"] == "val") & (log["step"] == STEPS)].set_index("term")["value"]
+    sizes = pd.read_parquet(study.paths["val"])["dataset"].value_counts(normalize=True)
+    for teacher, part in routing.groupby("teacher"):
+        means = part.groupby("dataset")["weight"].mean()
+        assert logged[f"route.{teacher}"] == pytest.approx((means * sizes[means.index]).sum(), rel=0.05)
+
+
 def test_every_control_trains(study):
     for control in ("shuffle_items", "shuffle_time", "gaussian"):
         _, facts = study.train(control, kv(control=control))

@@ -22,7 +22,7 @@ from mtkv.models.pocket_recipe import (
     make_tokenizer,
     untrained_model,
 )
-from mtkv.models.pocket_training import Schedule, target_loss, training_texts
+from mtkv.models.pocket_training import Schedule, rows_loss, training_texts
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_training_texts_come_from_the_train_bins_in_both_styles():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_target_loss_equals_the_loss_of_each_row_alone(name):
+def test_the_loss_of_a_batch_equals_that_of_each_row_alone(name):
     """Against transformers' own loss on unpadded rows whose prompt labels are masked by hand."""
     tokenizer = make_tokenizer(MODELS[name], 0)
     torch.manual_seed(0)
@@ -85,7 +85,7 @@ def test_target_loss_equals_the_loss_of_each_row_alone(name):
         assert np.array_equal(row.input_ids, ids[0].numpy())
         supervised = int((labels != -100).sum())
         total, count = total + model(input_ids=ids, labels=labels).loss.item() * supervised, count + supervised
-    assert target_loss(model, rows, tokenizer.eos_token_id).item() == pytest.approx(total / count, rel=1e-4)
+    assert rows_loss(model, rows, tokenizer.eos_token_id).item() == pytest.approx(total / count, rel=1e-4)
 
 
 def test_learning_rate_rises_then_falls_to_a_tenth():

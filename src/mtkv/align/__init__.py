@@ -1,10 +1,9 @@
 """Bring a teacher's KV to the student's tokens, layers, heads and width.
 
-The names below load on first use, so that `import mtkv.align` imports nothing else.
+The names below load on first use, so that `import mtkv.align` imports none of their modules.
 """
 
-from importlib import import_module
-from typing import Any
+from mtkv.provenance.lazy import lazy_exports
 
 _EXPORTS = {
     "apply_char_alignment": "time",
@@ -34,13 +33,4 @@ _EXPORTS = {
     "MultiTeacherRoPEScaler": "rope",
 }
 __all__ = list(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -10,15 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtkv.models.rope import ntk_base, two_thirds_base
+
 
 def ntk(base: float, dim: int, stretch: float, time: int, trained: int) -> tuple[float, float]:
-    """base·s^(d/(d−2)): the slowest channel is stretched by s, the fastest not at all (bloc97 2023)."""
-    return base * stretch ** (dim / (dim - 2)), 1.0
+    """The base of NTK scaling."""
+    return ntk_base(base, dim, stretch), 1.0
 
 
 def ntk_two_thirds(base: float, dim: int, stretch: float, time: int, trained: int) -> tuple[float, float]:
-    """base·s^(2/3): the original design's exponent, which depends on no width and stretches the slowest channel by less than s."""
-    return base * stretch ** (2 / 3), 1.0
+    """The base of the original design's exponent."""
+    return two_thirds_base(base, dim, stretch), 1.0
 
 
 def linear(base: float, dim: int, stretch: float, time: int, trained: int) -> tuple[float, float]:
@@ -29,7 +31,7 @@ def linear(base: float, dim: int, stretch: float, time: int, trained: int) -> tu
 def dynamic(base: float, dim: int, stretch: float, time: int, trained: int) -> tuple[float, float]:
     """NTK that starts beyond the trained length: base·(s·T/L − (s − 1))^(d/(d−2)) with T at least L."""
     growth = stretch * max(time, trained) / trained - (stretch - 1)
-    return base * growth ** (dim / (dim - 2)), 1.0
+    return ntk_base(base, dim, growth), 1.0
 
 
 # (base, dim, stretch, time, trained length) -> base after scaling, divisor of the positions

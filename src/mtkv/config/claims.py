@@ -40,6 +40,17 @@ class _Claim(Section):
         default=None, description="Grade that this claim belongs to; null: none."
     )
 
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Self:
+        for field in ("baseline", "twin"):
+            if getattr(self, field, None) == self.arm:
+                raise problem(f"{self.arm!r} is the claim's own arm; another arm is needed", field)
+        others: list[str] = getattr(self, "baselines", [])
+        if self.arm in others:
+            message = f"{self.arm!r} is the claim's own arm; other arms are needed"
+            raise problem(message, "baselines", others.index(self.arm))
+        return self
+
 
 class DifferenceClaim(_Claim):
     """arm − baseline > threshold in macro accuracy, and the same against the control twin if there is one."""
@@ -49,13 +60,6 @@ class DifferenceClaim(_Claim):
     threshold: float = Field(default=0.0, ge=-100, le=100, description="Points that the difference must exceed.")
     twin: Name | None = Field(default=None, description="Control arm that `arm` must beat as well; null: none.")
 
-    @model_validator(mode="after")
-    def _arms_differ(self) -> Self:
-        for field in ("baseline", "twin"):
-            if getattr(self, field) == self.arm:
-                raise problem(f"{self.arm!r} is the claim's own arm; another arm is needed", field)
-        return self
-
 
 class EquivalentClaim(_Claim):
     """arm is as good as baseline: their macro accuracies differ by less than the margin, in either direction."""
@@ -64,12 +68,6 @@ class EquivalentClaim(_Claim):
     baseline: Name = Field(description="Arm it is compared with.")
     margin: float = Field(gt=0, le=100, description="Points that the difference must stay below, up or down.")
 
-    @model_validator(mode="after")
-    def _arms_differ(self) -> Self:
-        if self.baseline == self.arm:
-            raise problem(f"{self.arm!r} is the claim's own arm; another arm is needed", "baseline")
-        return self
-
 
 class DatasetsImprovedClaim(_Claim):
     """arm is better than baseline on at least so many datasets."""
@@ -77,12 +75,6 @@ class DatasetsImprovedClaim(_Claim):
     kind: Literal["datasets_improved"] = Field(description="Kind of claim: the number of datasets that improve.")
     baseline: Name = Field(description="Arm it is compared with.")
     at_least: int = Field(ge=1, description="Number of datasets that must improve.")
-
-    @model_validator(mode="after")
-    def _arms_differ(self) -> Self:
-        if self.baseline == self.arm:
-            raise problem(f"{self.arm!r} is the claim's own arm; another arm is needed", "baseline")
-        return self
 
 
 class AccuracyClaim(_Claim):
@@ -104,16 +96,6 @@ class ReachesClaim(_Claim):
         default=0.0, ge=-100, le=100, description="Margin in points; negative: may be that much worse."
     )
 
-    @model_validator(mode="after")
-    def _arms_differ(self) -> Self:
-        if self.arm in self.baselines:
-            raise problem(
-                f"{self.arm!r} is the claim's own arm; other arms are needed",
-                "baselines",
-                self.baselines.index(self.arm),
-            )
-        return self
-
 
 class DifferClaim(_Claim):
     """The arms, `arm` and `baselines`, are not all equally good in macro accuracy: at least two of them differ."""
@@ -122,16 +104,6 @@ class DifferClaim(_Claim):
     baselines: Annotated[list[Name], AfterValidator(distinct)] = Field(
         min_length=1, description="The arms besides `arm`, of which any two may differ."
     )
-
-    @model_validator(mode="after")
-    def _arms_differ(self) -> Self:
-        if self.arm in self.baselines:
-            raise problem(
-                f"{self.arm!r} is the claim's own arm; other arms are needed",
-                "baselines",
-                self.baselines.index(self.arm),
-            )
-        return self
 
 
 Claim = Annotated[

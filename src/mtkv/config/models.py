@@ -12,6 +12,16 @@ POCKET_MODELS = ("student", "qwen2", "gpt2")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
+class RopeScaling(Section):
+    """A longer context for a model with rotary positions, set when it is loaded."""
+
+    method: Literal["ntk", "linear", "dynamic", "ntk_two_thirds"] = Field(
+        description="ntk: base·s^(d/(d−2)). linear: positions divided by s. dynamic: NTK that starts beyond the trained length. "
+        "ntk_two_thirds: base·s^(2/3), the original design's exponent.",
+    )
+    factor: float = Field(gt=1, description="s: how many times the trained length.")
+
+
 class ModelConfig(Section):
     """One language model and its tokenizer."""
 
@@ -38,6 +48,10 @@ class ModelConfig(Section):
         default="plain",
         description="How the model reads a row. plain: the text itself. chat: the prompt as a user's turn in the chat template of the "
         "model's own tokenizer, for models that were trained on it.",
+    )
+    rope_scaling: RopeScaling | None = Field(
+        default=None,
+        description="Longer context for texts beyond the model's own; it does not translate keys between models. null: as trained.",
     )
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from typing import Any
 from mtkv.config.arms import Arm
 from mtkv.config.models import TeachersConfig
 from mtkv.config.study import Study
+from mtkv.provenance.files import write_json
 
 # Fields whose values are entries that an overlay may delete.
 ENTRY_FIELDS = ((Study, "arms"), (Study, "claims"), (TeachersConfig, "models"))
@@ -29,8 +30,6 @@ def study_schema() -> dict[str, Any]:
 
 def write_schema(path: str | Path) -> None:
     """Write the schema as JSON."""
-    from mtkv.provenance.files import write_json  # imports pandas, which reading a config must not
-
     write_json(path, study_schema())
 
 

@@ -5,6 +5,7 @@ A task is a function from a random generator to an `Item`; everything after it (
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from random import Random
 from typing import Literal
 
@@ -30,6 +31,7 @@ class Item:
 
 
 Template = Callable[[Random], Item]
+Written = tuple[str, str, int | str]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,17 @@ class Task:
     def draw(self, random: Random) -> Item:
         """One item of a uniformly drawn template. The same generator state gives the same item."""
         return self.templates[random.choice(sorted(self.templates))](random)
+
+
+def generated(write: Callable[[Random], Written]) -> Template:
+    """The template of a function that writes a question, its reasoning and the answer to generate; the cluster is its name."""
+
+    @wraps(write)
+    def draw(random: Random) -> Item:
+        question, reasoning, answer = write(random)
+        return Item(question, reasoning, str(answer), write.__name__)
+
+    return draw
 
 
 def choice_item(

@@ -5,53 +5,54 @@ Numbers are small enough for a model of a million parameters, and every reasonin
 
 from random import Random
 
-from mtkv.data.items import Item, Task
+from mtkv.data.items import Task, Written, generated
 
 NAMES = ("Tom", "Ann", "Ben", "Eva", "Max", "Mia", "Sam", "Zoe")
 THINGS = ("pens", "cards", "books", "coins", "eggs", "nuts", "toys", "keys")
 UNKNOWNS = ("x", "y", "n", "k", "m")
 
 
-def buy_and_give(random: Random) -> Item:
+@generated
+def buy_and_give(random: Random) -> Written:
     """a + b - c."""
     have, bought = random.randint(2, 7), random.randint(2, 7)
     total = have + bought
     given = random.randint(1, min(6, total - 1))
     name, thing = random.choice(NAMES), random.choice(THINGS)
-    return Item(
+    return (
         f"{name} has {have} {thing}, buys {bought} more and gives away {given}. How many {thing} are left?",
         f"{have}+{bought}={total}. {total}-{given}={total - given}.",
-        str(total - given),
-        "buy_and_give",
+        total - given,
     )
 
 
-def bags_and_more(random: Random) -> Item:
+@generated
+def bags_and_more(random: Random) -> Written:
     """a * b + c."""
     bags, each, more = random.randint(2, 4), random.randint(2, 5), random.randint(1, 6)
     name, thing = random.choice(NAMES), random.choice(THINGS)
-    return Item(
+    return (
         f"{name} has {bags} bags with {each} {thing} each and finds {more} more. How many {thing} are there?",
         f"{bags}*{each}={bags * each}. {bags * each}+{more}={bags * each + more}.",
-        str(bags * each + more),
-        "bags_and_more",
+        bags * each + more,
     )
 
 
-def three_days(random: Random) -> Item:
+@generated
+def three_days(random: Random) -> Written:
     """a + b + c."""
     first, second, third = (random.randint(2, 6) for _ in range(3))
     name, thing = random.choice(NAMES), random.choice(THINGS)
     total = first + second
-    return Item(
+    return (
         f"{name} sells {first} {thing} on Monday, {second} on Friday and {third} on Sunday. How many in total?",
         f"{first}+{second}={total}. {total}+{third}={total + third}.",
-        str(total + third),
-        "three_days",
+        total + third,
     )
 
 
-def daily_minus_two(random: Random) -> Item:
+@generated
+def daily_minus_two(random: Random) -> Written:
     """a * b - c - d: the template of three operations."""
     daily, days = random.randint(2, 5), random.randint(3, 4)
     product = daily * days
@@ -59,64 +60,63 @@ def daily_minus_two(random: Random) -> Item:
     sold = random.randint(1, min(4, product - lost - 1))
     name, thing = random.choice(NAMES), random.choice(THINGS)
     rest = product - lost
-    return Item(
+    return (
         f"{name} gets {daily} {thing} a day for {days} days, loses {lost} and sells {sold}. How many {thing} are left?",
         f"{daily}*{days}={product}. {product}-{lost}={rest}. {rest}-{sold}={rest - sold}.",
-        str(rest - sold),
-        "daily_minus_two",
+        rest - sold,
     )
 
 
-def scaled_plus(random: Random) -> Item:
+@generated
+def scaled_plus(random: Random) -> Written:
     """a·x + b = c."""
     factor, value, shift = random.randint(2, 4), random.randint(1, 7), random.randint(1, 7)
     name = random.choice(UNKNOWNS)
     product = factor * value
-    return Item(
+    return (
         f"Solve {factor}{name}+{shift}={product + shift} for {name}.",
         f"{product + shift}-{shift}={product}. {product}/{factor}={value}.",
-        str(value),
-        "scaled_plus",
+        value,
     )
 
 
-def scaled_minus(random: Random) -> Item:
+@generated
+def scaled_minus(random: Random) -> Written:
     """a·x - b = c."""
     factor, value = random.randint(2, 4), random.randint(2, 7)
     product = factor * value
     shift = random.randint(1, min(7, product))
     name = random.choice(UNKNOWNS)
-    return Item(
+    return (
         f"Solve {factor}{name}-{shift}={product - shift} for {name}.",
         f"{product - shift}+{shift}={product}. {product}/{factor}={value}.",
-        str(value),
-        "scaled_minus",
+        value,
     )
 
 
-def plus_and_minus(random: Random) -> Item:
+@generated
+def plus_and_minus(random: Random) -> Written:
     """x + a - b = c."""
     value, plus = random.randint(1, 12), random.randint(1, 7)
     minus = random.randint(1, min(7, value + plus))
     name = random.choice(UNKNOWNS)
-    return Item(
+    return (
         f"Solve {name}+{plus}-{minus}={value + plus - minus} for {name}.",
         f"{value + plus - minus}+{minus}={value + plus}. {value + plus}-{plus}={value}.",
-        str(value),
-        "plus_and_minus",
+        value,
     )
 
 
-def bracket(random: Random) -> Item:
+@generated
+def bracket(random: Random) -> Written:
     """a·(x + b) = c."""
     factor, value, shift = random.randint(2, 4), random.randint(1, 6), random.randint(1, 4)
     name = random.choice(UNKNOWNS)
     total = value + shift
-    return Item(
+    return (
         f"Solve {factor}({name}+{shift})={factor * total} for {name}.",
         f"{factor * total}/{factor}={total}. {total}-{shift}={value}.",
-        str(value),
-        "bracket",
+        value,
     )
 
 
@@ -135,10 +135,5 @@ MATH500 = Task(
     "pocket_math500",
     "en",
     "generation",
-    {
-        "scaled_plus": scaled_plus,
-        "scaled_minus": scaled_minus,
-        "plus_and_minus": plus_and_minus,
-        "bracket": bracket,
-    },
+    {"scaled_plus": scaled_plus, "scaled_minus": scaled_minus, "plus_and_minus": plus_and_minus, "bracket": bracket},
 )

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from mtkv.distill.crossentropy import target_logits, target_loss
 from mtkv.distill.logits import kd_loss
 from mtkv.distill.supervision import KVSupervision
 from mtkv.kv.capture import KVCapture
-from mtkv.kv.extract import packed_kv
+from mtkv.kv.extract import packed_kv_at
 from mtkv.kv.inject import KVInjection
+from mtkv.models.crossentropy import target_logits, target_loss
 
 if TYPE_CHECKING:
     from mtkv.config.kv import LogitConfig
@@ -72,7 +72,7 @@ class Distiller(nn.Module):
         with KVCapture(self.student, queries=wants_queries) as capture:
             terms = self._text_terms(input_ids, labels)
             layers = range(self.supervision.student_layers)
-            student_kv = packed_kv(capture, layers)[kv_sample, kv_position]
+            student_kv = packed_kv_at(capture, layers, kv_sample, kv_position)
             queries = None
             if wants_queries:
                 queries = torch.stack(capture.queries(), 1)[kv_sample, :, :, kv_position]

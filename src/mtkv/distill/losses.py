@@ -7,6 +7,7 @@ when time, layers or heads change. A row counts with its number of supervised to
 
 from collections.abc import Callable, Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,27 +32,46 @@ def kv_terms(
     kinds: Sequence[int] = (KEY, VALUE),
     layer_weight: LayerWeight | None = None,
     token_weight: Float[Tensor, "tokens ..."] | None = None,
+    scale: Float[Tensor, "*tokens layers 2 1"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """d(K), d(V) and 1 − centred cosine, each a mean. The cosine is over `kinds`: those whose distance counts in the loss.
 
     `layer_weight` makes the mean over layers a weighted one; layers of weight 0 are not looked at. `token_weight [tokens]` or
-    `[tokens, layers]` multiplies what a token adds, as the share of one of several teachers. Zeros that still carry a gradient
-    path when there is nothing to compare.
+    `[tokens, layers]` multiplies what a token adds, as the share of one of several teachers. Both sides are divided by `scale`. Zeros
+    that still carry a gradient path when there is nothing to compare. Layer by layer, so that no temporary has the size of all.
     """
     nothing = student[:0].sum()
     kept, share = layer_shares(layer_weight, student.shape[1])
-    if len(student) == 0:
+    if len(student) == 0 or not kept:
         return {"key": nothing, "value": nothing, "cosine": nothing}
-    if len(kept) < student.shape[1]:
-        student, target = student[:, kept], target[:, kept]
-        token_weight = token_weight[:, kept] if token_weight is not None and token_weight.ndim == 2 else token_weight
+    scales = [None] * student.shape[1] if scale is None else scale.expand(len(student), *scale.shape[-3:]).unbind(1)
+    counts = torch.ones_like(student[:, 0, 0, :1]) if token_weight is None else token_weight.reshape(len(student), -1)
+    counts = counts.to(student).expand(-1, student.shape[1])
+    pairs = list(zip(student.unbind(1), target.unbind(1), scales, counts.unbind(1), strict=True))
+    found = [_layer_terms(*pairs[layer], DISTANCES[distance], kinds) for layer in kept]
+    elements, angles = (torch.stack(parts) for parts in zip(*found, strict=True))
     share = share.to(student)
-    compared = list(kinds)
-    counts = 1.0 if token_weight is None else token_weight.reshape(len(student), -1)[..., None].to(student)
-    elements = (DISTANCES[distance](student, target, reduction="none").mean(-1) * counts).mean(0)
-    cosine = F.cosine_similarity(student[:, :, compared], target[:, :, compared], dim=-1) if compared else None
     return {
         "key": (share * elements[:, KEY]).sum(),
         "value": (share * elements[:, VALUE]).sum(),
-        "cosine": nothing if cosine is None else (share * ((1 - cosine) * counts).mean((0, 2))).sum(),
+        "cosine": (share * angles).sum() if kinds else nothing,
     }
+
+
+def _layer_terms(
+    student: Float[Tensor, "tokens 2 width"],
+    target: Float[Tensor, "tokens 2 width"],
+    scale: Float[Tensor, "tokens 2 1"] | None,
+    count: Float[Tensor, " tokens"],
+    distance: Callable[..., Tensor],
+    kinds: Sequence[int],
+) -> tuple[Float[Tensor, "2"], Float[Tensor, ""]]:
+    """Mean distance of K and of V, and mean 1 − cosine over `kinds`, of one layer."""
+    if scale is not None:
+        student, target = student / scale, target / scale
+    elements = (distance(student, target, reduction="none").mean(-1) * count[:, None]).mean(0)
+    if not kinds:
+        return elements, elements.new_zeros(())
+    compared = slice(min(kinds), max(kinds) + 1)
+    angle = 1 - F.cosine_similarity(student[:, compared], target[:, compared], dim=-1)
+    return elements, (angle * count[:, None]).mean()

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mtkv.data.rows import segment_ends
-from mtkv.distill.crossentropy import IGNORED_LABEL
 from mtkv.distill.sources import Source, row_seed
+from mtkv.models.crossentropy import padded_labels
 from mtkv.models.encode import EncodedRow, encode_rows, pad_batch
 
 
@@ -72,11 +72,10 @@ class DistillationRows(Dataset[int]):
         """input_ids, attention_mask, labels `[batch, time]`; for KV arms kv_sample, kv_position `[tokens]`, row_seed `[batch]`,
         likelihood `[batch, teachers]` and teacher_kv, a list of `[tokens, student_layers, 2, teacher_width]` in the stores' dtype."""
         rows = [self.encoded[index] for index in indices]
-        labels = [np.where(row.is_target, row.input_ids, IGNORED_LABEL) for row in rows]
         batch: dict[str, Any] = {
             "input_ids": torch.from_numpy(pad_batch([row.input_ids for row in rows], self.pad_token_id)),
             "attention_mask": torch.from_numpy(pad_batch([np.ones_like(row.input_ids) for row in rows], 0)),
-            "labels": torch.from_numpy(pad_batch(labels, IGNORED_LABEL)),
+            "labels": padded_labels(rows),
         }
         return batch | (self._teacher_batch(indices) if self.teachers else {})
 

@@ -10,7 +10,7 @@ In: the student's KV at the supervised tokens of a batch and each teacher's KV t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,11 +41,13 @@ StudentKV = Float[Tensor, "tokens student_layers 2 width"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two tensors of one space `[tokens, layers, 2, _]`; `weight [tokens]` or `[tokens, layers]`, None for 1."""
+    """Two tensors of one space `[tokens, layers, 2, _]`, to be divided by `scale [.., layers, 2, 1]`; `weight [tokens]` or
+    `[tokens, layers]`, None for 1."""
 
     student: Tensor
     target: Tensor
     weight: Tensor | None = None
+    scale: Tensor | None = None
 
 
 class FrozenMap(nn.Module):
@@ -69,8 +71,12 @@ class FrozenMap(nn.Module):
         return (x.float() - self.x_mean) / self.x_scale[..., None]
 
     def forward(self, x: Float[Tensor, "tokens student_layers 2 teacher_width"]) -> StudentKV:
-        """Mapped into the student's space: centred, in the student's own unit."""
-        return torch.einsum("nlki,lkio->nlko", x.float() - self.x_mean, self.weight)
+        """Mapped into the student's space: centred, in the student's own unit. Layer by layer, so that only the result is large."""
+        mapped = self.weight.new_empty(len(x), *self.y_mean.shape)
+        for layer, kv in enumerate(x.unbind(1)):
+            centred = kv.float() - self.x_mean[layer]
+            mapped[:, layer] = torch.einsum("nki,kio->nko", centred, self.weight[layer])
+        return mapped
 
 
 class KVSupervision(nn.Module):
@@ -118,7 +124,7 @@ class KVSupervision(nn.Module):
         **context: Tensor,
     ) -> dict[str, Tensor]:
         """Terms `key`, `value`, `cosine`, `attention`, `entropy` (scalars), `kv` their weighted sum, `part.*` what each adds to it,
-        `weights [batch, teachers]`, and `fused [tokens, student_layers, 2, width]`, the target in the student's own space."""
+        `weights [batch, teachers, *layers]`, and `fused [tokens, student_layers, 2, width]`, the target in the student's own space."""
         config = self.config
         if config.control == "projector_only":
             student_kv = student_kv.detach()
@@ -128,26 +134,24 @@ class KVSupervision(nn.Module):
         teachers = list(zip(self.frozen, teacher_kv, strict=True))
         kvs = torch.stack([self._in_student_space(kv_map, kv) for kv_map, kv in teachers], 1)
         units = [self._unit(kv_map, kv) for kv_map, kv in teachers] if self.reads_units else []
-        weights = self._route(centred, kvs, scales.mean(0)[..., None], sample, batch, context)
-        fused = fuse(kvs, weights, sample)
-        target = fused
-        if config.fusion.objective == "injected_ce":  # then the KV loss does not train the router
-            weights, target = weights.detach(), fused.detach()
+        routed = self._route(centred, kvs, scales.mean(0)[..., None], sample, batch, context)
+        fused = fuse(kvs, routed, sample) if len(teachers) > 1 else kvs[:, 0]  # a single teacher's weight is 1
+        weights, target = routed, fused
+        if config.fusion.objective == "injected_ce":  # then the KV loss does not train the router; entropy and the injected CE do
+            weights, target = routed.detach(), fused.detach()
         layer_weight = layer_schedule(self.student_layers, *self.layers, config.loss.anneal, self.progress)
         comparisons = self._comparisons(centred, units, target, scales, weights, sample)
         terms = self._distances(comparisons, centred, units, weights, sample, layer_weight)
         if config.loss.gamma > 0 and queries is not None:
-            own, other = (
-                (x[:, :, KEY] + y_mean[:, KEY]).unflatten(-1, (self.student_heads, -1)) for x in (centred, target)
-            )
+            # The mean that both lack would shift all logits of a query alike.
+            own, other = (x[:, :, KEY].unflatten(-1, (self.student_heads, -1)) for x in (centred, target))
             terms["attention"] = attention_kl(queries, own, other, sample, batch, layer_weight, scaling)
-        parts = self._parts(terms, weights)
-        shown = weights.detach().flatten(2).mean(-1) if weights.ndim == 3 else weights.detach()
+        parts = self._parts(terms, routed)
         return (
             terms
             | {f"part.{name}": value for name, value in parts.items()}
             | {"entropy": entropy(weights), "kv": sum(parts.values(), start=0.0 * centred.sum())}
-            | {"weights": shown, "fused": fused + y_mean}
+            | {"weights": weights.detach(), "fused": fused + y_mean}
         )
 
     def _unit(self, kv_map: FrozenMap, kv: Tensor) -> Tensor:
@@ -166,8 +170,8 @@ class KVSupervision(nn.Module):
     ) -> Float[Tensor, "batch teachers *layers"]:
         """Weights from what both sides look like in the student's space, each layer and kind in the same unit."""
         fusion = self.config.fusion
-        query = query_of(centred.detach() / unit, sample, batch, fusion.prototypes, fusion.per_layer)
-        prototypes = prototypes_of(kvs / unit, sample, batch, fusion.prototypes, fusion.per_layer)
+        query = query_of(centred.detach(), sample, batch, fusion.prototypes, fusion.per_layer, unit)
+        prototypes = prototypes_of(kvs, sample, batch, fusion.prototypes, fusion.per_layer, unit=unit)
         return self.router(query, prototypes, **context)
 
     def _comparisons(
@@ -177,7 +181,7 @@ class KVSupervision(nn.Module):
         if not align.trained:
             # The fused target's scale: each teacher's own, mixed with the same weights as its KV.
             scale = fuse(scales.expand(len(sample), -1, -1, -1), weights.detach(), sample)[..., None]
-            return [Comparison(centred / scale, fused / scale)]
+            return [Comparison(centred, fused, scale=scale)]
         student = centred / torch.stack([kv_map.y_scale for kv_map in self.frozen]).mean(0)[..., None]
         if align.side == "teacher" and align.map != "z_space":
             targets = torch.stack([adapter(unit) for adapter, unit in zip(self.adapters, units, strict=True)], 1)
@@ -188,7 +192,7 @@ class KVSupervision(nn.Module):
                 pair = _in_units_of_target(adapter.project_student(student), adapter(unit))
             else:
                 pair = Comparison(adapter(student), unit)
-            pairs.append(Comparison(pair.student, pair.target, weights[:, number][sample]))
+            pairs.append(replace(pair, weight=weights[:, number][sample]))
         return pairs
 
     def _distances(
@@ -203,7 +207,7 @@ class KVSupervision(nn.Module):
         loss = self.config.loss
         kinds = [kind for kind, weight in ((KEY, loss.lambda_k), (VALUE, loss.lambda_v)) if weight > 0]
         distance = "mse" if loss.distance == "relation" else loss.distance
-        found = [kv_terms(c.student, c.target, distance, kinds, layer_weight, c.weight) for c in comparisons]
+        found = [kv_terms(c.student, c.target, distance, kinds, layer_weight, c.weight, c.scale) for c in comparisons]
         terms = {name: sum((each[name] for each in found[1:]), start=found[0][name]) for name in found[0]}
         if loss.distance == "relation":
             student = centred / torch.stack([kv_map.y_scale for kv_map in self.frozen]).mean(0)[..., None]
@@ -250,4 +254,4 @@ def start_from(adapter: LinearAdapter, kv_map: KVMap) -> None:
 
 def _in_units_of_target(student: Tensor, target: Tensor) -> Comparison:
     spread = target.detach().square().mean((0, 3)).sqrt().clamp_min(SMALLEST_SPREAD)[..., None]
-    return Comparison(student / spread, target / spread)
+    return Comparison(student, target, scale=spread)

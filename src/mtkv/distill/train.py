@@ -211,7 +211,10 @@ def budget_bites(rows: DistillationRows, kv: "KVConfig | None") -> float | None:
 
 @torch.no_grad()
 def routing_table(distiller: Distiller, rows: DistillationRows, teachers: list[str], batch_size: int) -> pd.DataFrame:
-    """Mean routing weight per dataset and teacher over `rows`; empty for arms without KV."""
+    """Mean routing weight per dataset and teacher over `rows`, and per student layer for a router that weighs each layer apart.
+
+    Columns dataset, teacher, weight and, for such a router, layer; empty for arms without KV.
+    """
     columns = ["dataset", "teacher", "weight"]
     if not teachers:
         return pd.DataFrame(columns=columns)
@@ -223,6 +226,12 @@ def routing_table(distiller: Distiller, rows: DistillationRows, teachers: list[s
         batch["teacher_kv"] = [kv.to(device) for kv in batch["teacher_kv"]]
         moved = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
         weights.append(distiller(**moved)["weights"].cpu())
-    frame = pd.DataFrame(torch.cat(weights).numpy(), columns=teachers).assign(dataset=rows.datasets)
-    long = frame.melt("dataset", var_name="teacher", value_name="weight")
-    return long.groupby(["dataset", "teacher"])["weight"].mean().reset_index()[columns]
+    table = torch.cat(weights).numpy()  # [rows, teachers, *layers]
+    own = table if table.ndim == 3 else table[..., None]
+    parts = [
+        pd.DataFrame({"dataset": rows.datasets, "teacher": teacher, "layer": layer, "weight": own[:, i, layer]})
+        for i, teacher in enumerate(teachers)
+        for layer in range(own.shape[2])
+    ]
+    means = pd.concat(parts).groupby(["dataset", "teacher", "layer"])["weight"].mean().reset_index()
+    return means if table.ndim == 3 else means[columns]

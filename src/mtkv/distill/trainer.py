@@ -86,11 +86,9 @@ class DistillationTrainer(Trainer):
 
     def _readable(self, terms: dict[str, Tensor]) -> dict[str, float]:
         values = {name: float(terms[name].detach()) for name in LOGGED_TERMS if name in terms}
-        if "weights" in terms:
-            values |= {
-                f"route.{name}": float(weight)
-                for name, weight in zip(self.teachers, terms["weights"].mean(0), strict=True)
-            }
+        if "weights" in terms:  # [batch, teachers, *layers]
+            means = terms["weights"].transpose(0, 1).flatten(1).mean(1)
+            values |= {f"route.{name}": float(weight) for name, weight in zip(self.teachers, means, strict=True)}
         return values
 
 

@@ -1,7 +1,6 @@
 """Fuse several teachers' KV with weights from a router. The names below load on first use."""
 
-from importlib import import_module
-from typing import Any
+from mtkv.provenance.lazy import lazy_exports
 
 _EXPORTS = {
     "EntropyRegularizer": "entropy",
@@ -17,9 +16,4 @@ _EXPORTS = {
     "query_of": "prototypes",
 }
 __all__ = list(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -14,6 +14,7 @@ from mtkv.fuse.kmeans import kmeans
 
 CENTROIDS = 4
 Sample = Int[Tensor, " tokens"]
+Unit = Float[Tensor, "layers 2 1"]
 
 
 def pool(x: Float[Tensor, "tokens ..."], sample: Sample, batch: int) -> Float[Tensor, "batch flat"]:
@@ -38,10 +39,15 @@ def query_of(
     batch: int,
     method: str = "mean",
     per_layer: bool = False,
+    unit: Unit | None = None,
 ) -> Float[Tensor, "batch features"] | Float[Tensor, "batch layers features"]:
-    """The student's side: its first token for `cls`, its mean otherwise. `features` is layers·2·width, or 2·width `per_layer`."""
-    pooled = (first if method == "cls" else pool)(kv, sample, batch)
-    return pooled.unflatten(1, (kv.shape[1], -1)) if per_layer else pooled
+    """The student's side: its first token for `cls`, its mean otherwise. `features` is layers·2·width, or 2·width `per_layer`.
+
+    `unit`: what each layer and kind is measured in.
+    """
+    pooled = (first if method == "cls" else pool)(kv, sample, batch).unflatten(1, kv.shape[1:])
+    in_units = pooled if unit is None else pooled / unit
+    return in_units.flatten(2) if per_layer else in_units.flatten(1)
 
 
 def prototypes_of(
@@ -51,12 +57,15 @@ def prototypes_of(
     method: str = "mean",
     per_layer: bool = False,
     centroids: int = CENTROIDS,
+    unit: Unit | None = None,
 ) -> Float[Tensor, "batch teachers *layers features"]:
     """The teachers' side: `[batch, teachers, (layers,) features]`; for `kmeans` `[batch, teachers, (layers,) centroids, features]`."""
-    grouped = kvs.flatten(3) if per_layer else kvs.flatten(2)
+    start = 3 if per_layer else 2
     if method == "kmeans":
-        return _centroids(grouped, sample, batch, centroids)
-    return POOLS[method](grouped, sample, batch).unflatten(1, grouped.shape[1:])
+        in_units = kvs if unit is None else kvs / unit
+        return _centroids(in_units.flatten(start), sample, batch, centroids)
+    pooled = POOLS[method](kvs, sample, batch).unflatten(1, kvs.shape[1:])
+    return (pooled if unit is None else pooled / unit).flatten(start)
 
 
 def padded(

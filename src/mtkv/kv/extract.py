@@ -69,21 +69,18 @@ def extract_shard(
     if len(frame) < shards:
         raise ValueError(f"{len(frame)} rows cannot fill {shards} shards; lower teachers.shards")
     frame = frame[np.arange(len(frame)) * shards // len(frame) == shard]
-    encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]), context_length(model))
+    encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]), None)
     stored: dict[int, StoredRow] = {}
     ids = list(frame["id"])
-    for index, reading in read_rows(model, encoded, layers, batch_size, likelihood, importance):
+    kept = DTYPES.get(dtype)  # quantised formats need every row first
+    for index, reading in read_rows(model, encoded, layers, batch_size, likelihood, importance, kept):
         row = encoded[index]
-        kv = reading.kv.to(DTYPES.get(dtype, reading.kv.dtype))
-        stored[index] = StoredRow(ids[index], kv, row.byte_end, row.byte_start, reading.likelihood, reading.importance)
+        stored[index] = StoredRow(
+            ids[index], reading.kv, row.byte_end, row.byte_start, reading.likelihood, reading.importance
+        )
     write_shard(output, [stored[index] for index in range(len(ids))], layers, dtype)
     tokens = sum(len(row.input_ids) for row in encoded)
     return {"rows": len(stored), "tokens": tokens, "layers": list(layers), "bytes": output.stat().st_size}
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Positions the model was built for; None when its config states none."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def read_kv(
@@ -103,8 +100,12 @@ def read_rows(
     batch_size: int,
     likelihood: bool = True,
     importance: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[int, RowReading]]:
-    """Number and reading of every row. Rows go through the model in batches of similar length, so not in order."""
+    """Number and reading of every row. Rows go through the model in batches of similar length, so not in order.
+
+    `dtype`: of the KV, the model's own unless given.
+    """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
@@ -114,10 +115,10 @@ def read_rows(
         )
         lengths = [len(rows[index].input_ids) for index in batch]
         mask = torch.arange(input_ids.shape[1]) < torch.tensor(lengths)[:, None]
-        attention = TargetAttention(model, is_target) if importance else None
+        attention = TargetAttention(model, is_target, layers) if importance else None
         with KVCapture(model) as capture, attention or nullcontext():
             output = model.base_model(input_ids=input_ids, attention_mask=mask.long().to(model.device), use_cache=False)
-            kv = packed_kv(capture, layers).cpu()
+            kv = packed_kv(capture, layers, dtype).cpu()
         found = target_likelihood(model, output.last_hidden_state, input_ids, is_target) if likelihood else None
         weights = torch.stack([attention.found[layer] for layer in layers], 2).half().cpu() if attention else None
         for i, (index, length) in enumerate(zip(batch, lengths, strict=True)):
@@ -157,10 +158,11 @@ def target_likelihood(
 
 
 class TargetAttention(AttentionInterception):
-    """Context manager: `found[layer] [batch, time]` is the `row_importance` of every layer that ran inside."""
+    """Context manager: `found[layer] [batch, time]` is the `row_importance` of each of `layers` that ran inside."""
 
-    def __init__(self, model: PreTrainedModel, is_target: Bool[Tensor, "batch time"]) -> None:
+    def __init__(self, model: PreTrainedModel, is_target: Bool[Tensor, "batch time"], layers: Sequence[int]) -> None:
         super().__init__(model)
+        self._layers = layers
         self.found: dict[int, Tensor] = {}
         self._is_target = is_target
         self._mask: Tensor | None = None
@@ -168,7 +170,8 @@ class TargetAttention(AttentionInterception):
     def attend(self, layer: int, attended: Attended) -> tuple[Tensor, Tensor]:
         """Reduce the layer's attention at once, so that no queries are kept."""
         query, key = attended.query, attended.key
-        self.found[layer] = row_importance(query, key, self._is_target, self._mask, attended.scaling)
+        if layer in self._layers:
+            self.found[layer] = row_importance(query, key, self._is_target, self._mask, attended.scaling)
         return key, attended.value
 
     def _before_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -192,20 +195,34 @@ def row_importance(
     causal = torch.ones(time, time, dtype=torch.bool, device=key.device).tril()
     importance = []
     for row in range(len(key)):
-        allowed = (causal if mask is None else mask[row, 0])[answer[row]]
-        grouped = query[row][:, answer[row]].unflatten(0, (kv_heads, -1))
-        scores = (grouped @ key[row, :, None].mT).float() * scaling
-        attention = scores.masked_fill(~allowed, -torch.inf).softmax(-1).mean(2)
+        hidden = ~(causal if mask is None else mask[row, 0])[answer[row]]
+        grouped = query[row][:, answer[row]].unflatten(0, (kv_heads, -1)).flatten(1, 2) * scaling
+        scores = (grouped @ key[row].mT).float().unflatten(1, (-1, len(hidden)))
+        attention = scores.masked_fill_(hidden, -torch.inf).softmax(-1).mean(2)
         importance.append(attention.amax(1).mean(0))
     return torch.stack(importance)
 
 
-def packed_kv(capture: KVCapture, layers: Sequence[int]) -> Float[Tensor, "batch time layers 2 width"]:
-    """Heads flattened, layers and K/V stacked: the layout of the store."""
+def packed_kv(
+    capture: KVCapture, layers: Sequence[int], dtype: torch.dtype | None = None
+) -> Float[Tensor, "batch time layers 2 width"]:
+    """Heads flattened, layers and K/V side by side, in `dtype` or the model's own: the layout of the store."""
+    both = capture.keys(), capture.values()
+    batch, heads, time, head_dim = both[0][0].shape
+    packed = both[0][0].new_empty(batch, time, len(layers), 2, heads * head_dim, dtype=dtype)
+    for place, layer in enumerate(layers):
+        for kind, x in enumerate(both):
+            packed[:, :, place, kind] = x[layer].transpose(1, 2).flatten(2)
+    return packed
+
+
+def packed_kv_at(
+    capture: KVCapture, layers: Sequence[int], sample: Int[Tensor, " tokens"], position: Int[Tensor, " tokens"]
+) -> Float[Tensor, "tokens layers 2 width"]:
+    """`packed_kv` at single tokens of the batch."""
     keys, values = capture.keys(), capture.values()
-    pairs = [torch.stack([_flat(keys[layer]), _flat(values[layer])], dim=2) for layer in layers]
-    return torch.stack(pairs, dim=2)
-
-
-def _flat(x: Float[Tensor, "batch kv_heads time head_dim"]) -> Float[Tensor, "batch time width"]:
-    return x.transpose(1, 2).flatten(2)
+    picked = [
+        torch.stack([x[layer].transpose(1, 2)[sample, position].flatten(1) for x in (keys, values)], 1)
+        for layer in layers
+    ]
+    return torch.stack(picked, 1)

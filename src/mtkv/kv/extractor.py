@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.kv.capture import KVCapture
+from mtkv.models.rope import context_length
 from mtkv.provenance.files import atomic_path
 
 
@@ -59,7 +60,7 @@ class TeacherKVExtractor:
         if isinstance(texts, str):
             raise TypeError("extract_kvs takes a list of texts, not one string")
         rows = [torch.tensor(self.tokenizer(text)["input_ids"], dtype=torch.long) for text in texts]
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = context_length(self.model.config)
         for index, row in enumerate(rows):
             if not len(row) or (limit is not None and len(row) > limit):
                 raise ValueError(f"text {index} has {len(row)} tokens; the model reads 1 to {limit or 'any number'}")

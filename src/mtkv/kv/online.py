@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtkv.kv.extract import RowReading, context_length, read_rows
+from mtkv.kv.extract import RowReading, read_rows
 from mtkv.models.encode import encode_rows
 
 
@@ -31,7 +31,7 @@ class OnlineTeacher:
         self.model = model.eval()
         self.layers = list(layers)
         self.batch_size = batch_size
-        encoded = encode_rows(tokenizer, list(rows["prompt"]), list(rows["target"]), context_length(model))
+        encoded = encode_rows(tokenizer, list(rows["prompt"]), list(rows["target"]), None)
         self._encoded = dict(zip(rows["id"], encoded, strict=True))
         self._likelihood: dict[str, float] = {}
         self._kept = self._readings(list(rows["id"][:1]))

@@ -24,6 +24,7 @@ from mtkv.models.digest import pocket_folder
 from mtkv.models.gguf import converted_folder
 from mtkv.models.places import cached_commit, cached_snapshot, hub_folder, read_card
 from mtkv.models.reading import Reading
+from mtkv.models.rope import context_length, scale_rope
 
 if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig
@@ -66,7 +67,7 @@ def model_folder(config: "ModelConfig") -> Path:
 def is_encoder(config: "ModelConfig") -> bool:
     """Whether the model is an encoder, or an encoder–decoder of which the encoder is read: a teacher that reads a row in both
     directions, so its KV at a token has seen the text behind it, answer included."""
-    settings = AutoConfig.from_pretrained(model_folder(config), trust_remote_code=config.trust_remote_code)
+    settings = _settings(config)
     if settings.is_encoder_decoder:
         return True
     generates = any(name.endswith(CAUSAL_CLASSES) for name in settings.architectures or [])
@@ -85,7 +86,11 @@ def load_model(config: "ModelConfig") -> PreTrainedModel:
     check_weights(folder)
     load: Any = (AutoModelForTextEncoding if is_encoder(config) else AutoModelForCausalLM).from_pretrained
     model, info = load(
-        folder, dtype=DTYPES[config.dtype], trust_remote_code=config.trust_remote_code, output_loading_info=True
+        folder,
+        config=_settings(config),
+        dtype=DTYPES[config.dtype],
+        trust_remote_code=config.trust_remote_code,
+        output_loading_info=True,
     )
     check_loaded(folder, info)
     loaded: PreTrainedModel = model.to(torch.device(device)).eval()
@@ -111,26 +116,28 @@ def load_tokenizer(config: "ModelConfig") -> PreTrainedTokenizerBase:
         raise ValueError(f"model {config.name!r}: its tokenizer has no eos_token; set one in tokenizer_config.json")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    text: Any = _settings(config)
+    text: Any = _settings(config).get_text_config()
     check_vocabulary(config.name, tokenizer, text.vocab_size)
     if config.prompt == "chat":
         chat_template(tokenizer)
-    tokenizer.reading = Reading(config.prompt, getattr(text, "max_position_embeddings", None), text.vocab_size)
+    tokenizer.reading = Reading(config.prompt, context_length(text), text.vocab_size)
     return tokenizer
 
 
 def model_layers(config: "ModelConfig") -> int:
     """Number of layers, read from the config file alone."""
-    return int(_settings(config).num_hidden_layers)
+    return int(_settings(config).get_text_config().num_hidden_layers)
 
 
 def model_kv_heads(config: "ModelConfig") -> int:
     """Number of KV heads, read from the config file alone; that of query heads where the two are not told apart."""
-    text = _settings(config)
+    text = _settings(config).get_text_config()
     return int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
 
 
 def _settings(config: "ModelConfig") -> Any:
-    """The config of the language part."""
+    """The model's own config, its RoPE scaled where the study says so."""
     settings = AutoConfig.from_pretrained(model_folder(config), trust_remote_code=config.trust_remote_code)
-    return settings.get_text_config()
+    if config.rope_scaling is not None:
+        scale_rope(settings, config.rope_scaling)
+    return settings

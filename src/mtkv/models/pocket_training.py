@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtkv.data.pocket import TASKS
 from mtkv.data.rows import Question, row
 from mtkv.data.splits import question_hash, split_of
+from mtkv.models.crossentropy import padded_labels, target_loss
 from mtkv.models.encode import EncodedRow, encode_rows, pad_batch
 
-IGNORED = -100
 BATCHES_AT_ONCE = 40  # drawn, sorted by length and cut into batches together, so that little is padded
 DIRECT_SHARE = {"generation": 0.2, "choice": 0.7}  # each task mostly in the style it is tested in
 
@@ -78,7 +78,7 @@ def train_model(
     for step in range(schedule.steps):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
-        loss = target_loss(model, next(batches), tokenizer.eos_token_id)
+        loss = rows_loss(model, next(batches), tokenizer.eos_token_id)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -92,14 +92,7 @@ def train_model(
     return losses
 
 
-def target_loss(model: PreTrainedModel, rows: list[EncodedRow], fill: int) -> Tensor:
-    """Mean next-token loss over the target tokens of `rows`, which are padded right with the token `fill`.
-
-    Causal attention never looks at padding on the right, so no mask is needed; logits are made for target tokens only, which
-    saves a quarter of the time.
-    """
+def rows_loss(model: PreTrainedModel, rows: list[EncodedRow], fill: int) -> Tensor:
+    """Mean next-token loss over the target tokens of `rows`, which are padded right with the token `fill`."""
     ids = torch.from_numpy(pad_batch([encoded.input_ids for encoded in rows], fill))
-    is_target = torch.from_numpy(pad_batch([encoded.is_target for encoded in rows], False))[:, 1:]
-    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    logits = model.get_output_embeddings()(states[is_target])
-    return torch.nn.functional.cross_entropy(logits, ids[:, 1:][is_target])
+    return target_loss(model, ids, padded_labels(rows))

@@ -11,9 +11,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class DiskFullError(OSError):
@@ -86,7 +87,7 @@ def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def write_parquet(path: str | Path, frame: pd.DataFrame) -> None:
+def write_parquet(path: str | Path, frame: "pd.DataFrame") -> None:
     """Write `frame` without its index as parquet, atomically."""
     with atomic_path(path) as temporary:
         frame.to_parquet(temporary, index=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, VOCABULARY
 
-from mtkv.distill.crossentropy import IGNORED_LABEL, target_loss
+from mtkv.models.crossentropy import IGNORED_LABEL, target_loss
 
 
 def padded_batch(pad: int = 0):

@@ -4,16 +4,26 @@ The output head is given only the states whose next token is a target: with a vo
 of padding would be most of a step's memory and time. Everything a model does to its logits afterwards (soft caps, scales) is kept.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from mtkv.models.encode import EncodedRow, pad_batch
+
 IGNORED_LABEL = -100
+
+
+def padded_labels(rows: Sequence[EncodedRow]) -> Int[Tensor, "batch time"]:
+    """The ids of the rows' target tokens; −100 elsewhere and behind the end."""
+    labels = [np.where(row.is_target, row.input_ids, IGNORED_LABEL) for row in rows]
+    return torch.from_numpy(pad_batch(labels, IGNORED_LABEL))
 
 
 @contextmanager

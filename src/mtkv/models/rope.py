@@ -1,0 +1,89 @@
+"""Stretch the context of a model with rotary positions when it is loaded (method.md §11).
+
+In: a transformers config. Out: the same config with other `rope_parameters`, which the model's own rotary code obeys.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from transformers import PretrainedConfig
+
+if TYPE_CHECKING:
+    from mtkv.config.models import RopeScaling
+
+Rope = dict[str, Any]
+
+
+def ntk_base(base: float, dim: int, factor: float) -> float:
+    """base·s^(d/(d−2)): the slowest channel is stretched by s, the fastest not at all (bloc97 2023)."""
+    return float(base * factor ** (dim / (dim - 2)))
+
+
+def two_thirds_base(base: float, dim: int, factor: float) -> float:
+    """base·s^(2/3): the original design's exponent, which depends on no width and stretches the slowest channel by less than s."""
+    return float(base * factor ** (2 / 3))
+
+
+def ntk(rope: Rope, dim: int, factor: float) -> Rope:
+    """`ntk_base` at every length."""
+    return rope | {"rope_theta": ntk_base(rope["rope_theta"], dim, factor)}
+
+
+def ntk_two_thirds(rope: Rope, dim: int, factor: float) -> Rope:
+    """`two_thirds_base` at every length."""
+    return rope | {"rope_theta": two_thirds_base(rope["rope_theta"], dim, factor)}
+
+
+def linear(rope: Rope, dim: int, factor: float) -> Rope:
+    """All positions divided by s (Chen et al. 2023, arXiv 2306.15595)."""
+    return rope | {"rope_type": "linear", "factor": factor}
+
+
+def dynamic(rope: Rope, dim: int, factor: float) -> Rope:
+    """NTK that starts beyond the trained length and grows with the text."""
+    return rope | {"rope_type": "dynamic", "factor": factor}
+
+
+SCALINGS: dict[str, Callable[[Rope, int, float], Rope]] = {
+    "ntk": ntk,
+    "linear": linear,
+    "dynamic": dynamic,
+    "ntk_two_thirds": ntk_two_thirds,
+}
+
+
+def scale_rope(settings: PretrainedConfig, scaling: "RopeScaling") -> None:
+    """Change `settings` in place: rope_parameters of every kind of layer, and the context length, `factor` times as long.
+
+    `dynamic` leaves `max_position_embeddings` as it is, for that is the length from which it grows: see `context_length`. Raises
+    ValueError for a model without RoPE or whose RoPE is scaled already.
+    """
+    text = settings.get_text_config()
+    rope = getattr(text, "rope_parameters", None)
+    if not rope:
+        raise ValueError(f"rope_scaling: a {settings.model_type} has no rotary positions to scale; remove the field")
+    nested = all(isinstance(part, dict) for part in rope.values())
+    parts = rope if nested else {"": rope}
+    kinds = {part.get("rope_type", "default") for part in parts.values()}
+    if kinds != {"default"}:
+        raise ValueError(
+            f"rope_scaling: this model's RoPE is already scaled ({', '.join(sorted(kinds))}); remove the field"
+        )
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    scaled = {
+        name: SCALINGS[scaling.method](part, int(head_dim * part.get("partial_rotary_factor", 1.0)), scaling.factor)
+        for name, part in parts.items()
+    }
+    text.rope_parameters = scaled if nested else scaled[""]
+    if scaling.method != "dynamic":
+        text.max_position_embeddings = int(text.max_position_embeddings * scaling.factor)
+
+
+def context_length(settings: PretrainedConfig) -> int | None:
+    """Positions the model is made for; None when its config states none."""
+    text = settings.get_text_config()
+    trained = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
+    factor = min([part["factor"] for part in parts if part.get("rope_type") == "dynamic"], default=1)
+    return None if trained is None else int(trained * factor)
