@@ -2,6 +2,7 @@
 
 mtkv probe                                         the default study's teachers
 mtkv probe --configfile config/studies/x.yaml      those of another study
+mtkv diff results/a results/b                      what differs between two finished studies
 mtkv schema                                        the JSON schema of a config
 """
 
@@ -72,6 +73,28 @@ def schema(output: Annotated[Path, typer.Argument(help="File to write.")] = Path
     from mtkv.config.schema import write_schema
 
     write_schema(output)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="Results of one study, for instance results/pocket.")],
+    b: Annotated[Path, typer.Argument(help="Results of another, or of the same one run again.")],
+    json: Annotated[Path | None, typer.Option("--json", help="Also write every row as JSON.")] = None,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+) -> None:
+    """What differs between two studies: config, data, versions, code, claims and scores (b − a, on the questions both asked)."""
+    from mtkv.report.differences import difference_json, print_differences
+    from mtkv.stats.diff import NoComparisonError, diff_studies
+
+    try:
+        found = diff_studies(a, b, confidence=confidence)
+    except NoComparisonError as error:
+        raise typer.BadParameter(str(error)) from None
+    print_differences(found, confidence, Console())
+    if json:
+        from mtkv.provenance.files import write_json
+
+        write_json(json, difference_json(found, confidence))
 
 
 def _study(overlays: list[Path]) -> Study:

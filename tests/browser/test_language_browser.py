@@ -8,26 +8,40 @@ pytestmark = pytest.mark.browser
 
 FIXED = """() => [...document.querySelectorAll('[data-say]')].filter((e) => !e.closest('dialog'))
   .map((e) => [e.dataset.say, e.textContent])"""
+DRAWN_TEXTS = """() => [...document.querySelectorAll('.plot')].flatMap((plot) => [...plot.querySelectorAll('text')]
+  .map((text) => [plot.parentNode.id, text.textContent]))"""
+HOVER_TEXTS = """() => [...document.querySelectorAll('.plot')].flatMap((plot) => plot.data.flatMap(({ hovertemplate, text }) =>
+  [hovertemplate, text].flat(2).filter((one) => typeof one === 'string').map((one) => [plot.parentNode.id, one])))"""
+ANSWER_TEXTS = """() => [...document.querySelectorAll('#answer td, #answer th, #answer p, #missing li, .lead, .banner')]
+  .filter((one) => one.closest('tr')?.id !== 'claim-kv_beats_sft').map((one) => [one.className, one.textContent])"""
+SYMBOLS = {"KV", "Holm", "p", "n", "ln", "GPU", "MB", "K", "V", "k", "e", "m"}
 DRAWN = "[...document.querySelectorAll('.plot')].map((plot) => !!plot.querySelector('.main-svg'))"
 BOTH = {"n", "p", "", "CSV", "Markdown", "LaTeX"}  # the same in both languages
+
+
+@pytest.fixture
+def study_names(page):
+    """Names of arms, datasets, teachers and benchmarks, and what the made-up failures say: no words of the page."""
+    data = page.evaluate("JSON.parse(document.getElementById('data').textContent)")
+    names = {*data["arms"], *data["datasets"]}
+    broken = {part for name in names for part in (f"{name.split('_')[0]}_", name.split("_", 1)[-1])}
+    said = "qwen2 gpt2 GSM8K MATH BBH GPQA TruthfulQA CMMLU C Eval of seeds failed out memory"
+    return names | broken | set(said.split())
 
 
 def settle(page):
     page.wait_for_selector("html[data-ready=yes]", state="attached")
 
 
-def datasets(page):
-    return set(page.evaluate("JSON.parse(document.getElementById('data').textContent).datasets"))
-
-
-def test_every_fixed_word_has_chinese(page):
+def test_every_fixed_word_has_chinese(page, study_names):
     before = page.evaluate(FIXED)
     page.locator("[data-lang=zh]").click()
     settle(page)
     assert page.evaluate("document.documentElement.lang") == "zh"
     assert "lang=zh" in page.evaluate("location.hash")
     after = page.evaluate(FIXED)
-    left = {text for english, text in after if not re.search("[\u4e00-\u9fff]", text)} - BOTH - datasets(page)
+    left = {text for _, text in after if re.search("[A-Za-z]{2}", text) and not re.search("[\u4e00-\u9fff]", text)}
+    left -= BOTH | study_names | {"</script><img src=x onerror=alert(1)>"}
     assert left == set()
     assert len(after) > 150
     assert page.locator("#figure-bars h3").inner_text() == "各数据集的准确率"
@@ -40,6 +54,31 @@ def test_every_fixed_word_has_chinese(page):
     settle(page)
     assert page.evaluate(FIXED) == before
     assert page.locator("#figure-bars .plot .ytitle").inner_html() == "Accuracy (%)"
+
+
+def test_no_english_is_left_in_the_pictures_and_the_answer(page, study_names):
+    page.locator("[data-lang=zh]").click()
+    settle(page)
+    assert page.locator("#claim-training_beats_raw th span").first.inner_text() == "用文本训练胜过原始学生。"
+    why = page.locator("#claim-training_beats_raw .why").inner_text()
+    assert why.endswith("。")
+    assert "整个区间高于阈值" in why
+    assert page.locator("#claim-training_beats_raw td").nth(2).inner_text().count("百分点") == 1
+    for where, text in [*page.evaluate(DRAWN_TEXTS), *page.evaluate(ANSWER_TEXTS), *page.evaluate(HOVER_TEXTS)]:
+        words = set(re.findall(r"[A-Za-z_][\w.]*", re.sub(r"<[^>]*>|%\{[^}]*\}|&lt;", " ", text))) - study_names
+        assert words <= SYMBOLS, (where, text)
+    page.locator("[data-lang=en]").click()
+    settle(page)
+    assert "undecided, sees ≥" in page.locator("#figure-forest .plot").inner_html()
+
+
+def test_hover_labels_are_translated(page):
+    page.locator("[data-lang=zh]").click()
+    settle(page)
+    hover = page.evaluate("document.querySelector('#figure-curves .plot').data.map((trace) => trace.hovertemplate)")
+    assert any("第 %{x} 步" in text for text in hover if text)
+    names = page.evaluate("document.querySelector('#figure-curves .plot').data.map((trace) => trace.name)")
+    assert {"sft · 验证", "sft · 训练"} <= set(names)
 
 
 def test_captions_with_facts_are_translated_with_the_facts(page):
@@ -113,7 +152,7 @@ def test_pages_on_paper(open_page, screenshots):
 def test_pictures_to_look_at(open_page, screenshots, name, fragment):
     page = open_page(fragment, viewport={"width": 1280, "height": 24_000})
     bottom = int(page.evaluate("document.querySelector('main').getBoundingClientRect().bottom"))
-    for part, top in enumerate(range(0, bottom, 1600)):
+    for part, top in enumerate(range(0, bottom - 100, 1600)):
         clip = {"x": 0, "y": top, "width": 1280, "height": min(1600, bottom - top)}
         file = screenshots / f"{name}-{part:02}.png"
         page.screenshot(path=file, clip=clip)

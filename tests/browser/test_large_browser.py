@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from mtkv.config.study import load_study, read_study
 from mtkv.report.page import render
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -19,12 +18,7 @@ def large(tmp_path_factory):
     spec = importlib.util.spec_from_file_location("study_tree", TESTS / "report/study_tree.py")
     tree = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tree)
-    config = read_study(TESTS.parent / "config/config.yaml").model_dump(mode="json")
-    config["seeds"] = list(range(SEEDS))
-    for number in range(ARMS - len(config["arms"])):
-        parent = ("sft", "single", "fixed")[number % 3]
-        config["arms"][f"ablation_{number:02d}"] = {**config["arms"]["fixed"], "extends": parent}
-    study = load_study(config)
+    study = tree.large_study(TESTS.parent / "config/config.yaml", ARMS, SEEDS)
     root = tmp_path_factory.mktemp("large") / study.study
     tree.write_study_tree(root, study, items=40, answers=True, log_every=2)
     render(study, root, root / "report/index.html")

@@ -1,6 +1,9 @@
 """What a reader can do with the page, in a real browser, and what the page must never do."""
 
+import csv
+import io
 import json
+import re
 
 import pytest
 
@@ -203,6 +206,21 @@ def test_the_numbers_of_a_figure_copy_as_booktabs(page):
     figure.locator(".numbers > summary").click()
 
 
+def test_the_claims_copy_with_their_verdicts(page):
+    answer = page.locator("#answer")
+    answer.locator("[data-copy=csv]").click()
+    page.wait_for_selector("#toast.on")
+    rows = list(csv.reader(io.StringIO(page.evaluate("navigator.clipboard.readText()"))))
+    assert len(rows) == 1 + answer.locator(".claims tbody tr").count() > 5
+    assert {len(row) for row in rows} == {6}
+    assert rows[0] == answer.locator("thead th").all_inner_texts()
+    verdicts = answer.locator("tbody .badge").all_inner_texts()
+    assert [row[0] for row in rows[1:]] == [" ".join(verdict.split()) for verdict in verdicts]
+    assert any(row[1].startswith("</script><img src=x onerror=alert(1)> ") for row in rows)
+    answer.locator("[data-copy=latex]").click()
+    assert answer.locator("[data-copy]").count() == 3
+
+
 def test_every_plot_has_a_name_and_a_description(page):
     for figure in page.locator("figure").all():
         plot = page.get_by_role("img", name=figure.locator("h3").inner_text(), exact=True)
@@ -254,6 +272,31 @@ def test_dark_mode_follows_the_system_and_the_button(page, open_page):
     settle(page)
     assert page.evaluate(background) == light != dark
     assert page.evaluate("document.querySelector('#figure-bars .plot').layout.font.color") != ink
+
+
+# [colour of the text, colour behind it] of every number inside a cell or a bar
+WRITTEN = """() => [...document.querySelectorAll('.heatmap-label text, text.bartext-inside')].map((text) => {
+  const bar = text.closest('.point')?.querySelector('path');
+  return [getComputedStyle(text).fill, bar ? getComputedStyle(bar).fill : ''];
+})"""
+
+
+def luminance(rgb):
+    share = [int(part) / 255 for part in re.findall(r"\d+", rgb)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in share]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_numbers_inside_cells_and_bars_are_readable(open_page, scheme):
+    """Of cells that their text is the ink that tests/report/test_contrast.py measures on every colour of the scales."""
+    shown = open_page(color_scheme=scheme, viewport=TALL).evaluate(WRITTEN)
+    cells = [ink for ink, bar in shown if not bar]
+    assert len(cells) > 50
+    assert set(cells) == {"rgb(17, 17, 17)"}
+    bars = [sorted(map(luminance, pair)) for pair in shown if pair[1]]
+    assert len(bars) > 10
+    assert min((light + 0.05) / (dark + 0.05) for dark, light in bars) >= 4.5
 
 
 def test_exports_are_files(page):

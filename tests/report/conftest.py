@@ -42,8 +42,13 @@ def study() -> Study:
 
 
 @pytest.fixture(scope="session")
-def write_tree() -> Callable[..., None]:
-    return load_tree_module().write_study_tree
+def tree_module() -> ModuleType:
+    return load_tree_module()
+
+
+@pytest.fixture(scope="session")
+def write_tree(tree_module: ModuleType) -> Callable[..., None]:
+    return tree_module.write_study_tree
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from mtkv.config.study import Study
-from mtkv.evaluate.predictions import write_predictions
+from mtkv.config.study import Study, load_study, read_study
+from mtkv.evaluate.predictions import SCHEMA
 from mtkv.provenance.files import write_json, write_parquet
 from mtkv.report.results import seed_scores
+from mtkv.stats.sentences import Sentence, listed, no_result, packed, tell
 
 LEVEL = {
     "raw": 0.28,
@@ -34,9 +37,11 @@ def write_study_tree(
     failed: tuple[tuple[str, int, str], ...] = (),
     answers: bool = False,
     log_every: int = 10,
+    chars: int = 0,
 ) -> None:
     """Fill `root`. `missing`: (arm, dataset) without scores; `failed`: single runs (arm, seed, dataset) without;
-    `extras`: also logs, routing, maps and cards; `answers`: also questions and predictions."""
+    `extras`: also logs, routing, maps and cards; `answers`: also questions and predictions, `chars`
+    letters longer than they must be."""
     generator = np.random.default_rng(0)
     gone = {(arm, seed, name) for arm, seed in study.runs() for name in study.datasets if (arm, name) in missing} | set(
         failed
@@ -56,7 +61,19 @@ def write_study_tree(
     if extras:
         _write_extras(root, study, generator, log_every)
     if answers:
-        _write_answers(root, study, frame)
+        _write_answers(root, study, frame, chars)
+
+
+def large_study(config: Path, arms: int = 40, seeds: int = 5) -> Study:
+    """The study in `config` with more arms and seeds, every arm with all seeds."""
+    values = read_study(config).model_dump(mode="json")
+    values["seeds"] = list(range(seeds))
+    for arm in values["arms"].values():
+        arm["seeds"] = None
+    for number in range(arms - len(values["arms"])):
+        parent = ("sft", "single", "fixed")[number % 3]
+        values["arms"][f"ablation_{number:02d}"] = {**values["arms"]["fixed"], "extends": parent}
+    return load_study(values)
 
 
 def card(study: Study, stage: str, wildcards: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
@@ -98,8 +115,17 @@ def _cells(
             part = scores[(scores["arm"] == arm) & (scores["dataset"] == name)]
             if part.empty or (arm, name) in partial or (name == "macro" and arm in {a for a, _ in partial}):
                 gone = [d for a, d in (*missing, *partial) if a == arm]
-                reason = "3 of 3 seeds failed: <out of memory>" if name != "macro" else f"missing: {', '.join(gone)}"
-                rows.append({"arm": arm, "dataset": name, "status": "missing", "reason": reason, "tied": False})
+                reason = "3 of 3 seeds failed: <out of memory>" if name != "macro" else _gap(gone)
+                rows.append(
+                    {
+                        "arm": arm,
+                        "dataset": name,
+                        "status": "missing",
+                        "reason": reason,
+                        "reason_parts": packed(reason),
+                        "tied": False,
+                    }
+                )
                 continue
             mean, n = part["accuracy"].mean(), int(part["n"].iloc[0])
             half = 1.96 * np.sqrt(mean * (1 - mean) / n)
@@ -109,6 +135,12 @@ def _cells(
     cells = pd.DataFrame(rows)
     best = cells.groupby("dataset")["mean"].transform("max")
     return cells.assign(tied=(cells["mean"] > best - 0.02))
+
+
+def _gap(datasets: list[str]) -> str:
+    """Why the macro average is missing, as `mtkv.stats.answers` says it."""
+    reason = tell("no scores file")
+    return listed([tell("{dataset}, seed {seed}: {reason}", dataset=name, seed=42, reason=reason) for name in datasets])
 
 
 def _pairs(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
@@ -151,23 +183,31 @@ def _matrix(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _write_answers(root: Path, study: Study, frame: pd.DataFrame) -> None:
+def _write_answers(root: Path, study: Study, frame: pd.DataFrame, chars: int) -> None:
     """Questions and predictions that agree with the items: every second dataset is multiple choice."""
+    more = " and so on" * (chars // 10)
     for (arm, seed, name), part in frame.groupby(["arm", "seed", "dataset"], sort=False):
         choice = list(study.datasets).index(name) % 2 == 1
-        rows = [
-            {
-                "item": item, "cluster": item, "prompt_hash": "0" * 64, "gold": "yes",
-                "output": None if choice else f"{arm} {seed} says of {item}: {'yes' if right else 'no'} <b>&",
-                "loglikelihoods": [-1.0, -2.0] if choice else None, "filtered": "yes" if right else "no", "correct": right,
-            }
-            for item, right in zip(part["item"], part["correct"], strict=True)
-        ]  # fmt: skip
-        write_predictions(root / f"predictions/{arm}/seed{seed}/{name}.parquet", rows)
+        items, right = part["item"].tolist(), part["correct"].to_numpy()
+        filtered = np.where(right == 1, "yes", "no").tolist()
+        said = zip(items, filtered, strict=True)
+        columns: dict[str, Any] = {
+            "item": items,
+            "cluster": items,
+            "prompt_hash": ["0" * 64] * len(items),
+            "output": [None if choice else f"{arm} {seed} says of {item}: {word} <b>&{more}" for item, word in said],
+            "loglikelihoods": [[-1.0, -2.0] if choice else None] * len(items),
+            "filtered": filtered,
+            "gold": ["yes"] * len(items),
+            "correct": right,
+        }
+        path = root / f"predictions/{arm}/seed{seed}/{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns, schema=SCHEMA), path)
         path = root / f"data/test/{name}.parquet"
         if not path.is_file():
             gold, choices = (0, ["yes", "no"]) if choice else (-1, [])
-            asked = [f"What of {item}? <img src=x onerror=alert(3)>" for item in part["item"]]
+            asked = [f"What of {item}? <img src=x onerror=alert(3)>{more}" for item in part["item"]]
             write_parquet(path, pd.DataFrame({
                 "id": part["item"], "question": asked, "choices": [choices] * len(part), "gold": gold, "answer": "yes",
                 "cluster": part["item"], "question_hash": "0",
@@ -183,9 +223,18 @@ def _claims(study: Study, pairs: pd.DataFrame) -> pd.DataFrame:
             "baseline": getattr(claim, "baseline", None), "twin": getattr(claim, "twin", None),
             "threshold": float(getattr(claim, "threshold", getattr(claim, "at_least", 0))), "delta": 3.25 + i, "low": 1.5, "high": 5.0 + i,
             "p": 0.004, "p_holm": 0.012 * (i + 1), "n": 1400, "verdict": verdicts[i % 3],
-            "why": "The whole interval lies above the threshold." if i % 3 == 0 else "The interval contains the threshold.",
+            "why": (why := _why(claim.arm, i)), "why_parts": packed(why),
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _why(arm: str, i: int) -> Sentence:
+    """A sentence of the kind that `mtkv.stats.claims` makes; every fourth one is about data that are missing."""
+    if i % 4 == 3:
+        gap = tell("{dataset}, seed {seed}: {reason}", dataset="pocket_bbh", seed=42, reason=tell("no scores file"))
+        return tell("Data are missing: {missing}.", missing=listed([no_result(arm, gap), no_result("sft", gap)]))
+    place = tell("the whole interval is above the threshold {value}", value=i)
+    return tell("{finding}: {reason}.", finding=tell("{finding}, Holm p {p}", finding=arm, p="= 0.012"), reason=place)
 
 
 def _write_extras(root: Path, study: Study, generator: np.random.Generator, log_every: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import mtkv.report
 from mtkv.report.embed import plotly_script
 from mtkv.report.figures import all_figures
-from mtkv.report.svg import DRAWERS
+from mtkv.report.svg import KINDS
 
 BUNDLE = Path(mtkv.report.__file__).parent / "bundle"
 TRACES = {"bar", "heatmap", "scatter", "scatterpolar", "waterfall"}
@@ -16,7 +16,7 @@ TRACES = {"bar", "heatmap", "scatter", "scatterpolar", "waterfall"}
 
 def test_the_bundle_has_the_trace_types_of_the_figures_and_no_others(full):
     asked = set(re.findall(r"plotly\.js/lib/(\w+)", (BUNDLE / "entry.js").read_text())) - {"core"}
-    assert asked | {"scatter"} == TRACES == set(DRAWERS)
+    assert asked | {"scatter"} == TRACES == set(KINDS)
     assert {trace["type"] for figure in all_figures(full) for trace in figure.traces} <= TRACES
     script = plotly_script()
     for name in ("histogram2d", "scatter3d", "sankey"):

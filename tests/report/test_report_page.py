@@ -36,7 +36,7 @@ def document(page):
 def no_stills(monkeypatch):
     """Leave out the slow drawing where a test is not about it."""
     blank = Picture("<svg xmlns='http://www.w3.org/2000/svg'/>", b"")
-    monkeypatch.setattr("mtkv.report.page.picture", lambda figure, view=None: blank)
+    monkeypatch.setattr("mtkv.report.page.picture", lambda *_, **__: blank)
 
 
 def figure_data(document):

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,6 +16,9 @@ from mtkv.report.files import write_summaries, write_tables
 from mtkv.report.items import item_browser
 from mtkv.report.summary import cell_cards, comparison_report, plain
 from mtkv.report.tables import as_latex, claims_table, matrix_table
+from mtkv.stats import cells, claims, pairs, ranks
+
+DOCS = Path(__file__).parents[2] / "docs/report.md"
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,31 @@ def test_json_holds_every_row_of_the_tables(loaded, full_tree, name):
     assert len(loaded[name]) == len(frame)
     for row, expected in zip(loaded[name], frame.to_dict("records"), strict=True):
         assert all(same(row[key], value) for key, value in expected.items())
+
+
+def test_every_key_is_documented(loaded):
+    """docs/report.md names each key and column of results.json in the row of its table."""
+    text = DOCS.read_text(encoding="utf-8")
+    schema = text[text.index('`results.json` (`"schema"') :]
+    rows = [line.split(" | ", 1) for line in schema.splitlines() if line.startswith("| `")]
+    said = {key: set(re.findall(r"`(\w+)`", holds)) for head, holds in rows for key in re.findall(r"`(\w+)`", head)}
+    assert loaded.keys() <= said.keys()
+    for part in ("claims", "cells", "pairs", "matrix", "runs"):
+        assert set(loaded[part][0]) <= said[part], part
+    assert set(loaded["arms"]["fixed"]) | set(loaded["arms"]["fixed"]["kv"]) <= said["arms"]
+    assert set(loaded["cards"]["arms/fixed/seed42"]) <= said["cards"]
+
+
+def test_the_tables_of_compare_are_documented():
+    text = DOCS.read_text(encoding="utf-8")
+    for part, columns in {
+        "cells": cells.COLUMNS,
+        "claims": claims.COLUMNS,
+        "pairs": pairs.COLUMNS,
+        "matrix": ranks.COLUMNS,
+    }.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"| `{part}` | "))
+        assert set(columns) <= set(re.findall(r"`(\w+)`", line)), part
 
 
 def test_every_cell_leads_to_the_cards_that_made_it(loaded, full_tree, full_study):

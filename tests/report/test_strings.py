@@ -1,19 +1,64 @@
 """One catalogue holds every fixed word of the report, each in English and Chinese."""
 
 import ast
+import html
 import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
+import yaml
 
 import mtkv.report
+import mtkv.stats
+from mtkv.report.claims import UNITS
 from mtkv.report.figures import FIGURE_SECTIONS, all_figures
 from mtkv.report.page import METHODS, SECTIONS, phrases
-from mtkv.report.strings import CATALOGUE, FACT, LANGUAGES, PHRASES, Words, chinese, page_phrases, say
+from mtkv.report.strings import CATALOGUE, FACT, LANGUAGES, PHRASES, Words, chinese, listed, page_phrases, retold, say
+from mtkv.stats.claims import Evidence, judge
+from mtkv.stats.sentences import both, no_result, packed, tell
 
 FOLDER = Path(mtkv.report.__file__).parent
-CHINESE = re.compile("[\u4e00-\u9fff]")
+CHINESE = re.compile("[\u4e00-\u9fff\uff00-\uffef]")  # letters and punctuation
 SAME = {"n", "p"}  # symbols
+CONFIGS = sorted(FOLDER.parents[2].glob("config/**/*.yaml"))
+# What stays English in Chinese: names of models and settings, symbols, units.
+LATIN = re.compile(r"[A-Za-z_][\w.]*")
+TERMS = {
+    "KV",
+    "Holm",
+    "ln",
+    "n",
+    "p",
+    "K",
+    "V",
+    "GPU",
+    "MB",
+    "extra",
+    "br",
+    "x",
+    "y",
+    "z",
+    "r",
+    "theta",
+    "fullData",
+    "name",
+    "text",
+    "delta",
+}
+
+
+def templates(folder: Path, function: str) -> set[str]:
+    """The first arguments of all calls of `function` in a package, each written out in full, or one of two."""
+    found = set()
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == function:
+                choices = (
+                    [node.args[0].body, node.args[0].orelse] if isinstance(node.args[0], ast.IfExp) else [node.args[0]]
+                )
+                found |= {choice.value for choice in choices if isinstance(choice, ast.Constant)}
+    return found
 
 
 @pytest.mark.parametrize("key", sorted(CATALOGUE["words"]))
@@ -27,7 +72,7 @@ def test_every_key_has_both_languages_and_the_same_facts(key):
 
 
 def test_every_phrase_has_chinese_with_the_same_facts():
-    for english, text in CATALOGUE["phrases"].items():
+    for english, text in (CATALOGUE["phrases"] | CATALOGUE["studies"]).items():
         assert CHINESE.search(text) or english in SAME, english
         assert sorted(FACT.findall(english)) == sorted(FACT.findall(text)), english
         assert re.findall(r"%\{[^}]*\}", english) == re.findall(r"%\{[^}]*\}", text), english
@@ -45,26 +90,29 @@ def test_the_page_uses_every_word_and_no_other():
 
 
 def test_every_sentence_that_a_figure_makes_is_in_the_catalogue():
-    said = {
-        node.args[0].value
-        for path in FOLDER.glob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call)
-        and getattr(node.func, "id", "") == "say"
-        and isinstance(node.args[0], ast.Constant)
-    }
+    said = templates(FOLDER, "say") | {text for unit in UNITS.values() for text in (unit.shown, unit.relation)}
     assert len(said) > 15
-    assert said <= set(PHRASES)
+    assert {text for text in said if re.search("[A-Za-z]{2}", FACT.sub("", text))} <= set(PHRASES)
 
 
-def test_every_figure_is_said_in_chinese(full):
-    teachers = {name.split("/")[0] for name in full.examples}
-    names = {*full.arms, *full.datasets, *teachers, *full.training["term"], *SAME}
-    known = phrases(all_figures(full))
-    left = set()
-    for figure in all_figures(full):
-        left |= {text for text in figure.texts() if not CHINESE.search(known.get(text, ""))}
-    assert {text for text in left - names if " · " not in text} == set()  # "map · kind" and "arm · teacher" are names
+def test_every_sentence_of_the_statistics_is_in_the_catalogue():
+    told = templates(Path(mtkv.stats.__file__).parent, "tell")
+    assert len(told) > 30
+    assert told <= set(PHRASES)
+    assert {text for text in PHRASES if "control twin" in text and FACT.search(text)} <= told | templates(FOLDER, "say")
+
+
+def test_the_statements_and_descriptions_of_the_studies_are_in_the_catalogue():
+    said = {text for path in CONFIGS for text in statements(yaml.safe_load(path.read_text(encoding="utf-8")))}
+    assert len(CONFIGS) > 5
+    assert said == set(CATALOGUE["studies"])
+
+
+def statements(tree):
+    """Every `statement` and `description` in a config."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from [value] if key in ("statement", "description") and isinstance(value, str) else statements(value)
 
 
 def test_facts_are_filled_in_and_translated_and_sums_keep_both_languages():
@@ -76,3 +124,67 @@ def test_facts_are_filled_in_and_translated_and_sums_keep_both_languages():
     assert isinstance(title.strip(), Words)
     assert (chinese("Step"), chinese("no such words")) == ("步数", "no such words")
     assert not any(FACT.search(english) for english in page_phrases())
+    assert [str(listed(["a", "b"])), listed(["Step", say("seed {seed}", seed=1)], "; ").chinese] == [
+        "a, b",
+        "步数; 种子 1",
+    ]
+
+
+def test_names_of_arms_and_datasets_are_not_translated():
+    assert phrases([])["Step"] == "步数"
+    assert "Step" not in phrases([], names={"Step"})
+
+
+def test_what_a_chinese_reader_sees_of_a_figure_holds_no_english(full):
+    known = phrases(all_figures(full), names={*full.arms, *full.datasets})
+    left = {}
+    for figure in all_figures(full):
+        for text in figure.texts():
+            shown = html.unescape(known.get(text, text).replace("_<br>", "_"))
+            words = set(LATIN.findall(re.sub(r"<[^>]*>|%?\{[^}]*\}", " ", shown))) - TERMS
+            left |= {word: (figure.id, text) for word in words if not is_name(word, full)}
+    assert left == {}
+
+
+def is_name(word, full):
+    """Arms, datasets, teachers, settings (`kv.loss.layers`), files, and what the made-up tokens and failures say."""
+    teachers = {name.split("/")[0] for name in full.examples}
+    names = {*full.arms, *full.datasets, *teachers, *re.findall(r"\w+", " ".join(chain(*full.changes.values())))}
+    return word in names or "." in word or word in {"seeds", "of", "failed", "tables"}
+
+
+EVIDENCE = Evidence(
+    tell("{items} items, {seeds} seeds", items=4, seeds=3), 1.0, delta=2.0, low=1.5, high=3.0, p=0.01, mdd=0.7
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"inclusive": True},
+        {"low": 0.0, "high": 0.5},
+        {"low": 0.0},
+        {"p": 0.2},
+        {"upper": 4.0},
+        {"upper": 4.0, "low": 5.0, "high": 6.0},
+        {"unmet": tell("its twin {twin} is no control arm", twin="sft")},
+        {"contradicted": tell("it is worse than its control twin {twin}", twin="sft")},
+        {"missing": both([no_result("sft", tell("no scores file")), no_result("raw", tell("no scores file"))])},
+    ],
+)
+def test_verdicts_are_retold_in_chinese_from_the_table(changes):
+    evidence = EVIDENCE.with_(**changes)
+    _, why = judge(evidence, evidence.p, 0.05)
+    told = retold(str(why), packed(why))
+    assert str(told) == str(why)
+    assert set(LATIN.findall(told.chinese)) <= {"Holm", "p", "sft", "raw"}
+    assert re.findall(r"\d+(?:\.\d+)?", told.chinese) == re.findall(r"\d+(?:\.\d+)?", why)
+
+
+def test_reasons_of_older_tables_and_of_other_hands_stay_as_they_are():
+    assert (retold("Because.", None), retold(None, None), retold(float("nan"), None)) == ("Because.", "", "")
+    assert retold("Because.", float("nan")) == "Because."
+    other = retold("Edited by hand.", packed(tell("no scores file")))
+    assert (other, chinese(other)) == ("Edited by hand.", "Edited by hand.")
+    assert chinese(retold("out of memory", packed("out of memory"))) == "out of memory"

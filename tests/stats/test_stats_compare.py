@@ -30,12 +30,12 @@ ARMS = {
 COLUMNS = {
     "items": "arm seed dataset item cluster correct",
     "cells": "arm dataset mean low high n_items n_seeds sd_seeds status reason tied "
-    "sd_items se interval n_clusters clustered design_effect rank rank_low rank_high",
+    "sd_items se interval n_clusters clustered design_effect rank rank_low rank_high reason_parts",
     "pairs": "arm baseline dataset delta low high p p_holm n_items n_seeds sd_seeds sd_items mdd family "
     "se p_items p_tost t_seeds p_seeds cohens_d interval outcome",
     "matrix": "arm other dataset delta low high p p_holm n_items n_seeds outcome",
     "claims": "claim statement kind level arm baseline twin threshold delta low high p p_holm n verdict why "
-    "n_seeds mdd twin_delta twin_low twin_high",
+    "n_seeds mdd twin_delta twin_low twin_high why_parts",
 }
 
 
@@ -198,3 +198,24 @@ def test_statistics_need_no_torch():
         "import sys, mtkv.stats.compare; print([m for m in ('torch', 'transformers', 'lm_eval') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_reasons_are_stored_with_their_parts(compared):
+    _, tables = compared(0.12)
+
+    def filled(parts):
+        return (
+            parts
+            if isinstance(parts, str)
+            else parts["template"].format(**{k: filled(v) for k, v in parts["facts"].items()})
+        )
+
+    claims = tables["claims"]
+    assert len(claims)
+    for row in claims.to_dict("records"):
+        assert json.loads(row["why_parts"])["template"] != row["why"]
+        assert filled(json.loads(row["why_parts"])) == row["why"]
+    cells = tables["cells"]
+    assert (cells["reason"].isna() == cells["reason_parts"].isna()).all()
+    for row in cells.dropna(subset="reason").to_dict("records"):
+        assert filled(json.loads(row["reason_parts"])) == row["reason"]

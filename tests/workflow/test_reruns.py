@@ -118,6 +118,31 @@ def test_edited_report_reruns_the_report_only(study):
     assert planned(study) == {"report": 1}
 
 
+SHOWN = (
+    "arms/learnable/seed42/training.parquet",
+    "arms/learnable/seed42/routing.parquet",
+    "maps/qwen2/*.probe.parquet",
+    "maps/qwen2/*.example.parquet",
+    "teachers/gpt2/card.json",
+    "predictions/raw/seed42/card.json",
+)
+
+
+def test_what_only_the_report_shows_reruns_the_report_only(study):
+    changed = [next((study / "results/pocket").glob(pattern)) for pattern in SHOWN]
+    for file in changed:
+        file.write_text("changed")
+    text = snakemake(study, "--dry-run")
+    (reason,) = re.findall(r"reason: Updated input files: (.*)", text)
+    assert {study / path for path in reason.split(", ")} == set(changed)
+    assert re.findall(r"^(?:local)?rule (\w+):", text, re.MULTILINE) == ["report", "all"]
+
+
+def test_a_changed_answer_reruns_its_score_and_the_report(study):
+    (study / "results/pocket/predictions/raw/seed42/pocket_cmmlu.parquet").write_text("changed")
+    assert planned(study) == {"score": 1, "compare": 1, "report": 1}
+
+
 def test_edited_statistics_rerun_comparison_and_report(study):
     edit(study, "src/mtkv/stats/compare.py", "\ndef ", "\nUNUSED = 1\n\n\ndef ")
     assert planned(study) == {"compare": 1, "report": 1}

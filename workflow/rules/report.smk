@@ -1,16 +1,104 @@
+report: "../report/workflow.rst"
+
+
+# Whatever the page shows is an input, so that a changed log, map or answer makes it anew. Each of these files is made for the
+# scores anyway: a dataset that could not be answered is a predictions file that says why, and a missing cell on the page.
+USED_MAPS = [
+    f"{ROOT}/maps/{teacher}/{align.slug}"
+    for teacher in STUDY.teachers.models
+    for align in STUDY.aligns(teacher)
+]
+STORED = STUDY.teachers.mode == "stored"
+RUNS = [f"{arm}/seed{seed}" for arm, seed in STUDY.runs()]
+
+
+def answered():
+    """Wildcards of the predict jobs; `dataset` only where each dataset is a job of its own."""
+    jobs = [
+        (arm, seed, dataset)
+        for arm, seed in STUDY.runs()
+        for dataset in (STUDY.datasets if len(PER_JOB) == 1 else [""])
+    ]
+    return dict(zip(("arm", "seed", "dataset"), zip(*jobs)))
+
+
+def figure_labels(wildcards):
+    """ "heatmap-delta" → figure "heatmap", view "delta" in the list of `snakemake --report`."""
+    name, _, view = wildcards.figure.partition("-")
+    return {"figure": name.replace("_", " "), "view": view or "—"}
+
+
 rule report:
     input:
         compared=rules.compare.output,
-        logs=[card.replace("card.json", "training.parquet") for card in train_cards()],
-        data=f"{ROOT}/data/card.json",
-    output:
-        page=f"{ROOT}/report/index.html",
-        figures=directory(f"{ROOT}/report/figures"),
-        tables=directory(f"{ROOT}/report/tables"),
-        summaries=expand(
-            f"{ROOT}/report/{{name}}",
-            name=("results.json", "comparison_report.md", "model_comparison.csv"),
+        training=[
+            card.replace("card.json", f"{name}.parquet")
+            for card in train_cards()
+            for name in ("training", "routing")
+        ],
+        maps=[
+            f"{name}.{kind}.parquet"
+            for name in USED_MAPS
+            for kind in ("probe", "example")
+        ],
+        targets=[
+            f"{name}.targets"
+            for name in USED_MAPS
+            if STORED and STUDY.teachers.tier == "mapped"
+        ],
+        questions=expand(
+            f"{ROOT}/data/test/{{dataset}}.parquet", dataset=STUDY.datasets
         ),
+        predictions=expand(
+            f"{ROOT}/predictions/{{run}}/{{dataset}}.parquet",
+            run=RUNS,
+            dataset=STUDY.datasets,
+        ),
+        cards=[
+            f"{ROOT}/data/card.json",
+            *(
+                f"{ROOT}/teachers/{teacher}/card.json"
+                for teacher in STUDY.teachers.models
+                if STORED and STUDY.aligns(teacher)
+            ),
+            *(f"{name}.card.json" for name in USED_MAPS),
+            *train_cards(),
+            *expand(rules.predict.output.card, zip, **answered()),
+        ],
+    output:
+        page=report(
+            f"{ROOT}/report/index.html",
+            category="Answer",
+            labels={"what": "the whole report"},
+            caption="../report/page.rst",
+        ),
+        figures=report(
+            directory(f"{ROOT}/report/figures"),
+            patterns=["{figure}.svg"],
+            category="Figures",
+            labels=figure_labels,
+            caption="../report/figure.rst",
+        ),
+        tables=report(
+            directory(f"{ROOT}/report/tables"),
+            patterns=["{table,headline|claims|pairs|matrix|items}.csv"],
+            category="Tables",
+            labels={"table": "{table}"},
+            caption="../report/table.rst",
+        ),
+        summaries=[
+            report(
+                f"{ROOT}/report/{name}",
+                category="Numbers",
+                labels={"file": name},
+                caption="../report/summary.rst",
+            )
+            for name in (
+                "results.json",
+                "comparison_report.md",
+                "model_comparison.csv",
+            )
+        ],
         card=f"{ROOT}/report/card.json",
     log:
         f"{LOGS}/report.log",

@@ -6,6 +6,8 @@ In: the resolved arms of a `Study`. Out: short texts such as `kv.loss.layers: al
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from mtkv.report.strings import say
+
 if TYPE_CHECKING:
     from mtkv.config.arms import Arm
     from mtkv.config.study import Study
@@ -59,7 +61,7 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]
         if (section in before) != (section in after):  # `kv: null` on one side
             if section not in told:
                 told.add(section)
-                yield f"without {section}" if section in after else f"with {section}"
+                yield say("without {section}" if section in after else "with {section}", section=section)
             continue
         yield f"{path}: {_shown(before.get(path))} → {_shown(after.get(path))}"
 

@@ -9,9 +9,12 @@ Texts are English; `strings.say` makes those that hold facts, so that the page's
 
 import html
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
+
+from mtkv.report.strings import Words
 
 Trace = dict[str, Any]
 
@@ -48,9 +51,21 @@ class Figure:
         }
 
     def texts(self) -> list[str]:
-        """What the figure says in words of its own; `rows`, trace names and views that are names come from data."""
+        """Everything a reader can see of the figure: words of its own, names and numbers."""
         axes = [axis["title"]["text"] for axis in self.layout.values() if isinstance(axis, dict) and "title" in axis]
-        return [self.title, self.caption, self.view_label, *self.header, *(name for _, name in self.views), *axes]
+        said = [self.title, self.caption, self.view_label, *self.header, *(name for _, name in self.views), *axes]
+        return said + [text for trace in self.traces for text in trace_texts(trace)] + list(chain(*self.rows))
+
+
+def trace_texts(trace: Trace) -> Iterator[str]:
+    """Names, labels and texts that plotly shows of a trace, with its template of the hover label."""
+    own = ("hovertemplate",) if trace["type"] == "heatmap" else ("name", "hovertemplate")
+    yield from (trace[name] for name in own if name in trace)
+    for name in ("x", "y", "theta", "text"):
+        for entry in trace.get(name, ()):
+            if not isinstance(entry, str | list):
+                break  # numbers
+            yield from [entry] if isinstance(entry, str) else entry
 
 
 def base_layout(height: int) -> dict[str, Any]:
@@ -67,6 +82,8 @@ def base_layout(height: int) -> dict[str, Any]:
 
 def label(text: object) -> str:
     """`text` as plotly must get it: plotly reads a little HTML in names, so markup is escaped."""
+    if isinstance(text, Words):
+        return text.mapped(lambda one: html.escape(one, quote=False))
     return html.escape(str(text), quote=False)
 
 

@@ -7,9 +7,9 @@ what was changed, and a heatmap layer range × {K, V, K + V} of the macro differ
 from mtkv.report.figure import Figure, Trace, by_seed, label, mean, percent, text
 from mtkv.report.figures_forest import forest_figure, significance_note
 from mtkv.report.outcomes import verdict
-from mtkv.report.palette import DIVERGING
+from mtkv.report.palette import CELL_TEXT, DIVERGING
 from mtkv.report.results import MACRO, Results
-from mtkv.report.strings import say
+from mtkv.report.strings import listed, say
 
 KINDS = ("K", "V", "K + V")
 LAYERS = ("all", "first", "middle", "last")
@@ -38,7 +38,7 @@ def steps(results: Results, pairs: list[tuple[str, str]]) -> Figure:
     caption += significance_note(results, pairs)
     figure = forest_figure(results, "ablations", "ablations", "Each arm against the arm it extends", caption, pairs)
     figure.header = [*figure.header, "What it changes"]
-    figure.rows = [[*row, "; ".join(results.changes.get(row[1], [])) or "nothing"] for row in figure.rows]
+    figure.rows = [[*row, listed(results.changes.get(row[1], []), "; ") or "nothing"] for row in figure.rows]
     return figure
 
 
@@ -130,6 +130,7 @@ def _family_map(results: Results, parent: str, members: dict[tuple[str, str], st
         "ygap": 2,
         "hoverongaps": False,
         "texttemplate": "%{z:+.1f}",
+        "textfont": CELL_TEXT,
         "hovertemplate": "layers %{y}, %{x}: %{z:+.1f} points<extra></extra>",
         "colorbar": {"thickness": 12, "outlinewidth": 0},
         "meta": {"view": parent, "arm": parent, "by_seed": by_seed("z", {seed: grid(seed) for seed in results.seeds})},

@@ -10,7 +10,7 @@ from mtkv.report.figure import Figure, Trace, by_seed, interval, label, p_text, 
 from mtkv.report.outcomes import clear, detectable, outcome, verdict
 from mtkv.report.palette import arm_styles
 from mtkv.report.results import MACRO, Results
-from mtkv.report.strings import say
+from mtkv.report.strings import listed, say
 
 HEADER = [
     "Dataset",
@@ -65,12 +65,14 @@ def forest_figure(results: Results, id: str, section: str, title: str, caption: 
 def significance_note(results: Results, pairs: Pairs) -> str:
     """Which macro differences are clear, which are not, and which are not there."""
     found = {(arm, other): results.pair(arm, MACRO, other) for arm, other in pairs}
-    sure = [f"{arm} ({outcome(pair, results.alpha)})" for (arm, _), pair in found.items() if clear(pair, results.alpha)]
+    sure = [
+        say("{arm} ({outcome})", arm=arm, outcome=outcome(pair, results.alpha))
+        for (arm, _), pair in found.items()
+        if clear(pair, results.alpha)
+    ]
     gone = [arm for (arm, _), pair in found.items() if pair is None]
     note = (
-        say(" Clear macro differences: {arms}.", arms=", ".join(sure))
-        if sure
-        else say(" No macro difference is clear.")
+        say(" Clear macro differences: {arms}.", arms=listed(sure)) if sure else say(" No macro difference is clear.")
     )
     return note + say(" Without a macro difference: {arms}.", arms=", ".join(gone)) if gone else note
 
@@ -145,4 +147,5 @@ def _traces(results: Results, pairs: Pairs, name: str, several: bool) -> list[Tr
 
 def _beside(pair: dict[str, Any], alpha: float) -> str:
     delta, limits, _, holm, *_ = pair_text(pair, alpha)
-    return f"{delta} {limits}  p {holm if holm.startswith('<') else '= ' + holm}  {verdict(pair, alpha)}"
+    p = holm if holm.startswith("<") else f"= {holm}"
+    return say("{delta} {limits}  p {p}  {verdict}", delta=delta, limits=limits, p=p, verdict=verdict(pair, alpha))

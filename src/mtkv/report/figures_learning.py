@@ -9,6 +9,7 @@ from mtkv.report.figure import Figure, Trace, label, number, percent, text
 from mtkv.report.figures_training import TERM_ORDER, by_line, ends, kv_sums, run_line
 from mtkv.report.palette import Style, arm_styles
 from mtkv.report.results import MACRO, Results
+from mtkv.report.strings import say
 
 GAP_TERMS = ("ce", "key", "value", "cosine", "loss")
 
@@ -78,7 +79,7 @@ def _points(arm: str, name: str, points: list[tuple[int, float, float | None]], 
         "legendgroup": arm,
         "x": [number(loss, 5) for _, loss, _ in points],
         "y": [score for _, _, score in points],
-        "text": [f"seed {seed}" for seed, _, _ in points],
+        "text": [say("seed {seed}", seed=seed) for seed, _, _ in points],
         "marker": {"color": style.color, "symbol": style.symbol, "size": 9},
         "hovertemplate": "%{fullData.name}, %{text}<br>KV loss %{x:.4g}, accuracy %{y:.1f} %<extra></extra>",
         "meta": {

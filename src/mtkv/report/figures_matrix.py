@@ -8,9 +8,9 @@ from collections import Counter
 from typing import Any
 
 from mtkv.report.figure import Figure, Trace, label, percent, text, tick
-from mtkv.report.palette import DIVERGING, SEQUENTIAL
+from mtkv.report.palette import CELL_TEXT, DIVERGING, SEQUENTIAL
 from mtkv.report.results import MACRO, Results
-from mtkv.report.strings import say
+from mtkv.report.strings import listed, say
 
 WORDS = ("win", "tie", "loss")
 Known = dict[tuple[str, str, str], dict[Any, Any]]
@@ -59,7 +59,10 @@ def _duel_map(results: Results, known: Known, name: str, bound: float) -> Trace:
         results,
         [[percent((row or {}).get("delta")) for row in line] for line in found],
         [
-            [f"{row['outcome']} {text(percent(row['delta']), sign=True)}" if row else "" for row in line]
+            [
+                say("{word} {delta}", word=row["outcome"], delta=text(percent(row["delta"]), sign=True)) if row else ""
+                for row in line
+            ]
             for line in found
         ],
         {"view": name, "columns": {"arm": results.arms}, **({} if name == MACRO else {"dataset": name})},
@@ -80,7 +83,10 @@ def runs(results: Results) -> Figure:
         words.append([f"{len(found)}/{len(seeds)}" for found in present])
         for name, found in zip(names, present, strict=True):
             gone = [seed for seed in seeds if seed not in found]
-            reasons = "; ".join(f"seed {seed}: {_reason(results, arm, seed, name)}" for seed in gone)
+            reasons = listed(
+                (say("seed {seed}: {reason}", seed=seed, reason=_reason(results, arm, seed, name)) for seed in gone),
+                "; ",
+            )
             shown = [", ".join(map(str, group)) or "—" for group in (found, gone)]
             rows.append([arm, name, *shown, text(sizes.get((arm, name)), 0), reasons or "—"])
     partial = sum(0 < share < 1 for line in z for share in line)
@@ -113,7 +119,9 @@ def _holes(partial: int, empty: int) -> str:
 
 def _reason(results: Results, arm: str, seed: int, dataset: str) -> str:
     known = (results.cards.get("compare", {}).get("result") or {}).get("missing") or {}
-    return str(known.get(f"{arm}/seed{seed}/{dataset}", "no scores file"))
+    reason = str(known.get(f"{arm}/seed{seed}/{dataset}", "no scores file"))
+    failed = reason.removeprefix("failed: ")
+    return say("failed: {reason}", reason=failed) if failed != reason else reason
 
 
 def _grid(
@@ -127,6 +135,7 @@ def _grid(
         "z": z,
         "text": [[label(word) for word in line] for line in words],
         "texttemplate": "%{text}",
+        "textfont": CELL_TEXT,
         "hovertemplate": "%{y} · %{x}: %{text}<extra></extra>",
         "xgap": 2,
         "ygap": 2,

@@ -9,8 +9,9 @@ from typing import Any
 
 from mtkv.report.figure import Figure, Trace, by_seed, label, mean, number, text, tick
 from mtkv.report.figures_training import logged, run_line
-from mtkv.report.palette import DASHES, SEQUENTIAL, SYMBOLS, Style, arm_styles
+from mtkv.report.palette import CELL_TEXT, DASHES, SEQUENTIAL, SYMBOLS, Style, arm_styles
 from mtkv.report.results import Results
+from mtkv.report.strings import say
 
 HEATMAP_AXES: dict[str, Any] = {
     "xaxis": {"type": "category", "showgrid": False, "tickangle": 0},
@@ -154,7 +155,7 @@ def by_layer(results: Results) -> Figure | None:
         traces.append(
             _weights(
                 z,
-                [f"layer {layer}" for layer in layers],
+                [say("layer {layer}", layer=layer) for layer in layers],
                 teachers,
                 {"view": arm, "arm": arm, "by_seed": by_seed("z", seeds)},
             )
@@ -191,6 +192,7 @@ def _weights(z: list[list[Any]], columns: list[str], lines: list[str], meta: dic
         "xgap": 2,
         "ygap": 2,
         "texttemplate": "%{z:.2f}",
+        "textfont": CELL_TEXT,
         "hovertemplate": "%{y}<br>%{x}: %{z:.3f}<extra></extra>",
         "colorbar": {"thickness": 12, "outlinewidth": 0},
         "meta": meta,

@@ -6,8 +6,8 @@ In: `Results`; out: `Figure`s in percent. Whiskers are the cells' confidence int
 from typing import Any
 
 from mtkv.report.figure import Figure, Trace, by_seed, interval, label, number, p_text, percent, text, tick
-from mtkv.report.palette import DIVERGING, P_VALUES, SEQUENTIAL, Style, arm_styles
-from mtkv.report.results import MACRO, Results
+from mtkv.report.palette import CELL_TEXT, DIVERGING, P_VALUES, SEQUENTIAL, Style, arm_styles
+from mtkv.report.results import MACRO, Results, reason_of
 from mtkv.report.strings import say
 
 
@@ -82,7 +82,7 @@ def _bar_and_dots(results: Results, arm: str, style: Style) -> list[Trace]:
         "showlegend": False,
         "x": [tick(name) for name, _, _ in points],
         "y": [value for _, _, value in points],
-        "text": [f"seed {s}" for _, s, _ in points],
+        "text": [say("seed {seed}", seed=s) for _, s, _ in points],
         "marker": {"color": "rgba(255,255,255,0.75)", "size": 4, "line": {"color": "#22262B", "width": 1}},
         "meta": {"arm": arm, "points": {"dataset": [p[0] for p in points], "seed": [p[1] for p in points]}},
         "hovertemplate": "%{fullData.name}, %{text}<br>%{x}: %{y:.1f} %<extra></extra>",
@@ -201,6 +201,7 @@ def _map(results: Results, view: str, z: list[list[Any]], form: str, scale: dict
         "ygap": 2,
         "hoverongaps": False,
         "texttemplate": f"%{{z:{form}}}",
+        "textfont": CELL_TEXT,
         "hovertemplate": f"%{{y}}<br>%{{x}}: %{{z:{form}}}<extra></extra>",
         "colorbar": {"thickness": 12, "outlinewidth": 0},
         "meta": {
@@ -215,6 +216,6 @@ def _map(results: Results, view: str, z: list[list[Any]], form: str, scale: dict
 
 def _cell_text(cell: dict[str, Any]) -> str:
     if number(cell.get("mean")) is None:
-        return f"{cell['status']}: {cell.get('reason') or 'no reason given'}"
+        return say("{status}: {reason}", status=cell["status"], reason=reason_of(cell))
     low, high = text(percent(cell["low"])), text(percent(cell["high"]))
     return f"{text(percent(cell['mean']))} [{low}, {high}], n {text(cell.get('n_items'), 0)} × {text(cell.get('n_seeds'), 0)}"

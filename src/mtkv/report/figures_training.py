@@ -141,7 +141,7 @@ def run_line(wide: pd.DataFrame, arm: str, split: str, style: Style) -> Trace:
     return {
         "type": "scatter",
         "mode": "lines" if len(wide) > 1 else "markers",
-        "name": label(f"{arm} · {split}"),
+        "name": label(say("{arm} · {split}", arm=arm, split=split)),
         "legendgroup": arm,
         "x": [int(step) for step in wide.index],
         "y": [number(mean(values), 5) for values in zip(*seeds.values(), strict=True)],
@@ -166,7 +166,7 @@ def resume_marks(results: Results, line: Trace, arm: str, style: Style) -> Trace
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": label(f"{arm} · resumed"),
+        "name": label(say("{arm} · resumed", arm=arm)),
         "showlegend": False,
         "legendgroup": arm,
         "x": [step for _, step in shown],

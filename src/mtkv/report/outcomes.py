@@ -7,6 +7,7 @@ four times out of five, so that "not significant" is never read as "no differenc
 from typing import Any
 
 from mtkv.report.figure import number, percent, text
+from mtkv.report.strings import say
 
 DECIDED = ("better", "worse", "equivalent")
 
@@ -32,7 +33,7 @@ def verdict(pair: dict[str, Any] | None, alpha: float) -> str:
     """The word, with `, sees ≥ 3.4` (points) where nothing could be decided."""
     word = outcome(pair, alpha)
     seen = detectable(pair)
-    return f"{word}, sees ≥ {seen}" if word == "undecided" and seen != "—" else word
+    return say("{word}, sees ≥ {points}", word=word, points=seen) if word == "undecided" and seen != "—" else word
 
 
 def detectable(pair: dict[str, Any] | None) -> str:

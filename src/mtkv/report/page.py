@@ -5,15 +5,15 @@ escaped by Jinja or, in the JSON blocks, by `embedded_json`; scripts run only by
 """
 
 import re
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Collection, Iterable
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from mtkv.provenance.files import write_text
-from mtkv.report.claims import claim_rows
+from mtkv.report.claims import claim_rows, claim_texts
 from mtkv.report.embed import (
     content_policy,
     embedded_json,
@@ -27,10 +27,11 @@ from mtkv.report.embed import (
 from mtkv.report.figure import Figure
 from mtkv.report.figures import FIGURE_SECTIONS, all_figures
 from mtkv.report.files import write_folder, write_summaries, write_tables
+from mtkv.report.fonts import Font, font_of
 from mtkv.report.items import item_browser, item_rows
 from mtkv.report.results import Results, read_results
 from mtkv.report.strings import LANGUAGES, Words, chinese, page_phrases, say
-from mtkv.report.svg import Picture, picture
+from mtkv.report.svg import Picture, letters, picture
 from mtkv.report.tables import headline, missing_cells
 
 if TYPE_CHECKING:
@@ -51,10 +52,11 @@ def render(study: "Study", root: Path, output: Path) -> dict[str, Any]:
     results = read_results(study, root)
     figures = all_figures(results)
     browser = item_browser(results)
-    pictures = {figure.id: picture(figure) for figure in figures}
+    font = font_of(letters(figures))
+    pictures = {figure.id: picture(figure, font=font) for figure in figures}
     page = page_html(results, figures, pictures, study.data.mixture == "pocket", browser)
     write_text(output, page)
-    files = _write_figures(figures, pictures, output.parent / "figures")
+    files = _write_figures(figures, pictures, font, output.parent / "figures")
     tables = write_tables(results, figures, browser, output.parent / "tables")
     write_summaries(results, output.parent)
     return {
@@ -74,7 +76,9 @@ def page_html(
     browser: dict[str, Any] | None,
 ) -> str:
     """The whole page; `pictures`: each figure's first view, `browser`: what `item_browser` found."""
+    claims, missing = claim_rows(results), missing_cells(headline(results))
     item_note = say(LANGUAGES["en"]["items.note"], cap=browser["cap"], chars=browser["chars"]) if browser else ""
+    known = phrases(figures, [item_note, *claim_texts(claims), *missing], {*results.arms, *results.datasets})
     scripts = [plotly_script(), page_script()]
     islands = {
         "data": {
@@ -83,7 +87,7 @@ def page_html(
             "seeds": results.seeds,
             "baseline": results.baseline,
             "words": LANGUAGES,
-            "phrases": phrases(figures, item_note),
+            "phrases": known,
             "figures": [figure.payload() for figure in figures],
         },
         "cards": {key: card for key, card in results.cards.items() if key.startswith(RUN_STAGES)},
@@ -97,9 +101,10 @@ def page_html(
             t=LANGUAGES["en"],
             results=results,
             synthetic=synthetic,
-            claims=claim_rows(results),
+            claims=claims,
             rows=rows,
-            missing=missing_cells(rows),
+            missing=missing,
+            said=known,
             sections=SECTIONS,
             figure_sections=FIGURE_SECTIONS,
             methods=METHODS,
@@ -116,20 +121,26 @@ def page_html(
     )
 
 
-def phrases(figures: Iterable[Figure], *others: str) -> dict[str, str]:
-    """English → Chinese of everything fixed on the page: the catalogue, and what figures and `others` say with facts in it."""
-    texts = [*others, *(text for figure in figures for text in figure.texts())]
-    return page_phrases() | {str(text): chinese(text) for text in texts if isinstance(text, Words)}
+def phrases(figures: Iterable[Figure], others: Iterable[str] = (), names: Collection[str] = ()) -> dict[str, str]:
+    """English → Chinese of everything the page says: the catalogue, and what figures and `others` say with facts in it.
+
+    `names` of arms and datasets stay as they are, whatever they mean in English.
+    """
+    texts = chain(others, *(figure.texts() for figure in figures))
+    made = {str(text): chinese(text) for text in texts if isinstance(text, Words)}
+    return {
+        english: text for english, text in (page_phrases() | made).items() if english not in names and english != text
+    }
 
 
-def _write_figures(figures: list[Figure], pictures: dict[str, Picture], folder: Path) -> int:
+def _write_figures(figures: list[Figure], pictures: dict[str, Picture], font: Font, folder: Path) -> int:
     """SVG and PDF of the stills of every figure; returns their number. The folder is replaced, so no file of an earlier study stays."""
     drawn: dict[str, Picture] = {}
     for figure in figures:
         for view, _ in figure.views[: figure.stills] or [("", "")]:
             first = not figure.views or view == figure.views[0][0]
             name = f"{figure.id}-{SEPARATORS.sub('-', view)}" if figure.views else figure.id
-            drawn[name] = pictures[figure.id] if first else picture(figure, view)
+            drawn[name] = pictures[figure.id] if first else picture(figure, view, font)
     files = {f"{name}.svg": one.svg.encode() for name, one in drawn.items()}
     write_folder(folder, files | {f"{name}.pdf": one.pdf for name, one in drawn.items()})
     return len(drawn)

@@ -11,10 +11,12 @@ GREYS = ("#8A8F98", "#5A6069", "#A6ACB5", "#757B85")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 BETTER, WORSE, NEUTRAL = OKABE_ITO[0], OKABE_ITO[1], GREYS[0]
-# Vermillion for worse, blue for better, light in the middle: no red-green pair.
-DIVERGING = [[0.0, "#B34700"], [0.25, "#EFA877"], [0.5, "#F3F4F6"], [0.75, "#7FB4DA"], [1.0, "#005A8F"]]
-SEQUENTIAL = [[0.0, "#F3F6FA"], [0.5, "#7FB4DA"], [1.0, "#004B7A"]]
-P_VALUES = [[0.0, "#005A8F"], [0.05, "#7FB4DA"], [0.051, "#EDEFF2"], [1.0, "#F8F9FA"]]
+# Orange for worse, blue for better, light in the middle: no red-green pair. Every colour of a scale is light enough for CELL_TEXT
+# (contrast 4.5 : 1 and more), which plotly's own choice of white or grey is not, and cells look the same in light and dark mode.
+DIVERGING = [[0.0, "#E8822F"], [0.25, "#F4BE92"], [0.5, "#F3F4F6"], [0.75, "#9CC8E8"], [1.0, "#3A8FCB"]]
+SEQUENTIAL = [[0.0, "#F3F6FA"], [0.5, "#9CC8E8"], [1.0, "#3A8FCB"]]
+P_VALUES = [[0.0, "#3A8FCB"], [0.05, "#9CC8E8"], [0.051, "#EDEFF2"], [1.0, "#F8F9FA"]]
+CELL_TEXT = {"color": "#111111"}
 
 
 @dataclass(frozen=True)

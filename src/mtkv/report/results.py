@@ -13,6 +13,7 @@ import pandas as pd
 
 from mtkv.provenance.files import read_json
 from mtkv.report.changes import changes, kv_part
+from mtkv.report.strings import retold
 
 if TYPE_CHECKING:
     from mtkv.config.study import Study
@@ -147,6 +148,11 @@ def read_results(study: "Study", root: Path) -> Results:
         changes=changes(study),
         kv={name: kv_part(arm) for name, arm in study.arms.items() if arm.kv is not None},
     )
+
+
+def reason_of(cell: dict[str, Any]) -> str:
+    """Why a cell of `Results.cell` has no number."""
+    return retold(cell.get("reason"), cell.get("reason_parts")) or "no reason given"
 
 
 def seed_scores(items: pd.DataFrame, datasets: list[str]) -> pd.DataFrame:

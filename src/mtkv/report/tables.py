@@ -12,7 +12,8 @@ from typing import Any
 from mtkv.report.figure import mean, number, percent, text
 from mtkv.report.figures_cost import MEASURES, arm_costs
 from mtkv.report.outcomes import outcome
-from mtkv.report.results import MACRO, Results
+from mtkv.report.results import MACRO, Results, reason_of
+from mtkv.report.strings import say
 
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -106,14 +107,19 @@ def _cell(results: Results, arm: str, dataset: str) -> Cell:
         seeds=None if number(row.get("n_seeds")) is None else int(row["n_seeds"]),
         tied=bool(row.get("tied") is True or row.get("tied") == 1),
         status="ok" if value is not None and row["status"] == "ok" else str(row["status"]),
-        reason=str(row.get("reason") or "no reason given") if value is None else "",
+        reason=reason_of(row) if value is None else "",
         by_seed={str(seed): percent(results.accuracy(arm, dataset, seed)) for seed in results.seeds},
     )
 
 
 def missing_cells(rows: list[Row]) -> list[str]:
     """One line per cell without a number."""
-    return [f"{row.arm} · {c.dataset}: {c.status} ({c.reason})" for row in rows for c in row.cells if c.value is None]
+    return [
+        say("{arm} · {dataset}: {status} ({reason})", arm=row.arm, dataset=c.dataset, status=c.status, reason=c.reason)
+        for row in rows
+        for c in row.cells
+        if c.value is None
+    ]
 
 
 def headline_table(rows: list[Row]) -> Table:

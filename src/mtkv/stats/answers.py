@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mtkv.stats.sentences import listed, tell
+
 MACRO = "macro"
 MIN_CLUSTERS = 10
 Run = tuple[str, int, str]
@@ -54,8 +56,12 @@ class Answers:
     def missing(self, arm: str, column: str) -> str | None:
         """Why an arm has no number in a column, or None when it has one."""
         runs = [(arm, seed, dataset) for dataset in self.strata(column) for seed in self.seeds[arm]]
-        gaps = [f"{run[2]}, seed {run[1]}: {self.reasons[run]}" for run in runs if run in self.reasons]
-        return "; ".join(gaps) if gaps else None
+        gaps = [
+            tell("{dataset}, seed {seed}: {reason}", dataset=run[2], seed=run[1], reason=self.reasons[run])
+            for run in runs
+            if run in self.reasons
+        ]
+        return listed(gaps) if gaps else None
 
     def n_clusters(self, dataset: str) -> int:
         """Number of clusters of a dataset's items; 0 when they are not known, or every item is its own."""

@@ -16,11 +16,23 @@ from mtkv.stats.answers import MACRO, Answers
 from mtkv.stats.intervals import Estimate, estimate, wilson
 from mtkv.stats.ranks import Duels, Place, duels, places, tied_set
 from mtkv.stats.resampling import Resamples
+from mtkv.stats.sentences import packed
 from mtkv.stats.variance import spread
 
 __all__ = ["COLUMNS", "cell", "cells_table", "effective_items", "is_binary", "tied_set"]
 COLUMNS = ["arm", "dataset", "mean", "low", "high", "n_items", "n_seeds", "sd_seeds", "status", "reason", "tied"]
-COLUMNS += ["sd_items", "se", "interval", "n_clusters", "clustered", "design_effect", "rank", "rank_low", "rank_high"]
+COLUMNS += [
+    "sd_items",
+    "se",
+    "interval",
+    "n_clusters",
+    "clustered",
+    "design_effect",
+    "rank",
+    "rank_low",
+    "rank_high",
+    "reason_parts",
+]
 NUMBERS = ["mean", "low", "high", "sd_seeds", "sd_items", "se", "design_effect"]
 
 
@@ -103,8 +115,8 @@ def _row(answers: Answers, arm: str, column: str, found: Estimate | str, place: 
     row["clustered"] = any(answers.groups(dataset) is not None for dataset in strata)
     if isinstance(found, str):
         row |= dict.fromkeys(NUMBERS, float("nan")) | {"n_items": 0, "n_seeds": 0, "interval": None}
-        return row | {"status": "missing", "reason": found}
+        return row | {"status": "missing", "reason": str(found), "reason_parts": packed(found)}
     row |= {name: getattr(found, name) for name in ("low", "high", "n_items", "n_seeds", "sd_seeds", "sd_items")}
     row["se"] = found.safe.se
     row |= {"mean": found.value, "interval": found.method, "design_effect": design_effect(answers, arm, column)}
-    return row | {"status": "ok", "reason": None}
+    return row | {"status": "ok", "reason": None, "reason_parts": None}

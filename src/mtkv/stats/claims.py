@@ -18,6 +18,7 @@ from mtkv.stats.answers import Answers
 from mtkv.stats.evidence import Evidence, Weighing
 from mtkv.stats.multiplicity import holm
 from mtkv.stats.resampling import Resamples
+from mtkv.stats.sentences import Sentence, packed, tell
 from mtkv.stats.weigh import KINDS
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["COLUMNS", "Evidence", "claims_table", "grade", "judge"]
 COLUMNS = ["claim", "statement", "kind", "level", "arm", "baseline", "twin", "threshold", "delta", "low", "high"]
 COLUMNS += ["p", "p_holm", "n", "verdict", "why", "n_seeds", "mdd", "twin_delta", "twin_low", "twin_high"]
+COLUMNS += ["why_parts"]
 LEVELS = ("minimum", "ideal", "stretch")
 NUMBERS = ("threshold", "delta", "low", "high", "p", "mdd", "twin_delta", "twin_low", "twin_high")
 
@@ -53,27 +55,28 @@ def claims_table(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def judge(evidence: Evidence, p_holm: float, alpha: float) -> tuple[str, str]:
+def judge(evidence: Evidence, p_holm: float, alpha: float) -> tuple[str, Sentence]:
     """Verdict and the sentence that says why."""
     if evidence.missing:
-        return "undecided", f"Data are missing: {evidence.missing}."
-    needed, inside, outside = f"the threshold {evidence.threshold:g}", "above", "below"
-    if np.isfinite(evidence.upper):
-        needed, inside, outside = f"the margin of ±{evidence.upper:g}", "inside", "outside"
-    finding = f"{evidence.finding}, Holm p {_p(p_holm)}"
+        return "undecided", tell("Data are missing: {missing}.", missing=evidence.missing)
+    finding = tell("{finding}, Holm p {p}", finding=evidence.finding, p=_p(p_holm))
     if evidence.below:
-        return "refuted", f"{finding}: the whole interval is {outside} {needed}."
+        return "refuted", _because(finding, _place(evidence, passed=False))
     if evidence.contradicted:
-        return "refuted", f"{finding}: {evidence.contradicted}."
-    doubt = f"{finding}{_power(evidence)}"
+        return "refuted", _because(finding, evidence.contradicted)
+    doubt, needed = _power(finding, evidence), _needed(evidence)
     if not evidence.beyond:
-        return "undecided", f"{doubt}: the data do not place it for sure on either side of {needed}."
+        unsure = tell("the data do not place it for sure on either side of {needed}", needed=needed)
+        return "undecided", _because(doubt, unsure)
     if evidence.unmet:
-        return "undecided", f"{doubt}: it passes {needed}, but {evidence.unmet}."
-    passed = f"the whole interval is {'at or ' if evidence.inclusive else ''}{inside} {needed}"
+        return "undecided", _because(
+            doubt, tell("it passes {needed}, but {unmet}", needed=needed, unmet=evidence.unmet)
+        )
+    passed = _place(evidence, passed=True)
     if not p_holm < alpha:
-        return "undecided", f"{doubt}: {passed}, but the adjusted p is not below {alpha:.3g}."
-    return "supported", f"{finding}: {passed}."
+        weak = tell("{passed}, but the adjusted p is not below {alpha}", passed=passed, alpha=f"{alpha:.3g}")
+        return "undecided", _because(doubt, weak)
+    return "supported", _because(finding, passed)
 
 
 def grade(table: pd.DataFrame) -> str:
@@ -105,12 +108,39 @@ def _row(name: str, claim: "Claim", evidence: Evidence, p_holm: float, alpha: fl
         "n": evidence.n,
         "n_seeds": evidence.n_seeds,
         "verdict": verdict,
-        "why": why,
+        "why": str(why),
+        "why_parts": packed(why),
     }
 
 
-def _power(evidence: Evidence) -> str:
-    return f", smallest detectable difference {evidence.mdd:.1f}" if np.isfinite(evidence.mdd) else ""
+def _because(finding: str, reason: str) -> Sentence:
+    return tell("{finding}: {reason}.", finding=finding, reason=reason)
+
+
+def _needed(evidence: Evidence) -> Sentence:
+    if np.isfinite(evidence.upper):
+        return tell("the margin of ±{value}", value=f"{evidence.upper:g}")
+    return tell("the threshold {value}", value=f"{evidence.threshold:g}")
+
+
+def _place(evidence: Evidence, passed: bool) -> Sentence:
+    """Where the whole interval is: on the claim's side (`passed`) or on the other."""
+    value = f"{evidence.upper if np.isfinite(evidence.upper) else evidence.threshold:g}"
+    if np.isfinite(evidence.upper):
+        if passed:
+            return tell("the whole interval is inside the margin of ±{value}", value=value)
+        return tell("the whole interval is outside the margin of ±{value}", value=value)
+    if not passed:
+        return tell("the whole interval is below the threshold {value}", value=value)
+    if evidence.inclusive:
+        return tell("the whole interval is at or above the threshold {value}", value=value)
+    return tell("the whole interval is above the threshold {value}", value=value)
+
+
+def _power(finding: Sentence, evidence: Evidence) -> Sentence:
+    if not np.isfinite(evidence.mdd):
+        return finding
+    return tell("{finding}, smallest detectable difference {mdd}", finding=finding, mdd=f"{evidence.mdd:.1f}")
 
 
 def _p(value: float) -> str:

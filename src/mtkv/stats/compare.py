@@ -17,6 +17,7 @@ from mtkv.stats.items import read_scores
 from mtkv.stats.pairs import families, pairs_table
 from mtkv.stats.ranks import duels, matrix_rows, matrix_table
 from mtkv.stats.resampling import Resamples
+from mtkv.stats.sentences import tell
 
 if TYPE_CHECKING:
     from mtkv.config.study import Study
@@ -69,7 +70,7 @@ def without_twin(study: "Study") -> dict[str, str]:
 
     A KV loss can help merely by regularising, so without a control twin to beat such a claim cannot be supported.
     """
-    found = {}
+    found: dict[str, str] = {}
     for name, claim in study.claims.items():
         if claim.kind != "difference" or study.arms[claim.arm].kv is None:
             continue
@@ -77,7 +78,7 @@ def without_twin(study: "Study") -> dict[str, str]:
             continue
         twin = study.arms[claim.twin].kv if claim.twin else None
         if claim.twin is None:
-            found[name] = "no control twin is named that it would have to beat as well"
+            found[name] = tell("no control twin is named that it would have to beat as well")
         elif twin is None or twin.control == "none":
-            found[name] = f"its twin {claim.twin} is no control arm"
+            found[name] = tell("its twin {twin} is no control arm", twin=claim.twin)
     return found

@@ -1,9 +1,9 @@
 """What differs between two studies: config, data, versions, scores and verdicts of two results folders.
 
-In: two folders `results/<study>`, with whatever they hold of cards and of compare/. Out: `StudyDiff`, five tables that list
+In: two folders `results/<study>`, with whatever they hold of cards and of compare/. Out: `StudyDiff`, six tables that list
 differences only, but for `scores`, which has every arm and dataset that either study has. Scores are compared in pairs, by
-the same statistics as two arms of one study, on the items that both studies asked, never on others: `n_items` says how many
-they are, `only_a` and `only_b` how many were left out.
+the same statistics as two arms of one study, on the questions that both studies asked, never on others: `n_items` says how
+many they are, `only_a` and `only_b` how many were left out.
 """
 
 from dataclasses import dataclass
@@ -12,32 +12,48 @@ from typing import Any
 
 import pandas as pd
 
-from mtkv.provenance.files import read_json
+from mtkv.stats.diff_facts import (
+    code_facts,
+    config_digests,
+    config_facts,
+    data_facts,
+    flatten,
+    read_cards,
+    version_facts,
+)
+from mtkv.stats.diff_questions import with_questions
 from mtkv.stats.diff_scores import score_rows
 
+__all__ = ["NoComparisonError", "StudyDiff", "diff_studies", "flatten"]
 CONFIG_COLUMNS = ["path", "a", "b"]
 DATA_COLUMNS = ["what", "a", "b"]
 VERSION_COLUMNS = ["what", "a", "b"]
+CODE_COLUMNS = ["what", "a", "b"]
 CLAIM_COLUMNS = ["claim", "verdict_a", "verdict_b", "delta_a", "delta_b", "threshold_a", "threshold_b"]
 ABSENT = "—"
 
 
+class NoComparisonError(ValueError):
+    """A folder that is no study, or one whose scores have not been compared; the message names it and says what to do."""
+
+
 @dataclass(frozen=True)
 class StudyDiff:
-    """Differences of study a and study b. `config`, `data` and `versions` have what, a, b; accuracies are in 0..1."""
+    """Differences of study a and study b. `config`, `data`, `versions` and `code` have what, a, b; accuracies are in 0..1."""
 
     a: str
     b: str
     config: pd.DataFrame
     data: pd.DataFrame
     versions: pd.DataFrame
+    code: pd.DataFrame
     scores: pd.DataFrame
     claims: pd.DataFrame
 
     @property
     def same(self) -> bool:
         """Nothing differs but, perhaps, the studies' names."""
-        tables = [self.config[self.config["path"] != "study"], self.data, self.versions, self.claims]
+        tables = [self.config[self.config["path"] != "study"], self.data, self.versions, self.code, self.claims]
         changed = (self.scores["status"] != "ok") | (self.scores["delta"] != 0)
         return all(table.empty for table in tables) and not changed.any()
 
@@ -45,73 +61,47 @@ class StudyDiff:
 def diff_studies(
     a: str | Path, b: str | Path, *, confidence: float = 0.95, resamples: int = 5000, seed: int = 0
 ) -> StudyDiff:
-    """Compare the results folders `a` and `b`. Raises FileNotFoundError where a compare/items.parquet is not there."""
+    """Compare the results folders `a` and `b`. Raises NoComparisonError where one of them is no study that has been compared."""
     folders = Path(a), Path(b)
-    cards = [_cards(folder) for folder in folders]
+    for folder in folders:
+        _check(folder)
+    cards = [read_cards(folder) for folder in folders]
     items = [pd.read_parquet(folder / "compare/items.parquet") for folder in folders]
-    min_clusters = int(_config(folders[0]).get("comparison.min_clusters", 10))
-    scores = score_rows(items[0], items[1], confidence, resamples, seed, min_clusters)
-    written = [_config(folder) for folder in folders]
-    config = written if all(written) else [_digests(own) for own in cards]
+    min_clusters = int(config_facts(folders[0]).get("comparison.min_clusters", 10))
+    *paired, changed = with_questions(items[0], items[1], folders)
+    scores = score_rows(paired[0], paired[1], confidence, resamples, seed, min_clusters)
+    written = [config_facts(folder) for folder in folders]
+    config = written if all(written) else [config_digests(own) for own in cards]
     return StudyDiff(
         a=str(folders[0]),
         b=str(folders[1]),
         config=_changes(*config, columns=CONFIG_COLUMNS),
-        data=_changes(*map(_data, cards, items), columns=DATA_COLUMNS),
-        versions=_changes(*map(_versions, cards), columns=VERSION_COLUMNS),
+        data=pd.concat([_changes(*map(data_facts, cards, items), columns=DATA_COLUMNS), _other_questions(changed)]),
+        versions=_changes(*map(version_facts, cards), columns=VERSION_COLUMNS),
+        code=_changes(*map(code_facts, cards), columns=CODE_COLUMNS),
         scores=scores,
         claims=_claims(*folders),
     )
 
 
-def flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """`{"a": {"b": [1]}}` → `{"a.b[0]": 1}`; an empty mapping or list is a value itself."""
-    if isinstance(value, dict) and value:
-        parts = {f"{path}.{key}" if path else str(key): part for key, part in value.items()}
-    elif isinstance(value, list) and value:
-        parts = {f"{path}[{i}]": part for i, part in enumerate(value)}
-    else:
-        return {path: value}
-    return {key: leaf for name, part in parts.items() for key, leaf in flatten(part, name).items()}
+def _check(folder: Path) -> None:
+    """Raise NoComparisonError, with what to do, for a folder that cannot be compared."""
+    if (folder / "compare/items.parquet").is_file():
+        return
+    if not folder.is_dir():
+        raise NoComparisonError(f"{folder}: there is no such folder")
+    parts = [name for name in ("data", "teachers", "maps", "arms", "predictions", "scores") if (folder / name).is_dir()]
+    if not parts:
+        raise NoComparisonError(f"{folder}: not a study's results (results/<study>, with data/, scores/, compare/ …)")
+    raise NoComparisonError(
+        f"{folder}: this study has {', '.join(f'{name}/' for name in parts)}, but no comparison yet "
+        f"(no compare/items.parquet); finish it with: snakemake --profile profiles/local --configfile … all"
+    )
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "compare/study.json"
-    return flatten(read_json(path)) if path.is_file() else {}
-
-
-def _cards(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every card, keyed by its path without "card.json"; the report's own is left out."""
-    paths = sorted(folder.glob("*/**/*card.json"))
-    named = {path.relative_to(folder).as_posix().removesuffix("card.json").strip("/.-_"): path for path in paths}
-    return {
-        name: read_json(path) for name, path in named.items() if not name.startswith("report") and "/model" not in name
-    }
-
-
-def _digests(cards: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Each job's digest of its config: all that studies of before study.json tell."""
-    return {f"{name} (config digest)": card.get("config_digest") for name, card in cards.items()}
-
-
-def _data(cards: dict[str, dict[str, Any]], items: pd.DataFrame) -> dict[str, Any]:
-    """What the data card says of the rows, and each dataset's number of items."""
-    facts = flatten(cards.get("data", {}).get("result", {}), "data")
-    counts = items.drop_duplicates(["dataset", "item"]).groupby("dataset").size()
-    return facts | {f"items of {dataset}": int(count) for dataset, count in counts.items()}
-
-
-def _versions(cards: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Packages, revisions and hardware, all that any card has, and the digest of each stage's code."""
-    found: dict[str, set[str]] = {}
-    for card in cards.values():
-        facts = {f"package {name}": version for name, version in card.get("packages", {}).items()}
-        facts |= {f"hardware {name}": value for name, value in card.get("hardware", {}).items() if name != "memory_gb"}
-        facts |= {f"git {name}": value for name, value in card.get("git", {}).items()}
-        facts[f"code of {card.get('stage')}"] = card.get("code_digest")
-        for name, value in facts.items():
-            found.setdefault(name, set()).add(str(value))
-    return {name: ", ".join(sorted(values)) for name, values in found.items()}
+def _other_questions(changed: dict[str, int]) -> pd.DataFrame:
+    rows = [(f"other questions in {name}", "0", str(count)) for name, count in changed.items() if count]
+    return pd.DataFrame(rows, columns=DATA_COLUMNS, dtype=object)
 
 
 def _changes(a: dict[str, Any], b: dict[str, Any], *, columns: list[str]) -> pd.DataFrame:

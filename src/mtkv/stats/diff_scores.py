@@ -61,7 +61,8 @@ def paired_answers(
         common = wide["a"].index.intersection(wide["b"].index).sort_values()
         lost[dataset] = (len(wide["a"]) - len(common), len(wide["b"]) - len(common))
         for side, table in wide.items():
-            reason = f"no scores in {side}" if table.empty else "" if len(common) else "no item in common"
+            empty = [f"no scores in {one}" for one, its in wide.items() if its.empty]
+            reason = " and ".join(empty) or ("" if len(common) else "no item in common")
             for run in seeds[side] or [0]:
                 key = side, run, dataset
                 if reason or run not in table or table.loc[common, run].isna().any():
@@ -72,6 +73,19 @@ def paired_answers(
         clusters[dataset] = np.unique(named.astype(str), return_inverse=True)[1]
     seeds = {side: own or [0] for side, own in seeds.items()}
     return Answers(pd.DataFrame(), seeds, datasets, correct, reasons, clusters, min_clusters), lost
+
+
+def missing_because(answers: Answers, column: str) -> str:
+    """Why a column has no number, each reason once: "gsm8k: no scores in b; bbh: no scores in a (seed 43)"."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for (side, seed, dataset), reason in answers.reasons.items():
+        if dataset in answers.strata(column):
+            partial = any((side, other, dataset) in answers.correct for other in answers.seeds[side])
+            seeds.setdefault((dataset, reason), set()).update([seed] if partial else [])
+    return "; ".join(
+        f"{dataset}: {reason}" + (f" (seed {', '.join(map(str, sorted(own)))})" if own else "")
+        for (dataset, reason), own in seeds.items()
+    )
 
 
 def _wide(frame: pd.DataFrame) -> pd.DataFrame:
@@ -88,7 +102,8 @@ def _row(
     row = {"arm": arm, "dataset": column, "only_a": int(only[0]), "only_b": int(only[1])}
     row |= {f"seeds_{side}": ", ".join(map(str, answers.seeds[side])) for side in "ab"}
     if isinstance(found, str):
-        return row | dict.fromkeys(NUMBERS, float("nan")) | {"n_items": 0, "status": "missing", "reason": found}
+        why = {"n_items": 0, "status": "missing", "reason": missing_because(answers, column)}
+        return row | dict.fromkeys(NUMBERS, float("nan")) | why
     of = found.estimate
     row |= {f"mean_{side}": estimate(answers, draws, side, column, confidence).value for side in "ab"}
     row |= {"delta": of.value, "low": of.low, "high": of.high, "p": found.p, "mdd": found.mdd, "n_items": of.n_items}

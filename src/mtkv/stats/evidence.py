@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from mtkv.stats.answers import MACRO, Answers
 from mtkv.stats.paired import difference
 from mtkv.stats.resampling import Resamples
+from mtkv.stats.sentences import tell
 
 if TYPE_CHECKING:
     from mtkv.stats.paired import Difference
@@ -80,8 +81,14 @@ def evidence_of(found: "Difference", arm: str, baseline: str, threshold: float, 
     """A paired difference in points and in words."""
     of = found.estimate
     delta, low, high = (100 * value for value in (of.value, of.low, of.high))
-    covered = interval(confidence, low, high, "+")
-    finding = f"{arm} − {baseline} = {delta:+.1f} points ({covered}, {sample(of.n_items, of.n_seeds)})"
+    finding = tell(
+        "{arm} − {baseline} = {delta} points ({interval}, {sample})",
+        arm=arm,
+        baseline=baseline,
+        delta=f"{delta:+.1f}",
+        interval=interval(confidence, low, high, "+"),
+        sample=sample(of.n_items, of.n_seeds),
+    )
     return Evidence(
         finding,
         threshold,
@@ -94,9 +101,16 @@ def evidence_of(found: "Difference", arm: str, baseline: str, threshold: float, 
 
 def interval(confidence: float, low: float, high: float, sign: str = "") -> str:
     """`95 % interval 1.0 to 2.0`."""
-    return f"{100 * confidence:.4g} % interval {low:{sign}.1f} to {high:{sign}.1f}"
+    return tell(
+        "{confidence} % interval {low} to {high}",
+        confidence=f"{100 * confidence:.4g}",
+        low=f"{low:{sign}.1f}",
+        high=f"{high:{sign}.1f}",
+    )
 
 
 def sample(items: int, seeds: int) -> str:
     """`1,400 items, 3 seeds`."""
-    return f"{items:,} items, {seeds} seed{'s' if seeds > 1 else ''}"
+    if seeds > 1:
+        return tell("{items} items, {seeds} seeds", items=f"{items:,}", seeds=seeds)
+    return tell("{items} items, {seeds} seed", items=f"{items:,}", seeds=seeds)

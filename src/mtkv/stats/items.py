@@ -7,7 +7,7 @@ averaged over what happens to be left.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mtkv.provenance.files import read_json
 from mtkv.stats.answers import MACRO, MIN_CLUSTERS, Answers, Run
+from mtkv.stats.sentences import Sentence, tell
 
 COLUMNS = ["arm", "seed", "dataset", "item", "cluster", "correct"]
 __all__ = ["COLUMNS", "MACRO", "Answers", "ScoresError", "read_scores"]
@@ -55,10 +56,10 @@ def read_scores(
         if run in sheets or run in reasons:
             raise ScoresError(f"{path}: {_label(run)} is there twice")
         if scores["status"] == "failed":
-            reasons[run] = f"failed: {scores['reason'] or 'no reason given'}"
+            reasons[run] = tell("failed: {reason}", reason=scores["reason"] or tell("no reason given"))
         else:
             sheets[run] = _sheet(scores, run)
-    reasons |= dict.fromkeys(expected - sheets.keys() - reasons.keys(), "no scores file")
+    reasons |= dict.fromkeys(expected - sheets.keys() - reasons.keys(), tell("no scores file"))
     reasons |= (others := _with_other_items(sheets))
     _check_clusters({run: sheet for run, sheet in sheets.items() if run not in others})
     order = [run for run in _in_order(seeds, datasets) if run in sheets and run not in others]
@@ -121,13 +122,23 @@ def _with_other_items(sheets: Mapping[Run, Sheet]) -> dict[Run, str]:
         every = frozenset.union(*(sets[run] for run in runs))
         for run in runs:
             lacks, more = (common if leads else every) - sets[run], sets[run] - common
-            words = [f"lacks {len(lacks)} ({_some(lacks)})"] if lacks else []
-            words += [f"has {len(more)} that others lack ({_some(more)})"] if more and leads else []
             if sets[run] != common or not leads:
-                found[run] = "different items: " + (
-                    ", ".join(words) or "the other runs of this dataset lack some of its items"
+                found[run] = tell(
+                    "different items: {difference}", difference=_difference(lacks, more if leads else set())
                 )
     return found
+
+
+def _difference(lacks: Collection[str], more: Collection[str]) -> Sentence:
+    """How the items of a run differ from those it should have."""
+    facts = {"few": len(lacks), "gone": _some(lacks), "many": len(more), "extra": _some(more)}
+    if lacks and more:
+        return tell("lacks {few} ({gone}), has {many} that others lack ({extra})", **facts)
+    if lacks:
+        return tell("lacks {few} ({gone})", **facts)
+    if more:
+        return tell("has {many} that others lack ({extra})", **facts)
+    return tell("the other runs of this dataset lack some of its items")
 
 
 def _check_clusters(sheets: Mapping[Run, Sheet]) -> None:

@@ -19,6 +19,7 @@ from mtkv.stats.intervals import Estimate, estimate
 from mtkv.stats.multiplicity import holm
 from mtkv.stats.power import smallest_detectable, widening
 from mtkv.stats.resampling import Resamples
+from mtkv.stats.sentences import both, no_result
 
 __all__ = ["Difference", "difference", "exact_mcnemar", "holm", "smallest_detectable", "two_level_p"]
 
@@ -43,9 +44,9 @@ def difference(
     threshold: float = 0.0,
 ) -> Difference | str:
     """The difference in a column (a dataset or "macro"), or why there is none. `threshold` in 0..1."""
-    gaps = [f"{side} has no result ({gap})" for side in (arm, baseline) if (gap := answers.missing(side, column))]
+    gaps = [no_result(side, gap) for side in (arm, baseline) if (gap := answers.missing(side, column))]
     if gaps:
-        return " and ".join(gaps)
+        return both(gaps)
     found = estimate(answers, resamples, arm, column, confidence, baseline)
     p_items = _items_p(answers, resamples, arm, baseline, column, threshold)
     p = max(p_items, two_level_p(found, threshold)) if found.n_seeds > 1 else p_items

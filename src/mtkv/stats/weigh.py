@@ -17,6 +17,7 @@ from mtkv.stats.evidence import Evidence, Weighing, evidence_of, interval, macro
 from mtkv.stats.multiplicity import holm, partial_conjunction
 from mtkv.stats.paired import Difference, difference, two_level_p
 from mtkv.stats.power import equivalence_p
+from mtkv.stats.sentences import both, listed, no_result, tell
 
 if TYPE_CHECKING:
     from mtkv.config.claims import (
@@ -39,10 +40,10 @@ def weigh_difference(claim: "DifferenceClaim", on: Weighing) -> Evidence:
         return Evidence("", claim.threshold, baseline=claim.baseline, missing=against.missing)
     failing = [one.p for one in (evidence, against) if one.below]
     return evidence.with_(
-        finding=f"{evidence.finding}; {against.finding}",
+        finding=listed([evidence.finding, against.finding]),
         p=min(1.0, 2 * min(failing)) if failing else max(evidence.p, against.p),
-        unmet=None if against.beyond else f"it does not beat its control twin {claim.twin} for sure",
-        contradicted=f"it is worse than its control twin {claim.twin}" if against.below else None,
+        unmet=None if against.beyond else tell("it does not beat its control twin {twin} for sure", twin=claim.twin),
+        contradicted=tell("it is worse than its control twin {twin}", twin=claim.twin) if against.below else None,
         twin_delta=against.delta,
         twin_low=against.low,
         twin_high=against.high,
@@ -75,7 +76,7 @@ def weigh_datasets_improved(claim: "DatasetsImprovedClaim", on: Weighing) -> Evi
         for dataset in on.answers.datasets
     ]
     if gaps := [gap for gap in found if isinstance(gap, str)]:
-        return Evidence("", claim.at_least, baseline=claim.baseline, missing="; ".join(gaps))
+        return Evidence("", claim.at_least, baseline=claim.baseline, missing=listed(gaps))
     known = [one for one in found if isinstance(one, Difference)]
     adjusted = holm(np.array([one.p_items for one in known]))
     sure = [one for one, p in zip(known, adjusted, strict=True) if p < 1 - on.confidence]
@@ -87,8 +88,15 @@ def weigh_datasets_improved(claim: "DatasetsImprovedClaim", on: Weighing) -> Evi
     worsening = np.array([one.p if one.estimate.high < 0 else 1.0 for one in known])
     refuted = total - worse < needed
     return Evidence(
-        f"{better} of {total} datasets are significantly better than {claim.baseline}, {worse} significantly worse; "
-        f"{up} point estimates are up",
+        tell(
+            "{better} of {total} datasets are significantly better than {baseline}, {worse} significantly worse; "
+            "{up} point estimates are up",
+            better=better,
+            total=total,
+            baseline=claim.baseline,
+            worse=worse,
+            up=up,
+        ),
         threshold=needed,
         delta=up,
         low=better,
@@ -105,7 +113,7 @@ def weigh_accuracy(claim: "AccuracyClaim", on: Weighing) -> Evidence:
     """The accuracy on one dataset (or "macro") is at least the threshold."""
     found = cell(on.answers, on.resamples, claim.arm, claim.dataset, on.confidence)
     if isinstance(found, str):
-        return Evidence("", claim.threshold, missing=f"{claim.arm} has no result ({found})")
+        return Evidence("", claim.threshold, missing=no_result(claim.arm, found))
     single = claim.dataset != MACRO and found.n_seeds == 1 and is_binary(on.answers, claim.arm, claim.dataset)
     if single and on.answers.groups(claim.dataset) is None:
         right = round(found.value * found.n_items)
@@ -113,9 +121,15 @@ def weigh_accuracy(claim: "AccuracyClaim", on: Weighing) -> Evidence:
     else:
         p = two_level_p(found, claim.threshold / 100)
     delta, low, high = (100 * value for value in (found.value, found.low, found.high))
-    covered = f"{interval(on.confidence, low, high)}, {sample(found.n_items, found.n_seeds)}"
     return Evidence(
-        f"{claim.arm} has {delta:.1f} % on {claim.dataset} ({covered})",
+        tell(
+            "{arm} has {accuracy} % on {dataset} ({interval}, {sample})",
+            arm=claim.arm,
+            accuracy=f"{delta:.1f}",
+            dataset=claim.dataset,
+            interval=interval(on.confidence, low, high),
+            sample=sample(found.n_items, found.n_seeds),
+        ),
         claim.threshold,
         *(delta, low, high, p, found.n_items),
         inclusive=True,
@@ -125,9 +139,9 @@ def weigh_accuracy(claim: "AccuracyClaim", on: Weighing) -> Evidence:
 
 def weigh_reaches(claim: "ReachesClaim", on: Weighing) -> Evidence:
     """arm − (the baseline with the lowest macro average) ≥ threshold."""
-    gaps = [f"{arm} has no result ({gap})" for arm in claim.baselines if (gap := on.answers.missing(arm, MACRO))]
+    gaps = [no_result(arm, gap) for arm in claim.baselines if (gap := on.answers.missing(arm, MACRO))]
     if gaps:
-        return Evidence("", claim.threshold, missing=" and ".join(gaps))
+        return Evidence("", claim.threshold, missing=both(gaps))
     means = {
         arm: np.mean([on.answers.matrix(arm, dataset).mean() for dataset in on.answers.datasets])
         for arm in claim.baselines
@@ -142,9 +156,9 @@ def weigh_differ(claim: "DifferClaim", on: Weighing) -> Evidence:
     Refuted where all pairs are equivalent within the study's margin.
     """
     arms = [claim.arm, *claim.baselines]
-    gaps = [f"{arm} has no result ({gap})" for arm in arms if (gap := on.answers.missing(arm, MACRO))]
+    gaps = [no_result(arm, gap) for arm in arms if (gap := on.answers.missing(arm, MACRO))]
     if gaps:
-        return Evidence("", 0.0, missing=" and ".join(gaps))
+        return Evidence("", 0.0, missing=both(gaps))
     pairs = list(combinations(arms, 2))
     level = 1 - (1 - on.confidence) / len(pairs)
     found = {pair: difference(on.answers, on.resamples, *pair, MACRO, level) for pair in pairs}
@@ -158,7 +172,8 @@ def weigh_differ(claim: "DifferClaim", on: Weighing) -> Evidence:
     evidence = evidence_of(clearest, first, second, 0.0, level)
     equal = max(equivalence_p(one.estimate.safe, on.margin) for one in known.values())
     if equal < 1 - on.confidence and evidence.low <= 0:
-        return evidence.with_(p=equal, contradicted=f"all {len(arms)} arms are within {100 * on.margin:g} points")
+        close = tell("all {count} arms are within {points} points", count=len(arms), points=f"{100 * on.margin:g}")
+        return evidence.with_(p=equal, contradicted=close)
     return evidence.with_(p=min(1.0, evidence.p * len(pairs)))
 
 

@@ -2,6 +2,7 @@
 const PRINT_WIDTH = 690;  // pixels between the margins of a page of A4
 const PRINT_HEIGHT = 0.82;  // of the height on screen: two plots fit on a page
 const LEGEND_LINE = 20;
+const SAID = ["name", "hovertemplate", "x", "y", "theta", "text"];  // what a reader sees of a trace
 const AXIS_LABELS = 38;  // two lines below an axis
 let printing = false;
 let watched = false;
@@ -16,9 +17,17 @@ function themeColor(color) {  // the inside of hollow marks, and the one grey th
   return color === "#5A6069" && document.documentElement.dataset.theme === "dark" ? "#D0D4DA" : color;
 }
 
+function inkOn(color) {  // black or white, whichever contrasts more (WCAG): plotly's own choice can be below 4.5 : 1
+  const channel = (i) => parseInt(color.slice(i, i + 2), 16) / 255;
+  const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  const [red, green, blue] = [1, 3, 5].map(channel).map(linear);
+  return (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) ** 2 > 1.05 * 0.05 ? "#000000" : "#ffffff";
+}
+
 function colored(trace) {
   for (const error of [trace.error_x, trace.error_y]) if (error) error.color = css("--soft");
   for (const part of [trace.line, trace.marker, trace.marker?.line]) if (part?.color) part.color = themeColor(part.color);
+  if (trace.type === "bar" && trace.texttemplate) trace.insidetextfont = { color: trace.marker.color.map(inkOn) };
 }
 
 function legendHeight(layout, traces, width) {  // many arms need many lines below the plot, and the plot keeps its height
@@ -75,7 +84,7 @@ function draw(figure) {
   if (!plot.data) plot.textContent = "";
   for (const trace of traces) {
     colored(trace);
-    for (const name of ["name", "hovertemplate"]) if (trace[name]) trace[name] = translated(trace[name]);
+    for (const name of SAID) if (trace[name]) trace[name] = said(trace[name]);
   }
   Plotly.react(plot, traces, themed(figure, traces, printing ? PRINT_WIDTH : plot.clientWidth), { displaylogo: false, displayModeBar: false, responsive: true });
 }

@@ -2,6 +2,7 @@
 const word = (key, facts = {}) => Object.entries(facts)
   .reduce((text, [name, value]) => text.replace(`{${name}}`, () => value), data.words[state.lang][key]);
 const translated = (text) => (state.lang === "en" ? text : data.phrases[text] ?? text);
+const said = (value) => (Array.isArray(value) ? value.map(said) : typeof value === "string" ? translated(value) : value);
 const MARKED = { title: "data-say-title", "aria-label": "data-say-label", placeholder: "data-say-placeholder" };
 
 function drawLanguage() {

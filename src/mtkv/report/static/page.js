@@ -72,7 +72,7 @@ $("#columns").addEventListener("click", (event) => {
   if (button) move(button.closest(".column").dataset.column, Number(button.dataset.move));
 });
 for (const button of $$("[data-copy]")) {
-  const rows = () => (button.closest("#headline") ? shownTable() : plainTable($(".plain", button.closest(".figure"))));
+  const rows = () => (button.closest("#headline") ? shownTable() : plainTable($(".plain, .claims", button.closest(".figure, section"))));
   button.addEventListener("click", () => copy(FORMATS[button.dataset.copy](rows())));
 }
 for (const figure of data.figures) {

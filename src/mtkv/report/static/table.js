@@ -60,7 +60,8 @@ function shownTable() {
   return [...table.rows].filter((row) => !row.hidden).map((row) => [...row.cells].filter((cell) => !cell.hidden).map(text));
 }
 
-const plainTable = (table) => $$("tr", table).map((row) => [...row.cells].map((cell) => cell.textContent));
+const cellText = (cell) => (cell.children.length ? cell.innerText.replace(/\s+/g, " ").trim() : cell.textContent);
+const plainTable = (table) => $$("tr", table).map((row) => [...row.cells].map(cellText));
 
 const asCsv = (rows) => rows.map((row) => row.map((cell) => {
   const plain = cell.replaceAll("\u2212", "-");
