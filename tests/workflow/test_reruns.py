@@ -109,7 +109,7 @@ def test_descriptions_and_claims_train_nothing(study):
 
 
 def test_edited_losses_rerun_training_and_below(study):
-    edit(study, "src/mtkv/distill/losses.py", "if len(student) == 0:", "if len(student) < 1:")
+    edit(study, "src/mtkv/distill/losses.py", "if len(student) == 0 or not kept:", "if len(student) < 1 or not kept:")
     assert planned(study) == {"train": 12, "predict": 12, "score": 12, "compare": 1, "report": 1}
 
 
