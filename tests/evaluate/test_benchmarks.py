@@ -30,7 +30,7 @@ NAMES = list(BENCHMARKS)
 WITHOUT_EXTRAS = {"math500": "hendrycks_math500"}  # lm-eval's other task for it needs math_verify
 CHAT = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
 )
 
 
@@ -116,6 +116,10 @@ PARITY = {
     "shuffled options": ("gpqa", "gpqa_main_zeroshot", "gpqa/gpqa_main.csv", {}, {"num_fewshot": 3}, {"num_fewshot": 3}),
     "choice with examples": (
         "ceval", "ceval-valid_law", "ceval/val/law_val.csv", {"dev": "ceval/dev/law_dev.csv"}, {"num_fewshot": 2}, {"num_fewshot": 2}
+    ),
+    "choice in chat": (
+        "ceval", "ceval-valid_law", "ceval/val/law_val.csv", {"dev": "ceval/dev/law_dev.csv"},
+        {"num_fewshot": 2, "chat": True}, {"num_fewshot": 2, "apply_chat_template": True},
     ),
     "math": ("math500", "hendrycks_math500", "math500/test.jsonl", {}, {"tasks": WITHOUT_EXTRAS}, {}),
 }  # fmt: skip

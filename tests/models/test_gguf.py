@@ -51,23 +51,19 @@ def test_without_the_package_the_command_is_named(tmp_path, monkeypatch):
         load_model(ModelConfig(source="gguf", name=str(tmp_path / "model.gguf")))
 
 
-@pytest.fixture
-def written(build_model, tmp_path):
-    """A model and the GGUF file of it: layer norms and biases in float32, matrices in Q8_0 (blocks of 32)."""
+def write_gguf(path, family, model, tokenizer, packed):
+    """The GGUF file of a model, as llama.cpp's converter lays it out: `packed(name, matrix)` gives (array, type or None)."""
     gguf = pytest.importorskip("gguf", reason="the extra mtkv[gguf] is not installed")
-    tokenizer = byte_level_bpe()
-    model = build_model("qwen2", vocab_size=len(tokenizer), intermediate_size=64, tie_word_embeddings=False)
-    path = tmp_path / "folder" / "tiny-q8.gguf"
-    path.parent.mkdir()
-    writer = gguf.GGUFWriter(path, "qwen2")
-    writer.add_block_count(3)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
-    writer.add_rope_freq_base(model.config.rope_parameters["rope_theta"])
+    path.parent.mkdir(parents=True)
+    writer, settings = gguf.GGUFWriter(path, family), model.config
+    writer.add_block_count(settings.num_hidden_layers)
+    writer.add_context_length(settings.max_position_embeddings)
+    writer.add_embedding_length(settings.hidden_size)
+    writer.add_feed_forward_length(settings.intermediate_size)
+    writer.add_head_count(settings.num_attention_heads)
+    writer.add_head_count_kv(settings.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(settings.rms_norm_eps)
+    writer.add_rope_freq_base(settings.rope_parameters["rope_theta"])
     writer.add_tokenizer_model("gpt2")
     learned = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     writer.add_token_list(sorted(learned["vocab"], key=learned["vocab"].get))
@@ -78,16 +74,47 @@ def written(build_model, tmp_path):
         module, _, kind = name.removeprefix("model.layers.").rpartition(".")
         layer, _, inner = module.partition(".") if module[0].isdigit() else ("", "", module)
         place = f"blk.{layer}.{PLACES[inner]}" if layer else PLACES[inner]
-        if value.ndim == 2:
-            packed = gguf.quants.quantize(value.numpy(), gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(f"{place}.{kind}", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        else:
-            writer.add_tensor(f"{place}.{kind}", value.numpy())
+        array, quantised = packed(name, value.numpy()) if value.ndim == 2 else (value.numpy(), None)
+        writer.add_tensor(f"{place}.{kind}", array, raw_dtype=quantised)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return model, path
+    return path
+
+
+@pytest.fixture
+def written(build_model, tmp_path):
+    """A model and the GGUF file of it: layer norms and biases in float32, matrices in Q8_0 (blocks of 32)."""
+    gguf = pytest.importorskip("gguf", reason="the extra mtkv[gguf] is not installed")
+    tokenizer = byte_level_bpe()
+    model = build_model("qwen2", vocab_size=len(tokenizer), intermediate_size=64, tie_word_embeddings=False)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    path = tmp_path / "folder" / "tiny-q8.gguf"
+    return model, write_gguf(
+        path, "qwen2", model, tokenizer, lambda _, value: (gguf.quants.quantize(value, kind), kind)
+    )
+
+
+def interleaved(name, value):
+    """llama.cpp turns neighbouring pairs in RoPE, transformers the two halves: rows of q and k change places in a llama file."""
+    heads = {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2])
+    if heads:
+        value = value.reshape(heads, 2, len(value) // heads // 2, -1).swapaxes(1, 2).reshape(value.shape)
+    return np.ascontiguousarray(value), None
+
+
+def test_a_llama_in_full_precision_says_what_the_original_says(build_model, tmp_path):
+    tokenizer = byte_level_bpe()
+    options = {"vocab_size": len(tokenizer), "intermediate_size": 64, "tie_word_embeddings": False}
+    model = build_model("llama", **options, initializer_range=0.3)
+    path = write_gguf(tmp_path / "folder" / "tiny.gguf", "llama", model, tokenizer, interleaved)
+    loaded = load_model(ModelConfig(source="gguf", name=str(path)))
+    ids = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        mine, theirs = loaded(ids).logits, model(ids).logits
+    assert theirs.std() > 0.1
+    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
 def q8(values: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,13 @@ class EvaluationConfig(Section):
         default="per_run",
         description="per_run: one job answers all datasets of a run. per_dataset: one job each, for large models.",
     )
-    batch_size: int = Field(default=64, ge=1, description="Questions answered at once.")
+    backend: Literal["hf", "vllm"] = Field(
+        default="hf",
+        description="What runs the models. hf: transformers. vllm: vLLM, an extra for GPUs (pip install mtkv[vllm]); it batches by itself.",
+    )
+    batch_size: int = Field(
+        default=64, ge=1, description="Questions answered at once at most; fewer where memory does not hold them."
+    )
     max_new_tokens: int = Field(default=48, ge=1, description="Longest generated answer, in tokens.")
     num_fewshot: int | None = Field(
         default=0,

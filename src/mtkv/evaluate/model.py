@@ -1,20 +1,29 @@
 """A causal language model behind lm-eval's interface, strict where lm-eval is lenient.
 
-lm-eval cuts prompts that are too long from the left and warns; here that is an error. It may also cut a continuation where
-a tokenizer merges it with its prompt; here it doesn't. What was computed is counted: forward passes and generated tokens.
+lm-eval cuts prompts that are too long from the left and warns; here that is an error. Answers are lm-eval's, found with less work: see
+`choices` and `decode`. What was computed is counted: forward passes and generated tokens.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from mtkv.evaluate.tasks import UnanswerableError
+from mtkv.evaluate.choices import Question, Score, score_choices
+from mtkv.evaluate.continuations import cut_texts
+from mtkv.evaluate.decode import generate
+from mtkv.evaluate.greedy import ends, is_greedy, next_tokens
+from mtkv.evaluate.memory import halved
+from mtkv.evaluate.room import check_room
+from mtkv.evaluate.shared import can_share
 
 
 def load_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -41,44 +50,84 @@ class EvaluationModel(HFLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether it is the greedy one.
 
-        All continuations of one context are scored from the same token on. lm-eval cuts after as many tokens as the
-        context has alone; where a tokenizer merges the context's last character with a continuation ("：" and "北" into
-        "：北"), that would drop part of the continuation.
+        Each context is read once for all its continuations, where the model allows that (`can_share`), else by lm-eval's own loop.
         """
-        texts = _arguments(requests)
-        wholes = self._encode([context + continuation for context, continuation in texts])
-        self._check_room(wholes, room=-1)  # the last token is scored but never read
-        contexts = list(dict.fromkeys(context for context, _ in texts))
-        alone = dict(zip(contexts, self._encode(contexts), strict=True))
-        start = {context: len(ids) for context, ids in alone.items()}
-        for (context, _), whole in zip(texts, wholes, strict=True):
-            start[context] = min(start[context], _common_length(alone[context], whole))
-        pairs = [
-            (text, whole[: start[text[0]]], whole[start[text[0]] :]) for text, whole in zip(texts, wholes, strict=True)
+        texts = cut_texts([(context, continuation) for context, continuation in _arguments(requests)], self._encode)
+        longest = max(len(text.context) + len(text.continuation) for text in texts)
+        check_room(self.max_length, longest - 1)  # the last token is scored but never read
+        if not can_share(self.model, longest):
+            pairs = [(text.given, list(text.context), list(text.continuation)) for text in texts]
+            return self._halving(partial(self._loglikelihood_tokens, pairs, True))
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, text in enumerate(texts):
+            places.setdefault(text.context, []).append(place)
+        questions = [
+            Question(context, tuple(texts[place].continuation for place in own)) for context, own in places.items()
         ]
-        return self._loglikelihood_tokens(pairs, disable_tqdm=True)
+        with torch.inference_mode():
+            scores = score_choices(self.model, self._forward, questions, self.batch_size)
+        found: dict[int, Score] = {}
+        for own, of_question in zip(places.values(), scores, strict=True):
+            found |= dict(zip(own, of_question, strict=True))
+        return [found[place] for place in range(len(texts))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Continuation of each prompt up to its stop text or eos."""
-        for room in {settings["max_gen_toks"] for _, settings in _arguments(requests)}:
-            self._check_room(
-                self._encode([text for text, own in _arguments(requests) if own["max_gen_toks"] == room]), room
+        """Continuation of each prompt up to its stop text or eos, the greedy one.
+
+        An answer is what lm-eval gives in batches of one: in larger ones it goes on behind a stop text that is a special token,
+        until the whole batch has met it.
+        """
+        texts = _arguments(requests)
+        encoded = dict(zip((text for text, _ in texts), self._encode([text for text, _ in texts]), strict=True))
+        said: dict[int, str] = {}
+        by_settings: dict[str, list[int]] = {}
+        for place, (_, settings) in enumerate(texts):
+            by_settings.setdefault(json.dumps(settings, sort_keys=True), []).append(place)
+        for places in by_settings.values():
+            ids, settings = [encoded[texts[place][0]] for place in places], texts[places[0]][1]
+            check_room(self.max_length, max(map(len, ids)), settings["max_gen_toks"])
+            if not (is_greedy(self.model, settings) and can_share(self.model, 1)):
+                found = self._halving(partial(super().generate_until, [requests[place] for place in places], True))
+            else:
+                found = self._generate(ids, settings)
+            said |= dict(zip(places, found, strict=True))
+        return [said[place] for place in range(len(texts))]
+
+    def _generate(self, prompts: list[list[int]], settings: dict[str, Any]) -> list[str]:
+        limit, eos = settings["max_gen_toks"], self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        until = settings.get("until")
+        stops = handle_stop_sequences(list(until) if isinstance(until, list) else until, eos=eos)
+        with torch.inference_mode():
+            new = generate(
+                self.model,
+                self._forward,
+                prompts,
+                self.batch_size,
+                limit,
+                next_tokens(self.model),
+                ends(self.model, self.tokenizer, stops),
+                share=can_share(self.model, max(map(len, prompts)) + limit),
             )
-        return super().generate_until(requests, disable_tqdm=True)
+        self.generated_tokens += sum(map(len, new))
+        return [postprocess_generated_text(self.tok_decode(ids), stops, None) for ids in new]
+
+    def _halving(self, work: Callable[[], list[Any]]) -> list[Any]:
+        """lm-eval's own loop, begun again with half the batch whenever memory runs out."""
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                self.batch_size_per_gpu: int = halved(self.batch_size, error)
+
+    def _forward(self, **inputs: Any) -> Any:
+        self.forward_passes += 1
+        return self.model(**inputs)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids as lm-eval's `tok_encode` gives them: a text that begins with bos, as chat templates write it, gets no other."""
         bos = self.tokenizer.bos_token
         special = {"add_special_tokens": False} if bos and texts and texts[0].startswith(bos) else {}
         return self.tokenizer(texts, **special)["input_ids"]
-
-    def _check_room(self, encoded: list[list[int]], room: int) -> None:
-        longest = max(len(ids) for ids in encoded)
-        if longest + room > self.max_length:
-            raise UnanswerableError(
-                f"the longest text has {longest} tokens; with {max(room, 0)} new ones that is more than the model's "
-                f"context of {self.max_length}: lower evaluation.max_new_tokens or evaluation.num_fewshot"
-            )
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         self.forward_passes += 1
@@ -94,9 +143,3 @@ class EvaluationModel(HFLM):
 
 def _arguments(requests: Sequence[Instance]) -> list[tuple[Any, ...]]:
     return [request.args for request in requests]
-
-
-def _common_length(first: list[int], second: list[int]) -> int:
-    """Number of leading tokens two texts share."""
-    differing = (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-    return next(differing, min(len(first), len(second)))

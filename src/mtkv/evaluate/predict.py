@@ -9,15 +9,15 @@ import io
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.evaluator import evaluate
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.evaluate.answers import answer_row
+from mtkv.evaluate.backends import Loader, check_backend, evaluation_model
 from mtkv.evaluate.benchmarks import is_benchmark, load_benchmark
 from mtkv.evaluate.digests import predictions_digest
 from mtkv.evaluate.model import EvaluationModel, load_folder
@@ -27,8 +27,6 @@ from mtkv.provenance.files import atomic_path
 
 if TYPE_CHECKING:
     from mtkv.config.evaluation import EvaluationConfig
-
-Loader = Callable[[Path], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
 def predict(
@@ -51,8 +49,10 @@ def predict(
     that predicts. With `cache`, a folder, known answers are copied from it and new ones kept there. A dataset that cannot be
     answered (it could not be loaded, a prompt is longer than the model's context) leaves a failure file, is not cached and is
     named in the facts. Returns facts: what was reused, what failed, and each new dataset's seconds, items and generated tokens.
-    Raises ValueError for an unknown dataset, an unusable model or few-shot settings that can't be met.
+    Raises ValueError for an unknown dataset, an unusable model or few-shot settings that can't be met, ImportError when the
+    package of `config.backend` is not installed.
     """
+    check_backend(config)
     digests = {
         name: predictions_digest(model_folder, dtype, name, data_folder, config, code, chat) for name in datasets
     }
@@ -70,7 +70,7 @@ def predict(
         return facts
     start = time.perf_counter()
     with _quiet():
-        language_model = EvaluationModel(*load(Path(model_folder)), config.batch_size)
+        language_model = evaluation_model(Path(model_folder), load, dtype, config)
     if chat and not language_model.tokenizer.chat_template:
         raise ValueError(f"{model_folder}: prompt is chat, but its tokenizer has no chat template; allowed: plain")
     facts["load_seconds"] = round(time.perf_counter() - start, 3)

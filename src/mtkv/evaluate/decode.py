@@ -1,0 +1,172 @@
+"""Greedy generation in which every answer ends by itself.
+
+lm-eval's loop goes on with a batch until each of its answers has met the same stop text, or the limit. Here an answer that is complete
+leaves the batch and the next prompt takes its place, and a common beginning of the prompts is read once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import DynamicCache
+
+from mtkv.evaluate.memory import halved, rows_at_once
+from mtkv.evaluate.shared import Forward, for_rows, layers_of, read_beginning, shared_beginnings
+
+OVERHEAD = 4096  # what a group costs besides its tokens, in tokens: its last answers are made in ever smaller batches
+
+
+@dataclass
+class Answer:
+    """A prompt and the tokens said so far."""
+
+    prompt: Sequence[int]
+    said: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Batch:
+    """Answers under way, with the KV of what they have read, padded in front of it and behind a common beginning."""
+
+    answers: list[Answer]
+    cache: DynamicCache
+    seen: Bool[Tensor, "rows time"]  # false at padding
+
+
+Choose = Callable[[Float[Tensor, "rows vocab"], Sequence[Answer]], list[int]]
+
+
+def generate(
+    model: Any,
+    forward: Forward,
+    prompts: Sequence[Sequence[int]],
+    batch_size: int,
+    limit: int,
+    choose: Choose,
+    ended: Callable[[list[int]], bool],
+    share: bool,
+) -> list[list[int]]:
+    """New tokens of each prompt: `choose` says the next ones, `ended` whether an answer is complete; at most `limit`.
+
+    Without `share` every prompt is read on its own. Raises UnanswerableError when memory does not hold one prompt.
+    """
+    answers = [Answer(prompt) for prompt in prompts]
+    groups = [(0, sorted(answers, key=lambda answer: -len(answer.prompt)))]
+    if share:
+        found = shared_beginnings(prompts, OVERHEAD)
+        groups = [(group.shared, [answers[place] for place in group.members]) for group in found]
+    for shared, waiting in groups:
+        rows = rows_at_once(model, batch_size, len(waiting[0].prompt) + limit, 1)
+        while waiting:
+            try:
+                _answer_all(model, forward, waiting, rows, shared, limit, choose, ended)
+                break
+            except RuntimeError as error:
+                rows = halved(rows, error)
+            waiting = [answer for answer in waiting if not _is_complete(answer, limit, ended)]
+            for answer in waiting:
+                answer.said.clear()
+    return [answer.said for answer in answers]
+
+
+def _answer_all(
+    model: Any,
+    forward: Forward,
+    waiting: Sequence[Answer],
+    rows: int,
+    shared: int,
+    limit: int,
+    choose: Choose,
+    ended: Callable[[list[int]], bool],
+) -> None:
+    beginning = read_beginning(forward, waiting[0].prompt[:shared], model.device)
+    queue, batch = list(reversed(waiting)), None
+    while queue or batch:
+        free = rows - (len(batch.answers) if batch else 0)
+        if queue and (batch is None or free >= max(1, rows // 4)):
+            new = [queue.pop() for _ in range(min(free, len(queue)))]
+            started = _begin(model, forward, new, beginning, shared, choose)
+            batch = started if batch is None else joined(batch, started)
+        else:
+            assert batch is not None
+            _step(model, forward, batch, choose)
+        batch = without(batch, [place for place, one in enumerate(batch.answers) if _is_complete(one, limit, ended)])
+
+
+def _is_complete(answer: Answer, limit: int, ended: Callable[[list[int]], bool]) -> bool:
+    return len(answer.said) >= limit or (bool(answer.said) and ended(answer.said))
+
+
+def _begin(
+    model: Any,
+    forward: Forward,
+    answers: list[Answer],
+    beginning: DynamicCache | None,
+    shared: int,
+    choose: Choose,
+) -> Batch:
+    """Read the prompts behind their beginning, padded on the left, and say the first token."""
+    width = max(len(answer.prompt) for answer in answers) - shared
+    ids, seen = torch.zeros(len(answers), width, dtype=torch.long), torch.zeros(len(answers), width, dtype=torch.bool)
+    for row, answer in enumerate(answers):
+        own = torch.tensor(answer.prompt[shared:])
+        ids[row, width - len(own) :], seen[row, width - len(own) :] = own, True
+    seen = torch.cat([torch.ones(len(answers), shared, dtype=torch.bool), seen], dim=1).to(model.device)
+    batch = Batch(answers, for_rows(beginning, len(answers)), seen)
+    _read(forward, batch, ids.to(model.device), choose)
+    return batch
+
+
+def _step(model: Any, forward: Forward, batch: Batch, choose: Choose) -> None:
+    """Read the last token of each answer and say the next."""
+    ids = torch.tensor([[answer.said[-1]] for answer in batch.answers], device=model.device)
+    batch.seen = torch.cat([batch.seen, batch.seen.new_ones(len(ids), 1)], dim=1)
+    _read(forward, batch, ids, choose)
+
+
+def _read(forward: Forward, batch: Batch, ids: Tensor, choose: Choose) -> None:
+    positions = (batch.seen.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    logits = forward(
+        input_ids=ids,
+        attention_mask=batch.seen.long(),
+        position_ids=positions,
+        past_key_values=batch.cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    for answer, token in zip(batch.answers, choose(logits.float(), batch.answers), strict=True):
+        answer.said.append(token)
+
+
+def without(batch: Batch, places: Sequence[int]) -> Batch | None:
+    """The batch without these answers, and without columns that nobody left in it sees; None when none is left."""
+    if not places:
+        return batch
+    left = [place for place in range(len(batch.answers)) if place not in places]
+    if not left:
+        return None
+    rows = torch.tensor(left, device=batch.seen.device)
+    seen = batch.seen[rows]
+    columns = seen.any(0).nonzero()[:, 0]
+    for layer in layers_of(batch.cache):
+        layer.keys, layer.values = (kv[rows][:, :, columns] for kv in (layer.keys, layer.values))
+    return Batch([batch.answers[place] for place in left], batch.cache, seen[:, columns])
+
+
+def joined(one: Batch, other: Batch) -> Batch:
+    """Both batches as one; the shorter one is padded on the left."""
+    longest = max(one.seen.shape[1], other.seen.shape[1])
+
+    def padded(values: Tensor, axis: int) -> Tensor:
+        shape = list(values.shape)
+        shape[axis] = longest - shape[axis]
+        return torch.cat([values.new_zeros(shape), values], dim=axis)
+
+    for mine, theirs in zip(layers_of(one.cache), layers_of(other.cache), strict=True):
+        mine.keys = torch.cat([padded(mine.keys, 2), padded(theirs.keys, 2)])
+        mine.values = torch.cat([padded(mine.values, 2), padded(theirs.values, 2)])
+    seen = torch.cat([padded(one.seen, 1), padded(other.seen, 1)])
+    return Batch(one.answers + other.answers, one.cache, seen)

@@ -1,0 +1,54 @@
+"""A causal language model in vLLM, through lm-eval's own class for it. Importing this module imports vllm.
+
+Not run on a GPU yet: what is tested is that lm-eval's class gets the right arguments and requests, with a stand-in for vLLM. vLLM batches
+by itself as memory allows, so `evaluation.batch_size` is not used, and its numbers differ from transformers' in the last digits.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.vllm_causallms import VLLM
+from transformers import GenerationConfig
+
+from mtkv.evaluate.continuations import cut_texts
+from mtkv.evaluate.room import check_room
+
+
+class VllmModel(VLLM):
+    """`VLLM` that refuses to truncate, cuts continuations as `EvaluationModel` does, follows the model's repetition penalty and counts."""
+
+    def __init__(self, folder: Path, dtype: str | None) -> None:
+        super().__init__(pretrained=str(folder), dtype=dtype or "auto", batch_size="auto", trust_remote_code=False)  # type: ignore[arg-type]
+        self.forward_passes = 0  # vLLM does not say
+        self.generated_tokens = 0
+        own = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
+        self.penalty = getattr(own, "repetition_penalty", None) or 1.0
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Log-likelihood in nats of each continuation, and whether it is the greedy one."""
+        texts = cut_texts([request.args for request in requests], self._encode)  # type: ignore[misc]
+        longest = max(len(text.context) + len(text.continuation) for text in texts)
+        check_room(self.max_length, longest, 1)  # vLLM generates at least one token
+        pairs = [(text.given, list(text.context), list(text.continuation)) for text in texts]
+        return self._loglikelihood_tokens(pairs, disable_tqdm=True)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Continuation of each prompt up to its stop text or eos."""
+        texts: list[tuple[str, dict[str, Any]]] = [request.args for request in requests]  # type: ignore[misc]
+        encoded = self._encode([text for text, _ in texts])
+        for ids, (_, settings) in zip(encoded, texts, strict=True):
+            check_room(self.max_length, len(ids), settings["max_gen_toks"])
+        asked = [
+            Instance(
+                "generate_until", request.doc, (text, settings | {"repetition_penalty": self.penalty}), request.idx
+            )
+            for request, (text, settings) in zip(requests, texts, strict=True)
+        ]
+        said = super().generate_until(asked, disable_tqdm=True)
+        self.generated_tokens += sum(len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in said)
+        return said
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        encoded: list[list[int]] = self.tok_encode(texts)
+        return encoded

@@ -1,0 +1,151 @@
+"""The vLLM backend with a stand-in for vLLM that answers with transformers: what it is given, and that answers come back the same.
+
+Nothing here says how vLLM itself behaves: it has not been run.
+"""
+
+import importlib.metadata
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mtkv.config.errors import ConfigError
+from mtkv.config.study import load_study
+from mtkv.evaluate.predict import predict
+from mtkv.evaluate.predictions import read_predictions
+
+GIVEN = {}
+
+
+class SamplingParams:
+    def __init__(self, **settings):
+        self.settings = settings
+
+
+class LLM:
+    """Greedy answers and log-probabilities of prompts, one at a time, as vLLM reports them."""
+
+    def __init__(self, **arguments):
+        GIVEN["arguments"] = arguments
+        self.model = AutoModelForCausalLM.from_pretrained(arguments["model"]).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(arguments["model"])
+        room = self.model.config.max_position_embeddings
+        self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=room))
+
+    def generate(self, prompts, sampling_params, use_tqdm, lora_request):
+        return [self.answer(*both) for both in zip(prompts, sampling_params, strict=True)]
+
+    def answer(self, prompt, parameters):
+        ids, settings = list(prompt["prompt_token_ids"]), parameters.settings
+        GIVEN.setdefault("settings", []).append(settings)
+        if settings.get("prompt_logprobs"):
+            with torch.no_grad():
+                said = self.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+            rows = [
+                {int(row.argmax()): float(row.max()), token: float(row[token])}
+                for row, token in zip(said, ids[1:], strict=False)
+            ]
+            return SimpleNamespace(prompt_logprobs=[None, *rows])
+        new, text = [], ""
+        while len(new) < settings["max_tokens"] and not any(stop in text for stop in settings["stop"]):
+            with torch.no_grad():
+                new.append(int(self.model(torch.tensor([ids + new])).logits[0, -1].argmax()))
+            text = self.tokenizer.decode(new)
+        return SimpleNamespace(outputs=[SimpleNamespace(text=text)])
+
+
+def module(name, **content):
+    made = ModuleType(name)
+    made.__spec__ = ModuleSpec(name, None)
+    made.__path__ = []
+    vars(made).update(content)
+    return made
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """A module `vllm` with what lm-eval imports from it."""
+    parts = {
+        "vllm": {"LLM": LLM, "SamplingParams": SamplingParams, "TokensPrompt": dict},
+        "vllm.lora": {},
+        "vllm.lora.request": {"LoRARequest": object},
+        "vllm.renderers": {},
+        "vllm.renderers.hf": {"resolve_chat_template": lambda **arguments: None},
+        "vllm.tokenizers": {"get_tokenizer": lambda name, **arguments: AutoTokenizer.from_pretrained(name)},
+    }
+    for name, content in parts.items():
+        monkeypatch.setitem(sys.modules, name, module(name, **content))
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.12.0" if name == "vllm" else version(name))
+    GIVEN.clear()
+    return GIVEN
+
+
+def never(folder):
+    raise AssertionError("transformers is not asked to load the model")
+
+
+def answers(model, data_folder, settings, folder, datasets, **options):
+    outputs = {name: folder / f"{name}.parquet" for name in datasets}
+    facts = predict(model, datasets, data_folder, settings, outputs, **options)
+    return facts, {name: read_predictions(path)[0] for name, path in outputs.items()}
+
+
+def test_answers_come_back_the_same(vllm, tmp_path, data_folder, model_folders, study_tools):
+    datasets = ["pocket_gsm8k", "pocket_gpqa"]
+    model = model_folders["llama"]
+    for name in ("hf", "vllm"):
+        (tmp_path / name).mkdir()
+    _, hf = answers(model, data_folder, study_tools.config(), tmp_path / "hf", datasets)
+    settings = study_tools.config(backend="vllm")
+    facts, found = answers(model, data_folder, settings, tmp_path / "vllm", datasets, load=never, dtype="bfloat16")
+    assert facts["failed"] == {}
+    for name in datasets:
+        same = ["item", "prompt_hash", "output", "filtered", "correct"]
+        assert found[name][same].equals(hf[name][same])
+    for mine, theirs in zip(found["pocket_gpqa"]["loglikelihoods"], hf["pocket_gpqa"]["loglikelihoods"], strict=True):
+        assert list(mine) == pytest.approx(list(theirs), abs=1e-4)
+    arguments = vllm["arguments"]
+    assert (arguments["model"], arguments["dtype"]) == (str(model), "bfloat16")
+    assert arguments["trust_remote_code"] is False
+    (said,) = {(s["max_tokens"], s["temperature"], s["repetition_penalty"]) for s in vllm["settings"] if "stop" in s}
+    assert said == (20, 0.0, 1.0)
+
+
+def test_nothing_is_cut_there_either(vllm, tmp_path, data_folder, model_folders, study_tools):
+    settings = study_tools.config(backend="vllm", max_new_tokens=140)
+    facts, _ = answers(model_folders["llama"], data_folder, settings, tmp_path, ["pocket_gsm8k"], load=never)
+    assert "context of 160" in facts["failed"]["pocket_gsm8k"]
+
+
+def test_without_the_package_nothing_is_loaded(tmp_path, data_folder, model_folders, study_tools, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ImportError, match=r"evaluation\.backend: 'vllm' needs .*pip install 'mtkv\[vllm\]'.* backend: hf"
+    ):
+        answers(
+            model_folders["llama"],
+            data_folder,
+            study_tools.config(backend="vllm"),
+            tmp_path,
+            ["pocket_gpqa"],
+            load=never,
+        )
+
+
+def test_the_config_knows_two_backends():
+    raw = yaml.safe_load((Path(__file__).parents[2] / "config/config.yaml").read_text(encoding="utf-8"))
+    assert load_study(raw).evaluation.backend == "hf"
+    raw["evaluation"]["backend"] = "vllm"
+    assert load_study(raw).evaluation.backend == "vllm"
+    raw["evaluation"]["backend"] = "vlm"
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.backend: 'vlm' is not one of hf, vllm \(did you mean 'vllm'\?\)"
+    ):
+        load_study(raw)
