@@ -150,3 +150,19 @@ def align_of(wildcards):
         for align in STUDY.aligns(wildcards.teacher)
         if align.slug == wildcards.align
     )
+
+
+def answered():
+    """Wildcards of the predict jobs; `dataset` only where each dataset is a job of its own."""
+    jobs = [
+        (arm, seed, dataset)
+        for arm, seed in STUDY.runs()
+        for dataset in (STUDY.datasets if len(PER_JOB) == 1 else [""])
+    ]
+    return dict(zip(("arm", "seed", "dataset"), zip(*jobs)))
+
+
+def figure_labels(wildcards):
+    """ "heatmap-delta" → figure "heatmap", view "delta" in the list of `snakemake --report`."""
+    name, _, view = wildcards.figure.partition("-")
+    return {"figure": name.replace("_", " "), "view": view or "—"}

@@ -12,22 +12,6 @@ STORED = STUDY.teachers.mode == "stored"
 RUNS = [f"{arm}/seed{seed}" for arm, seed in STUDY.runs()]
 
 
-def answered():
-    """Wildcards of the predict jobs; `dataset` only where each dataset is a job of its own."""
-    jobs = [
-        (arm, seed, dataset)
-        for arm, seed in STUDY.runs()
-        for dataset in (STUDY.datasets if len(PER_JOB) == 1 else [""])
-    ]
-    return dict(zip(("arm", "seed", "dataset"), zip(*jobs)))
-
-
-def figure_labels(wildcards):
-    """ "heatmap-delta" → figure "heatmap", view "delta" in the list of `snakemake --report`."""
-    name, _, view = wildcards.figure.partition("-")
-    return {"figure": name.replace("_", " "), "view": view or "—"}
-
-
 rule report:
     input:
         compared=rules.compare.output,

@@ -137,9 +137,7 @@ class KVSupervision(nn.Module):
         routed = self._route(centred, kvs, scales.mean(0)[..., None], sample, batch, context)
         fused = fuse(kvs, routed, sample) if len(teachers) > 1 else kvs[:, 0]  # a single teacher's weight is 1
         weights, target = routed, fused
-        if (
-            config.fusion.objective == "injected_ce"
-        ):  # the router learns from that and from its entropy, not from the KV loss
+        if config.fusion.objective == "injected_ce":  # which trains the router, with its entropy; the KV loss does not
             weights, target = routed.detach(), fused.detach()
         layer_weight = layer_schedule(self.student_layers, *self.layers, config.loss.anneal, self.progress)
         comparisons = self._comparisons(centred, units, target, scales, weights, sample)
