@@ -245,11 +245,11 @@ def _write_extras(root: Path, study: Study, generator: np.random.Generator, log_
             card(study, "teachers", {"teacher": teacher}, {"rows": 4000, "bytes": 12_000_000}),
         )
         result = {"layer_map": [0, 2, 5], "coverage": covered, "calibration_tokens": 900}
-        write_json(
-            root / f"maps/{teacher}/ratio-ridge-abc123.card.json", card(study, "maps", {"teacher": teacher}, result)
-        )
-        write_parquet(root / f"maps/{teacher}/ratio-ridge-abc123.probe.parquet", _probe(teacher, generator))
-        write_parquet(root / f"maps/{teacher}/ratio-ridge-abc123.example.parquet", example())
+        for align in study.aligns(teacher):
+            made = root / f"maps/{teacher}/{align.slug}"
+            write_json(Path(f"{made}.card.json"), card(study, "maps", {"teacher": teacher}, result))
+            write_parquet(Path(f"{made}.probe.parquet"), _probe(teacher, generator))
+            write_parquet(Path(f"{made}.example.parquet"), example())
     for arm, seed in study.runs():
         folder = f"{arm}/seed{seed}"
         write_json(

@@ -230,18 +230,21 @@ def test_maps_are_called_by_their_teacher_until_one_has_two(study, write_tree, t
     root = tmp_path / "results"
     write_tree(root, study, items=20)
 
-    def probe_views():
-        figures = {figure.id: figure for figure in alignment_figures(read_results(study, root))}
+    def probe_views(of):
+        figures = {figure.id: figure for figure in alignment_figures(read_results(of, root))}
         assert [row[0] for row in figures["coverage"].rows] == sorted(
             {view.split(" · ")[0] for view, _ in figures["probe"].views}
         )
         return [view for view, _ in figures["probe"].views]
 
-    assert probe_views() == ["gpt2 · key", "gpt2 · value", "qwen2 · key", "qwen2 · value"]
+    plain = ["gpt2 · key", "gpt2 · value", "qwen2 · key", "qwen2 · value"]
+    assert probe_views(study) == plain
+    config = study.model_dump(mode="json")
+    config["arms"]["last"] = {"extends": "fixed", "kv": {"align": {"layers": "last_aligned"}}}
+    wider = load_study(config)
+    old, new = (align.slug for align in wider.aligns("gpt2"))
     for suffix in ("probe.parquet", "card.json"):
-        shutil.copy(root / f"maps/gpt2/ratio-ridge-abc123.{suffix}", root / f"maps/gpt2/last-ridge-def456.{suffix}")
-    assert probe_views()[:3] == [
-        "gpt2/last-ridge-def456 · key",
-        "gpt2/last-ridge-def456 · value",
-        "gpt2/ratio-ridge-abc123 · key",
-    ]
+        shutil.copy(root / f"maps/gpt2/{old}.{suffix}", root / f"maps/gpt2/{new}.{suffix}")
+    first, second = sorted([old, new])
+    assert probe_views(wider)[:3] == [f"gpt2/{first} · key", f"gpt2/{first} · value", f"gpt2/{second} · key"]
+    assert probe_views(study) == plain, "a map of settings that no arm has any more is not shown"

@@ -109,9 +109,10 @@ def read_results(study: "Study", root: Path) -> Results:
     """Read `root` (results/<study>). Raises FileNotFoundError when a file of `compare` is not there."""
     runs = [(arm, int(seed)) for arm, seed in study.runs()]
     absent: list[str] = []
-    cards = _cards(root)
+    used = {f"{teacher}/{align.slug}" for teacher in study.teachers.models for align in study.aligns(teacher)}
+    cards = {key: card for key, card in _cards(root).items() if not key.startswith("maps/") or _map_of(key) in used}
     items = pd.read_parquet(root / "compare/items.parquet", columns=["arm", "seed", "dataset", "item", "correct"])
-    probe = _probes(root)
+    probe = _probes(root, used)
     if not any(key.startswith("arms/") for key in cards):
         absent.append("arms/*/seed*/card.json")
     has_training = any(arm.training is not None for arm in study.arms.values())
@@ -143,7 +144,7 @@ def read_results(study: "Study", root: Path) -> Results:
         root=root,
         items=items,
         matrix=_optional(root / "compare/matrix.parquet"),
-        examples={name: pd.read_parquet(path) for name, path in _of_maps(root, "example").items()},
+        examples={name: pd.read_parquet(path) for name, path in _of_maps(root, "example", used).items()},
         extends={name: arm.extends for name, arm in study.arms.items() if arm.extends in study.arms},
         changes=changes(study),
         kv={name: kv_part(arm) for name, arm in study.arms.items() if arm.kv is not None},
@@ -178,15 +179,21 @@ def _cards(root: Path) -> dict[str, dict[str, Any]]:
     return cards
 
 
-def _of_maps(root: Path, kind: str) -> dict[str, Path]:
-    """Map ("qwen2/ratio-ridge-1a2b3c") → its file `maps/<map>.<kind>.parquet`."""
-    paths = sorted((root / "maps").glob(f"*/*.{kind}.parquet"))
-    return {path.relative_to(root / "maps").as_posix().removesuffix(f".{kind}.parquet"): path for path in paths}
+def _map_of(key: str) -> str:
+    """The map that a card `maps/<map>` or `maps/<map>.targets` belongs to."""
+    return key.removeprefix("maps/").removesuffix(".targets")
 
 
-def _probes(root: Path) -> pd.DataFrame | None:
-    """The probe tables of all maps with a column `map`, or None."""
-    frames = [pd.read_parquet(path).assign(map=name) for name, path in _of_maps(root, "probe").items()]
+def _of_maps(root: Path, kind: str, used: set[str]) -> dict[str, Path]:
+    """Map ("qwen2/ratio-ridge-1a2b3c") → its file `maps/<map>.<kind>.parquet`, of the maps that some arm uses: those of earlier
+    settings may still lie beside them."""
+    paths = {name: root / f"maps/{name}.{kind}.parquet" for name in sorted(used)}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def _probes(root: Path, used: set[str]) -> pd.DataFrame | None:
+    """The probe tables of the used maps with a column `map`, or None."""
+    frames = [pd.read_parquet(path).assign(map=name) for name, path in _of_maps(root, "probe", used).items()]
     return pd.concat(frames, ignore_index=True) if frames else None
 
 
