@@ -3,11 +3,7 @@ report: "../report/workflow.rst"
 
 # Whatever the page shows is an input, so that a changed log, map or answer makes it anew. Each of these files is made for the
 # scores anyway: a dataset that could not be answered is a predictions file that says why, and a missing cell on the page.
-USED_MAPS = [
-    f"{ROOT}/maps/{teacher}/{align.slug}"
-    for teacher in STUDY.teachers.models
-    for align in STUDY.aligns(teacher)
-]
+USED_MAPS = [f"{ROOT}/maps/{name}" for name in STUDY.maps()]
 STORED = STUDY.teachers.mode == "stored"
 RUNS = [f"{arm}/seed{seed}" for arm, seed in STUDY.runs()]
 
@@ -42,8 +38,8 @@ rule report:
             f"{ROOT}/data/card.json",
             *(
                 f"{ROOT}/teachers/{teacher}/card.json"
-                for teacher in STUDY.teachers.models
-                if STORED and STUDY.aligns(teacher)
+                for teacher in STUDY.teachers_used()
+                if STORED
             ),
             *(f"{name}.card.json" for name in USED_MAPS),
             *train_cards(),

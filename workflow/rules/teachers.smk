@@ -79,11 +79,7 @@ rule map:
 # Before any training: what can each teacher layer say that the student can express?
 rule probe:
     input:
-        tables=[
-            f"{ROOT}/maps/{teacher}/{align.slug}.probe.parquet"
-            for teacher in STUDY.teachers.models
-            for align in STUDY.aligns(teacher)
-        ],
+        tables=[f"{ROOT}/maps/{name}.probe.parquet" for name in STUDY.maps()],
     output:
         table=f"{ROOT}/maps/probe.parquet",
         card=f"{ROOT}/maps/probe.card.json",

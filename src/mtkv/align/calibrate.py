@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtkv.align.cka import cka_similarity
 from mtkv.align.layers import layer_weights, stored_layers
 from mtkv.align.maps import KVMap, combine_layers, fit_map, relative_error
-from mtkv.align.match import match_time
+from mtkv.align.match import match_row
 from mtkv.align.tokens import NO_TOKEN, Spans, coverage
 from mtkv.data.rows import segment_ends
 from mtkv.kv.extract import read_kv
@@ -117,7 +117,7 @@ def matched_kv(
     float,
 ]:
     """KV of teacher and raw student at every matched token of the rows, and the mean share of a row's tokens that are."""
-    encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]), None)
+    encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]))
     ends = segment_ends(frame)
     teacher_kv, student_kv, covered = [], [], []
     readings = read_kv(model, encoded, range(model.config.get_text_config().num_hidden_layers), BATCH_SIZE)
@@ -126,8 +126,7 @@ def matched_kv(
         store.prefetch(rows)
         batch = slice(start, start + BATCH_SIZE)
         for row, item, segments, kv in zip(rows, encoded[batch], ends[batch], readings, strict=False):
-            theirs = Spans(store.byte_start(row), store.byte_end(row))
-            match = match_time(time, Spans(item.byte_start, item.byte_end), theirs, segments)
+            match = match_row(time, row, item, store, segments)
             matched = np.full(len(item.byte_end), NO_TOKEN)
             matched[match.position] = match.tokens[:, 0]
             covered.append(coverage(item.byte_end, matched))
@@ -143,10 +142,10 @@ def example_table(
     """Every token of one row on both sides and who is compared with whom: student_token, teacher_token (numbers, None without a
     partner), weight, student_text, teacher_text."""
     (row,), (prompt,), (target,) = (list(frame[name]) for name in ("id", "prompt", "target"))
-    (item,) = encode_rows(tokenizer, [prompt], [target], None)
-    mine, theirs = Spans(item.byte_start, item.byte_end), Spans(store.byte_start(row), store.byte_end(row))
-    match = match_time(time, mine, theirs, segment_ends(frame)[0])
-    sides = [span_texts(prompt + target, spans) for spans in (mine, theirs)]
+    (item,) = encode_rows(tokenizer, [prompt], [target])
+    match = match_row(time, row, item, store, segment_ends(frame)[0])
+    spans = Spans(item.byte_start, item.byte_end), Spans(store.byte_start(row), store.byte_end(row))
+    sides = [span_texts(prompt + target, side) for side in spans]
     pairs = [
         (int(position), int(token), float(weight))
         for position, tokens, weights in zip(match.position, match.tokens, match.weight, strict=True)

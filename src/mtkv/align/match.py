@@ -6,13 +6,23 @@ combinations; student tokens without a target are left out. One function per met
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from mtkv.align.tokens import Spans, synchronised_tokens
+from mtkv.models.encode import EncodedRow
 
 Segments = Sequence[int] | None
+
+
+class TeacherSpans(Protocol):
+    """A store, or a teacher that reads along: the bytes of each token of a row `[time]`, −1 where it cannot be compared."""
+
+    def byte_start(self, row: str) -> np.ndarray: ...
+
+    def byte_end(self, row: str) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,14 @@ def match_time(method: str, student: Spans, teacher: Spans, segments: Segments =
     if method not in MATCH_METHODS:
         raise ValueError(f"time: {method!r} is not one of {', '.join(MATCH_METHODS)}")
     return MATCH_METHODS[method](student, teacher, segments)
+
+
+def match_row(
+    method: str, row: str, encoded: EncodedRow, teacher: TeacherSpans, segments: Segments = None
+) -> TimeMatch:
+    """Match one row as the student reads it (`encoded`) with the teacher's tokens of it."""
+    theirs = Spans(teacher.byte_start(row), teacher.byte_end(row))
+    return match_time(method, Spans(encoded.byte_start, encoded.byte_end), theirs, segments)
 
 
 def look_ahead(student: Spans, teacher: Spans, match: TimeMatch) -> float:

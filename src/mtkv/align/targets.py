@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from mtkv.align.maps import KVMap, combine_layers
-from mtkv.align.match import TimeMatch, match_time
-from mtkv.align.tokens import Spans
+from mtkv.align.match import TimeMatch, match_row
 from mtkv.data.rows import segment_ends
 from mtkv.kv.store import KVStore, mapped_rows, write_index, write_mapped
 from mtkv.models.encode import encode_rows
@@ -59,7 +58,6 @@ def row_matches(
     student: "ModelConfig", store: KVStore, time: str, frame: pd.DataFrame
 ) -> Iterator[tuple[str, TimeMatch]]:
     """Id and match of every row."""
-    encoded = encode_rows(load_tokenizer(student), list(frame["prompt"]), list(frame["target"]), None)
+    encoded = encode_rows(load_tokenizer(student), list(frame["prompt"]), list(frame["target"]))
     for row, item, segments in zip(frame["id"], encoded, segment_ends(frame), strict=True):
-        theirs = Spans(store.byte_start(row), store.byte_end(row))
-        yield row, match_time(time, Spans(item.byte_start, item.byte_end), theirs, segments)
+        yield row, match_row(time, row, item, store, segments)

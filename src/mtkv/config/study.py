@@ -78,6 +78,10 @@ class Study(Section):
                 found.setdefault(arm.kv.align.slug, arm.kv.align)
         return list(found.values())
 
+    def maps(self) -> list[str]:
+        """The maps that arms use, as `<teacher>/<align>`: their files lie in results/<study>/maps."""
+        return [f"{teacher}/{align.slug}" for teacher in self.teachers.models for align in self.aligns(teacher)]
+
     def needs_attention(self, teacher: str) -> bool:
         """Whether some arm selects this teacher's tokens by its attention."""
         arms = (arm.kv for arm in self.arms.values() if arm.kv and teacher in arm.kv.teachers)

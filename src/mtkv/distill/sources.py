@@ -15,8 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtkv.align.maps import combine_layers
-from mtkv.align.match import Segments, TimeMatch, match_time
-from mtkv.align.tokens import Spans
+from mtkv.align.match import Segments, TimeMatch, match_row
 from mtkv.kv.online import OnlineTeacher
 from mtkv.kv.select import select_tokens
 from mtkv.kv.store import KEY, KVStore, MappedStore
@@ -53,12 +52,10 @@ class RawSource:
 
     def match(self, row: str, encoded: EncodedRow, segments: Segments) -> TimeMatch:
         """Teacher tokens for each supervised student token, after selection."""
-        student = Spans(encoded.byte_start, encoded.byte_end)
-        teacher = Spans(self.store.byte_start(row), self.store.byte_end(row))
-        match = match_time(self.time, student, teacher, segments)
+        match = match_row(self.time, row, encoded, self.store, segments)
         if self.select is None or self.select.method == "full" or not len(match.position):
             return match
-        kept = _restricted(match, self._selected(row, match, len(teacher.end)))
+        kept = _restricted(match, self._selected(row, match, len(self.store.byte_end(row))))
         self.seen[row] = len(kept.position) < len(match.position)
         return kept
 

@@ -4,6 +4,7 @@ In: a model that uses transformers' attention interface. Out: per layer K and V 
 their gradients when the forward has them. Keys are un-rotated with the model's own rotary function (method.md §1).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -45,13 +46,13 @@ class KVCapture(AttentionInterception):
         """Forget what was recorded, before the next forward."""
         self._seen.clear()
 
-    def keys(self) -> list[Float[Tensor, "batch kv_heads time head_dim"]]:
-        """K before RoPE (after `k_norm` where the model has one), one tensor per layer."""
-        return [self._unrotated(self._seen[layer].key, layer) for layer in self._recorded()]
+    def keys(self, layers: Sequence[int] | None = None) -> list[Float[Tensor, "batch kv_heads time head_dim"]]:
+        """K before RoPE (after `k_norm` where the model has one), one tensor for each of `layers`; None: all."""
+        return [self._unrotated(self._seen[layer].key, layer) for layer in self._chosen(layers)]
 
-    def values(self) -> list[Float[Tensor, "batch kv_heads time head_dim"]]:
-        """V, one tensor per layer."""
-        return [self._seen[layer].value for layer in self._recorded()]
+    def values(self, layers: Sequence[int] | None = None) -> list[Float[Tensor, "batch kv_heads time head_dim"]]:
+        """V, one tensor for each of `layers`; None: all."""
+        return [self._seen[layer].value for layer in self._chosen(layers)]
 
     def queries(self) -> list[Float[Tensor, "batch heads time head_dim"]]:
         """Q before RoPE, one tensor per layer; attention scores are Q·Kᵀ·`scaling(layer)`. Raises ValueError unless kept."""
@@ -83,6 +84,10 @@ class KVCapture(AttentionInterception):
                 attended.scaling,
             )
         return attended.key, attended.value
+
+    def _chosen(self, layers: Sequence[int] | None) -> Sequence[int]:
+        recorded = self._recorded()
+        return recorded if layers is None else layers
 
     def _recorded(self) -> range:
         if not self._seen:

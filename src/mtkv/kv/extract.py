@@ -69,7 +69,7 @@ def extract_shard(
     if len(frame) < shards:
         raise ValueError(f"{len(frame)} rows cannot fill {shards} shards; lower teachers.shards")
     frame = frame[np.arange(len(frame)) * shards // len(frame) == shard]
-    encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]), None)
+    encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]))
     stored: dict[int, StoredRow] = {}
     ids = list(frame["id"])
     kept = DTYPES.get(dtype)  # quantised formats need every row first
@@ -207,12 +207,12 @@ def packed_kv(
     capture: KVCapture, layers: Sequence[int], dtype: torch.dtype | None = None
 ) -> Float[Tensor, "batch time layers 2 width"]:
     """Heads flattened, layers and K/V side by side, in `dtype` or the model's own: the layout of the store."""
-    both = capture.keys(), capture.values()
-    batch, heads, time, head_dim = both[0][0].shape
-    packed = both[0][0].new_empty(batch, time, len(layers), 2, heads * head_dim, dtype=dtype)
-    for place, layer in enumerate(layers):
-        for kind, x in enumerate(both):
-            packed[:, :, place, kind] = x[layer].transpose(1, 2).flatten(2)
+    keys, values = capture.keys(layers), capture.values(layers)
+    batch, heads, time, head_dim = keys[0].shape
+    packed = keys[0].new_empty(batch, time, len(layers), 2, heads * head_dim, dtype=dtype)
+    for place, pair in enumerate(zip(keys, values, strict=True)):
+        for kind, x in enumerate(pair):
+            packed[:, :, place, kind] = x.transpose(1, 2).flatten(2)
     return packed
 
 
@@ -220,9 +220,8 @@ def packed_kv_at(
     capture: KVCapture, layers: Sequence[int], sample: Int[Tensor, " tokens"], position: Int[Tensor, " tokens"]
 ) -> Float[Tensor, "tokens layers 2 width"]:
     """`packed_kv` at single tokens of the batch."""
-    keys, values = capture.keys(), capture.values()
     picked = [
-        torch.stack([x[layer].transpose(1, 2)[sample, position].flatten(1) for x in (keys, values)], 1)
-        for layer in layers
+        torch.stack([x.transpose(1, 2)[sample, position].flatten(1) for x in pair], 1)
+        for pair in zip(capture.keys(layers), capture.values(layers), strict=True)
     ]
     return torch.stack(picked, 1)

@@ -31,7 +31,7 @@ class OnlineTeacher:
         self.model = model.eval()
         self.layers = list(layers)
         self.batch_size = batch_size
-        encoded = encode_rows(tokenizer, list(rows["prompt"]), list(rows["target"]), None)
+        encoded = encode_rows(tokenizer, list(rows["prompt"]), list(rows["target"]))
         self._encoded = dict(zip(rows["id"], encoded, strict=True))
         self._likelihood: dict[str, float] = {}
         self._kept = self._readings(list(rows["id"][:1]))

@@ -36,7 +36,7 @@ class EncodedRow:
 
 
 def encode_rows(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str], max_length: int | None
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str], max_length: int | None = None
 ) -> list[EncodedRow]:
     """Encode each row as the tokenizer's model reads it: `[bos] + prompt + target + eos`, with the bos that the tokenizer itself puts
     before texts, or for `prompt: chat` `template(prompt) + target + end of turn`.

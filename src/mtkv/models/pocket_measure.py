@@ -63,7 +63,7 @@ def chosen_correct(
         for question in questions
         for choice in question.item.choices
     ]
-    rows = encode_rows(tokenizer, [prompt for prompt, _ in pairs], [target for _, target in pairs], None)
+    rows = encode_rows(tokenizer, [prompt for prompt, _ in pairs], [target for _, target in pairs])
     ids = torch.from_numpy(pad_batch([row.input_ids for row in rows], tokenizer.eos_token_id))
     scored = torch.from_numpy(pad_batch([_without_end(row.is_target) for row in rows], False))
     likely = torch.log_softmax(model(input_ids=ids).logits[:, :-1], dim=-1)

@@ -59,7 +59,7 @@ def training_batches(tokenizer: PreTrainedTokenizerBase, batch_size: int, random
     texts = training_texts(random)
     while True:
         prompts, targets = zip(*(next(texts) for _ in range(batch_size * BATCHES_AT_ONCE)), strict=True)
-        rows = sorted(encode_rows(tokenizer, prompts, targets, None), key=lambda encoded: len(encoded.input_ids))
+        rows = sorted(encode_rows(tokenizer, prompts, targets), key=lambda encoded: len(encoded.input_ids))
         starts = list(range(0, len(rows), batch_size))
         random.shuffle(starts)
         for start in starts:

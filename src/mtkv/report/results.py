@@ -109,7 +109,7 @@ def read_results(study: "Study", root: Path) -> Results:
     """Read `root` (results/<study>). Raises FileNotFoundError when a file of `compare` is not there."""
     runs = [(arm, int(seed)) for arm, seed in study.runs()]
     absent: list[str] = []
-    used = {f"{teacher}/{align.slug}" for teacher in study.teachers.models for align in study.aligns(teacher)}
+    used = set(study.maps())
     cards = {key: card for key, card in _cards(root).items() if not key.startswith("maps/") or _map_of(key) in used}
     items = pd.read_parquet(root / "compare/items.parquet", columns=["arm", "seed", "dataset", "item", "correct"])
     probe = _probes(root, used)
