@@ -350,6 +350,17 @@ def test_the_likelihood_is_that_of_the_models_own_logits(build_model, monkeypatc
         assert found[number] == pytest.approx(want, abs=1e-5, nan_ok=True)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_a_reading_has_the_layers_asked_for_in_the_format_asked_for(build_model, name):
+    model = build_model(name)
+    rows = encoded_rows((5, 9, 4))
+    everything = dict(read_rows(model, rows, [0, 1, 2], 2))
+    some = dict(read_rows(model, rows, [2, 1], 2, dtype=torch.float16))
+    for number, reading in everything.items():
+        assert not torch.equal(reading.kv[:, 0], reading.kv[:, 2])
+        assert torch.equal(some[number].kv, reading.kv[:, [2, 1]].half())
+
+
 def test_a_model_without_a_head_has_no_likelihood(build_model):
     headless = build_model("llama").model
     ((_, reading),) = read_rows(headless, encoded_rows((5,)), [0], 1)
