@@ -1,4 +1,4 @@
-"""The stage `report`: one offline HTML page, its figures as SVG files and its tables as CSV, Markdown and LaTeX.
+"""The stage `report`: one offline HTML page, its figures as SVG and PDF files and its tables as CSV, Markdown and LaTeX.
 
 In: `results/<study>/` (compare, cards, logs). Out: `report/index.html`, `report/figures/`, `report/tables/`. Whatever comes from data is
 escaped by Jinja or, in the JSON blocks, by `embedded_json`; scripts run only by the hashes in the page's content security policy.
@@ -76,7 +76,8 @@ def page_html(
     browser: dict[str, Any] | None,
 ) -> str:
     """The whole page; `pictures`: each figure's first view, `browser`: what `item_browser` found."""
-    claims, missing = claim_rows(results), missing_cells(headline(results))
+    claims, rows = claim_rows(results), headline(results)
+    missing = missing_cells(rows)
     item_note = say(LANGUAGES["en"]["items.note"], cap=browser["cap"], chars=browser["chars"]) if browser else ""
     known = phrases(figures, [item_note, *claim_texts(claims), *missing], {*results.arms, *results.datasets})
     scripts = [plotly_script(), page_script()]
@@ -93,7 +94,6 @@ def page_html(
         "cards": {key: card for key, card in results.cards.items() if key.startswith(RUN_STAGES)},
         "item-browser-data": browser,
     }
-    rows = headline(results)
     return (
         environment()
         .get_template("index.html.j2")

@@ -1,7 +1,7 @@
 """The same figures as still pictures, for readers without JavaScript and for papers: plotly traces drawn as lines, areas and texts.
 
 In: a `Figure`; out: SVG text and PDF bytes of one view, from one drawing, the same bytes every time. Only the trace kinds the report uses
-are known: `KINDS`. (A drawing library would do, and did: two thirds of a report's time.)
+are known: `KINDS`. (A drawing library would do, and did: it took most of a report's time.)
 """
 
 import json
