@@ -33,12 +33,22 @@ class ImportStatement(NamedTuple):
     names: tuple[str, ...]
 
 
+class Covered(NamedTuple):
+    """The arguments of a `code_digest`."""
+
+    modules: tuple[str, ...]
+    data: tuple[str, ...]
+
+
 class Parsed(NamedTuple):
     """What the digests need of one module's source; `source` is the sha256 of its bytes."""
 
     source: str
     digest: str
     imports: tuple[ImportStatement, ...]
+
+
+_covered: dict[str, Covered] = {}
 
 
 def code_digest(*modules: str, data: tuple[str, ...] = ()) -> str:
@@ -55,12 +65,40 @@ def code_digest(*modules: str, data: tuple[str, ...] = ()) -> str:
         hashed.update(f"{pin}\n".encode())
     for path in sorted(path for pattern in data for path in PACKAGE_FOLDER.glob(pattern)):
         hashed.update(path.name.encode() + path.read_bytes())
-    return hashed.hexdigest()[:16]
+    digest = hashed.hexdigest()[:16]
+    _covered[digest] = Covered(modules, data)
+    return digest
 
 
 def stage_modules(*modules: str) -> list[str]:
     """The mtkv modules that `code_digest(*modules)` covers, sorted."""
     return sorted(_closure(modules))
+
+
+def covered(digest: str) -> Covered | None:
+    """What a digest that this process has computed was asked for; None for any other."""
+    return _covered.get(digest)
+
+
+def module_file(name: str) -> Path | None:
+    """The source file of an mtkv module; None where there is none."""
+    return _module_path(name)
+
+
+def source_digest(source: bytes) -> str:
+    """Digest of a module's syntax tree without comments and docstrings: what of its source counts. Raises SyntaxError."""
+    return hashlib.sha256(ast.dump(_without_docstrings(ast.parse(source))).encode()).hexdigest()
+
+
+def stage_packages(*modules: str) -> set[str]:
+    """Names, as in the lock file, of the pinned packages that `code_digest(*modules)` covers."""
+    return {_normalise(pin.split("==")[0]) for pin in _pins(_closure(modules))}
+
+
+def locked(text: str) -> dict[str, str]:
+    """The lines of a lock file by normalised name of the package."""
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return {_normalise(line.split("==")[0]): line for line in lines if "==" in line}
 
 
 def forget() -> None:
@@ -96,8 +134,7 @@ def _lock_pins() -> dict[str, str]:
     lock = PACKAGE_FOLDER.parents[1] / "requirements.lock"
     if not lock.exists():  # an installed wheel has no lock file beside it
         return {}
-    lines = (line.split("#")[0].strip() for line in lock.read_text(encoding="utf-8").splitlines())
-    return {_normalise(line.split("==")[0]): line for line in lines if "==" in line}
+    return locked(lock.read_text(encoding="utf-8"))
 
 
 def _normalise(distribution: str) -> str:

@@ -12,8 +12,12 @@ def digest_of(value: Any) -> str:
     `value` is a pydantic model, a path, a JSON-able value, or a nesting of these. Raises TypeError or ValueError for anything
     that JSON cannot hold.
     """
-    text = json.dumps(value, default=_plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
+
+
+def canonical(value: Any) -> str:
+    """The JSON that `digest_of` hashes: keys sorted, no blanks. Raises what `digest_of` raises."""
+    return json.dumps(value, default=_plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

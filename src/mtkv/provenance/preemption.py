@@ -1,0 +1,54 @@
+"""USR1 is SLURM's word that the time is nearly up: the stage saves what it has and leaves with a code of its own."""
+
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
+
+SAVED = 75  # EX_TEMPFAIL of sysexits.h: saved, run me again
+
+
+class SavedExit(SystemExit):
+    """The stage saved its state and ends before it is done; exit code 75."""
+
+    def __init__(self) -> None:
+        super().__init__(SAVED)
+
+
+class Preemption:
+    """Context manager: inside, USR1 sets `asked` instead of ending the process.
+
+    A stage looks at `asked` where it can save. Only the main thread of a process gets signals; entered in another one, `asked` stays
+    what it is. May be nested: the inner one passes the signal on to the outer.
+    """
+
+    def __init__(self, number: int = signal.SIGUSR1) -> None:
+        self.asked = False
+        self._number = number
+
+    def __enter__(self) -> Self:
+        self._is_main = threading.current_thread() is threading.main_thread()
+        self._before: Any = signal.signal(self._number, self._note) if self._is_main else None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_main:
+            signal.signal(self._number, self._before if self._before is not None else signal.SIG_DFL)
+
+    def leave(self, what: str) -> NoReturn:
+        """Say in the log that `what` is saved, and end the process with code 75 (raises SavedExit)."""
+        # The stage may have redirected `sys.stderr`; the log is where the process's own goes.
+        print(
+            f"{signal.Signals(self._number).name}: {what} saved; exit code {SAVED}: run the job again, it goes on from there",
+            file=sys.__stderr__,
+            flush=True,
+        )
+        raise SavedExit
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        if callable(self._before):
+            self._before(number, frame)
