@@ -15,6 +15,7 @@ from mtkv.models.chat import Written, chat_template, write_plain
 from mtkv.models.reading import check_ids, check_lengths, check_text, leading_ids, reading_of
 
 NOT_A_BOUNDARY = -1
+AT_ONCE = 1000  # rows tokenised together: what the tokenizer returns takes ten times the memory of the rows
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,21 @@ def encode_rows(
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {tokenizer.name_or_path}: has no eos token, so an answer could never end")
     frame = FRAMES[reading_of(tokenizer).prompt](tokenizer)
+    if len(prompts) != len(targets):
+        raise ValueError(f"{len(prompts)} prompts, but {len(targets)} targets")
+    rows: list[EncodedRow] = []
+    for start in range(0, len(prompts), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        rows += _encode_part(tokenizer, frame, prompts[part], targets[part], start)
+    check_lengths(tokenizer, [row.input_ids for row in rows], max_length)
+    check_ids(tokenizer, [row.input_ids for row in rows])
+    return rows
+
+
+def _encode_part(
+    tokenizer: PreTrainedTokenizerBase, frame: "Frame", prompts: Sequence[str], targets: Sequence[str], first: int
+) -> list[EncodedRow]:
+    """Rows that are tokenised together; `first`: the number of the first, for errors."""
     written = [frame.write(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
     encoded = tokenizer(
         [row.text for row in written],
@@ -62,10 +78,9 @@ def encode_rows(
         zip(encoded["input_ids"], encoded["offset_mapping"], written, strict=True)
     ):
         text = prompts[number] + targets[number]
-        check_text(tokenizer, text, [token for token, at in zip(ids, offsets, strict=True) if row.touches(*at)], number)
+        own = [token for token, at in zip(ids, offsets, strict=True) if row.touches(*at)]
+        check_text(tokenizer, text, own, first + number)
         rows.append(_encode_row(ids, offsets, row, text, frame))
-    check_lengths(tokenizer, [row.input_ids for row in rows], max_length)
-    check_ids(tokenizer, [row.input_ids for row in rows])
     return rows
 
 

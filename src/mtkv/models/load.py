@@ -22,7 +22,9 @@ from mtkv.models.chat import chat_template
 from mtkv.models.check import check_loaded, check_vocabulary, check_weights
 from mtkv.models.digest import pocket_folder
 from mtkv.models.gguf import converted_folder
+from mtkv.models.placement import SINGLE, placement_arguments
 from mtkv.models.places import cached_commit, cached_snapshot, hub_folder, read_card
+from mtkv.models.quantized import four_bit
 from mtkv.models.reading import Reading
 from mtkv.models.rope import context_length, scale_rope
 
@@ -78,10 +80,14 @@ def is_encoder(config: "ModelConfig") -> bool:
     )
 
 
-def load_model(config: "ModelConfig") -> PreTrainedModel:
-    """The model in the config's dtype, in eval mode, on the GPU when there is one: a causal language model, or an encoder without a head
-    (see `is_encoder`). Raises ValueError for weights that are corrupt or incomplete."""
+def load_model(config: "ModelConfig", placement: str = SINGLE, quantized: bool = False) -> PreTrainedModel:
+    """The model in the config's dtype, in eval mode, on the GPU when there is one (see `mtkv.models.placement`): a causal language model,
+    or an encoder without a head (see `is_encoder`). `quantized`: its linear layers in four bits (see `mtkv.models.quantized`).
+
+    Raises ValueError for weights that are corrupt or incomplete.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    placing = four_bit(DTYPES[config.dtype], device) if quantized else placement_arguments(placement)
     folder = model_folder(config)
     check_weights(folder)
     load: Any = (AutoModelForTextEncoding if is_encoder(config) else AutoModelForCausalLM).from_pretrained
@@ -91,9 +97,10 @@ def load_model(config: "ModelConfig") -> PreTrainedModel:
         dtype=DTYPES[config.dtype],
         trust_remote_code=config.trust_remote_code,
         output_loading_info=True,
+        **placing,
     )
     check_loaded(folder, info)
-    loaded: PreTrainedModel = model.to(torch.device(device)).eval()
+    loaded: PreTrainedModel = (model if placing else model.to(torch.device(device))).eval()
     return loaded
 
 

@@ -1,0 +1,72 @@
+"""A latent student on disk: an ordinary model folder plus one small file of the latents.
+
+`latent.safetensors` holds the tensors of `LatentTokens` in float32; its metadata hold the format, M, T and which parts there are.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from mtkv.models.latent_tokens import LatentTokens
+
+LATENT_FILE = "latent.safetensors"
+FORMAT = "1"
+
+
+def is_latent(folder: Path) -> bool:
+    """Whether a model folder is that of a latent student."""
+    return (Path(folder) / LATENT_FILE).is_file()
+
+
+def save_latent_folder(
+    folder: Path, model: PreTrainedModel, latent: LatentTokens, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write model, tokenizer and latents into `folder`."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in latent.state_dict().items()}
+    metadata = {name: str(int(value)) for name, value in latent.settings().items()} | {"format": FORMAT}
+    save_file(tensors, Path(folder) / LATENT_FILE, metadata=metadata)
+
+
+def load_latent_folder(folder: Path, **model_options: Any) -> tuple[PreTrainedModel, LatentTokens]:
+    """Model and latents of a folder. Raises FileNotFoundError and ValueError as `load_latents` does."""
+    latent = load_latents(folder)  # first: milliseconds, and its errors say more
+    options = {"dtype": "auto", "local_files_only": True} | model_options
+    return AutoModelForCausalLM.from_pretrained(folder, **options), latent
+
+
+def load_latents(folder: Path) -> LatentTokens:
+    """The latents of a folder. Raises FileNotFoundError where there are none, ValueError naming what is wrong with the file."""
+    path = Path(folder) / LATENT_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no {LATENT_FILE}, so this is no latent student; load it as a plain model")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a sound safetensors file ({error}); train or copy it again") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: format {metadata.get('format')!r}, this version reads {FORMAT!r}; train it again")
+    latent = LatentTokens(**_settings(path, metadata))
+    wanted = {name: tuple(tensor.shape) for name, tensor in latent.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        name = wrong[0]
+        raise ValueError(
+            f"{path}: {name} has shape {found.get(name, 'none: it is missing')}, its metadata ask for "
+            f"{wanted.get(name, 'no such tensor')}; train or copy it again"
+        )
+    latent.load_state_dict(tensors)
+    return latent
+
+
+def _settings(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    numbers, switches = ("width", "tokens", "iterations"), ("projection", "markers")
+    if absent := [name for name in numbers + switches if not metadata.get(name, "").isdigit()]:
+        raise ValueError(f"{path}: its metadata do not say {', '.join(absent)}; train or copy it again")
+    return {name: int(metadata[name]) for name in numbers} | {name: metadata[name] != "0" for name in switches}

@@ -1,0 +1,153 @@
+"""Ordinary decoding behind question and latents: transformers' own `generate`, continued from the refined latents' cache."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache
+
+from mtkv.models.latent_interventions import Intervention
+from mtkv.models.latent_read import followed, placed, refine
+
+if TYPE_CHECKING:
+    from mtkv.models.latent import LatentStudent
+
+
+def left_aligned(
+    input_ids: Int[Tensor, "batch time"], attention_mask: Int[Tensor, "batch time"] | None
+) -> tuple[Int[Tensor, "batch time"], Int[Tensor, "batch time"]]:
+    """Ids and mask with each row's tokens at its end, whichever side was padded."""
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
+    order = mask.argsort(dim=1, stable=True)
+    ids, mask = input_ids.gather(1, order), mask.gather(1, order)
+    used = int(mask.sum(1).max())
+    return ids[:, -used:], mask[:, -used:]
+
+
+@torch.no_grad()
+def generate(
+    student: "LatentStudent",
+    input_ids: Int[Tensor, "batch time"],
+    attention_mask: Int[Tensor, "batch time"] | None = None,
+    intervene: Intervention | None = None,
+    **settings: Any,
+) -> Any:
+    """`LatentStudent.generate`."""
+    ids, mask = left_aligned(input_ids, attention_mask)
+    model: Any = student.model
+    if not student.slots:
+        with _counted(student):
+            said = model.generate(input_ids=ids, attention_mask=mask, **settings)
+        return _new_tokens(said, ids.shape[1])
+    embeds, positions, cache = begun(student, ids, mask)
+    seen = F.pad(mask, (0, student.latent.before), value=1)
+    latents, read = refine(student, embeds, seen, positions, cache)
+    if intervene is not None:
+        latents = intervene(latents)
+    end = student.latent.slot_inputs(embeds.dtype)[student.latent.before + student.latent.tokens :]
+    embeds = torch.cat([embeds, latents, end.expand(len(ids), -1, -1)], dim=1)
+    if read == embeds.shape[1]:
+        cache.crop(-1)  # nothing was left behind the question, and something must be read
+    settings = _in_new_tokens(student, settings, embeds.shape[1])
+    cache.batch_repeat_interleave(_rows_per_question(student, settings))
+    seen = F.pad(mask, (0, embeds.shape[1] - mask.shape[1]), value=1)
+    with _counted(student):
+        # The ids are for penalties and stop texts; what is read are the embeddings.
+        said = model.generate(
+            input_ids=ids, inputs_embeds=embeds, attention_mask=seen, past_key_values=cache, **settings
+        )
+    return _new_tokens(said, ids.shape[1])
+
+
+@torch.no_grad()
+def decode_latents(
+    student: "LatentStudent",
+    input_ids: Int[Tensor, "batch time"],
+    attention_mask: Int[Tensor, "batch time"] | None,
+    k: int,
+) -> tuple[Int[Tensor, "batch M k"], Float[Tensor, "batch M k"]]:
+    """`LatentStudent.decode_latents`."""
+    ids, mask = left_aligned(input_ids, attention_mask)
+    embeds, positions, cache = begun(student, ids, mask)
+    seen = F.pad(mask, (0, student.latent.before), value=1)
+    latents, read = refine(student, embeds, seen, positions, cache)
+    tokens = student.latent.tokens
+    seen, positions = followed(seen, positions, tokens)
+    inputs = torch.cat([embeds, latents], dim=1)[:, read:]
+    student.forward_passes += 1
+    logits = student.model(
+        inputs_embeds=inputs,
+        attention_mask=seen,
+        past_key_values=cache,
+        use_cache=True,
+        **placed(student, positions[:, read:]),
+    ).logits[:, inputs.shape[1] - tokens :]
+    likeliest = logits.float().softmax(-1).topk(k)
+    return likeliest.indices, likeliest.values
+
+
+def begun(
+    student: "LatentStudent", ids: Int[Tensor, "batch time"], mask: Int[Tensor, "batch time"]
+) -> tuple[Float[Tensor, "batch columns hidden"], Int[Tensor, "batch columns"], DynamicCache]:
+    """Embeddings and positions of questions padded on the left and the begin marker, and an empty cache.
+
+    The cache is made without the model's config: layers with a sliding window would drop what is read again after the latents.
+    """
+    embeds = student.model.get_input_embeddings()(ids)
+    begin = student.latent.slot_inputs(embeds.dtype)[: student.latent.before]
+    seen = F.pad(mask, (0, student.latent.before), value=1)
+    positions = (seen.cumsum(1) - 1).clamp(min=0)
+    return torch.cat([embeds, begin.expand(len(ids), -1, -1)], dim=1), positions, DynamicCache()
+
+
+def _setting(student: "LatentStudent", settings: dict[str, Any], name: str) -> Any:
+    """A setting as `generate` finds it: given, in the given generation config, in the model's own."""
+    found = settings.get(name)
+    configs = (settings.get("generation_config"), student.model.generation_config)
+    return (
+        found
+        if found is not None
+        else next((value for c in configs if (value := getattr(c, name, None)) is not None), None)
+    )
+
+
+def _in_new_tokens(student: "LatentStudent", settings: dict[str, Any], read: int) -> dict[str, Any]:
+    """Lengths that count everything, as lengths that count new tokens: `generate` would count embeddings or ids, but not both."""
+    settings = dict(settings)
+    for whole, new, least in (("max_length", "max_new_tokens", 1), ("min_length", "min_new_tokens", 0)):
+        length = _setting(student, settings, whole)
+        settings.pop(whole, None)
+        if _setting(student, settings, new) is None and length:
+            settings[new] = max(int(length) - read, least)
+    return settings
+
+
+def _rows_per_question(student: "LatentStudent", settings: dict[str, Any]) -> int:
+    """Beams, or answers that are drawn, of each question."""
+    return max(_setting(student, settings, name) or 1 for name in ("num_beams", "num_return_sequences"))
+
+
+def _new_tokens(said: Any, columns: int) -> Any:
+    """Without the question."""
+    if isinstance(said, Tensor):
+        return said[:, columns:]
+    said.sequences = said.sequences[:, columns:]
+    return said
+
+
+@contextmanager
+def _counted(student: "LatentStudent") -> Iterator[None]:
+    """Every pass of the model inside is counted."""
+
+    def count(*_: Any) -> None:
+        student.forward_passes += 1
+
+    hook = student.model.register_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()

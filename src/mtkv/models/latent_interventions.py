@@ -1,0 +1,78 @@
+"""What may be done to the refined latents before the final pass, to see whether the answers depend on them.
+
+They are inputs: in the final pass their K and V still mix in what the latent reads of the question, layer by layer. `truncated(0)`, which
+leaves only the markers, takes that away too.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Intervention(Protocol):
+    """Changes latents; `kept(M)` of them stay in the row, the first ones."""
+
+    def kept(self, tokens: int) -> int:
+        """How many of M latents the final pass reads."""
+
+    def __call__(self, latents: Float[Tensor, "batch M hidden"]) -> Float[Tensor, "batch kept hidden"]:
+        """The latents' new inputs."""
+
+
+@dataclass(frozen=True)
+class Zeroed:
+    """Every input is zero."""
+
+    def kept(self, tokens: int) -> int:
+        """All."""
+        return tokens
+
+    def __call__(self, latents: Float[Tensor, "batch M hidden"]) -> Float[Tensor, "batch M hidden"]:
+        """Zeros."""
+        return torch.zeros_like(latents)
+
+
+@dataclass
+class Swapped:
+    """Each question gets another's latents: by `order` (row i those of row order[i]), else those of the question read before it.
+
+    Without `order` it remembers the last latents from batch to batch, so rows may come in batches of any size; the very first
+    question gets those of the last one of its batch, and a first batch of one raises ValueError.
+    """
+
+    order: Int[Tensor, " batch"] | None = None
+    last: Float[Tensor, "1 M hidden"] | None = field(default=None, init=False)
+
+    def kept(self, tokens: int) -> int:
+        """All."""
+        return tokens
+
+    def __call__(self, latents: Float[Tensor, "batch M hidden"]) -> Float[Tensor, "batch M hidden"]:
+        """Another row's latents."""
+        if self.order is not None:
+            return latents[self.order.to(latents.device)]
+        if self.last is None and len(latents) == 1:
+            raise ValueError("latents cannot be swapped: the first batch has one question; read two or more at once")
+        before = latents[-1:] if self.last is None else self.last
+        self.last = latents[-1:].clone()
+        return torch.cat([before, latents[:-1]])
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """Only the first `tokens` latents are read; what follows moves up."""
+
+    tokens: int
+
+    def kept(self, tokens: int) -> int:
+        """`self.tokens`; ValueError when there are not so many."""
+        if not 0 <= self.tokens <= tokens:
+            raise ValueError(f"truncated: {self.tokens} is not between 0 and the student's {tokens} latents")
+        return self.tokens
+
+    def __call__(self, latents: Float[Tensor, "batch M hidden"]) -> Float[Tensor, "batch kept hidden"]:
+        """The first ones."""
+        return latents[:, : self.kept(latents.shape[1])]
