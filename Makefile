@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 STUDY_PROFILE ?= profiles/local
 BIN := .venv/bin
+# On a terminal a bar for each rule; in a file Snakemake's own lines, which say how far it is.
+LIVE := $(shell test -t 2 && echo --logger rich)
 READY := .venv/.ready
 # One torch thread for each job: jobs run side by side, and two OpenMP pools on the same cores slow each other down.
 export OMP_NUM_THREADS ?= 1
@@ -12,7 +14,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: study test report lint format schema clean
 
 study: $(READY)  ## run the pocket study and print where its report is
-	@start=$$SECONDS; $(BIN)/snakemake --profile $(STUDY_PROFILE) all && echo "finished in $$((SECONDS - start)) s" \
+	@start=$$SECONDS; $(BIN)/snakemake --profile $(STUDY_PROFILE) $(LIVE) all && echo "finished in $$((SECONDS - start)) s" \
 	  && echo "report: $(CURDIR)/results/pocket/report/index.html"
 
 report: $(READY)  ## rebuild what lies below the predictions

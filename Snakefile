@@ -1,6 +1,5 @@
 # mtkv: distil the KV caches of several teachers into one student, and measure whether it helps.
-#   snakemake --profile profiles/local all
-#   snakemake --profile profiles/local results/pocket/scores/learnable/seed42/pocket_gsm8k.json
+#   snakemake --profile profiles/local all     (or single files: results/pocket/scores/learnable/seed42/pocket_gsm8k.json)
 from snakemake.utils import min_version
 
 min_version("9.20")
@@ -19,8 +18,10 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/teachers.smk"
 include: "workflow/rules/arms.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/latents.smk"
 include: "workflow/rules/compare.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/clean.smk"
 
 
 wildcard_constraints:

@@ -136,7 +136,7 @@ class TinyStudy:
         }
         return [
             TeacherFiles(self.models[name], self.map(name, kv.align, tier != "online"), places[tier](name), tier)
-            for name in kv.teachers
+            for name in ([] if kv.own else kv.teachers)
         ]
 
     def train(

@@ -154,7 +154,7 @@ SINGLE = {
     ),
     "steps and epochs": ("arms.sft.training.epochs", 3, "arms.sft.training", ["steps 150 and epochs 3 are both given"]),
     "no steps, no epochs": ("arms.sft.training.steps", None, "arms.sft.training", ["neither steps nor epochs"]),
-    "latent view": ("arms.sft.student_view", "latent", "arms.sft.student_view", ["'latent' is not built yet"]),
+    "untrained latents": ("arms.raw.student_view", "latent", "arms.raw.student_view", ["'latent' needs training"]),
     "unknown view": ("arms.sft.student_view", "latnet", "arms.sft.student_view", ["text, latent"]),
     "claim's arm": ("claims.gsm8k_75.arm", "lernable", "claims.gsm8k_75.arm", ["did you mean 'learnable'?"]),
     "claim's baseline": ("claims.kv_beats_sft.baseline", "stf", "claims.kv_beats_sft.baseline", ["'sft'"]),

@@ -76,7 +76,7 @@ def test_lora_is_off_by_default_and_checked(raw):
     with pytest.raises(ConfigError) as caught:
         load_study(raw)
     assert sorted(str(problem) for problem in caught.value.problems) == [
-        "arms.sft.training.lora.alfa: unknown key; allowed: rank, alpha, dropout, targets (did you mean 'alpha'?)",
+        "arms.sft.training.lora.alfa: unknown key; allowed: rank, alpha, dropout, targets, quantize (did you mean 'alpha'?)",
         "arms.sft.training.lora.dropout: 1.0 is not allowed; allowed: less than 1",
         "arms.sft.training.lora.rank: 0 is not allowed; allowed: at least 1",
         "arms.sft.training.lora.targets: 'q_proj' given more than once; each entry once",

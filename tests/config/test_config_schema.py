@@ -45,7 +45,7 @@ NOT_FITTING: dict[str, dict[str, Any]] = {
     "unknown key": {"armes": {}},
     "unknown key in arm": {"arms": {"a": {"extend": "b"}}},
     "enum": {"arms": {"a": {"kv": {"fusion": {"strategy": "learnabel"}}}}},
-    "not built": {"arms": {"a": {"student_view": "latent"}}},
+    "unknown view": {"arms": {"a": {"student_view": "latnet"}}},
     "type": {"arms": {"a": {"training": {"steps": "300"}}}},
     "range": {"comparison": {"confidence": 1.0}},
     "name": {"arms": {"a b": {}}},

@@ -5,14 +5,16 @@ import json
 import pytest
 from benchmark_files import GSM8K_ANSWERS, arc, gsm8k, hotpot, math, math23k_text, strategyqa, svamp
 
+from mtkv.config.data import EXTRA_SOURCES
 from mtkv.config.data import SOURCES as SOURCE_NAMES
 from mtkv.data.answers import AnswerError
 from mtkv.data.files import DataFileError
-from mtkv.data.sources import SOURCES, check_fields
+from mtkv.data.sources import DEFAULT_SOURCES, SOURCES, check_fields
 
 
 def test_the_config_names_the_sources():
-    assert tuple(SOURCES) == SOURCE_NAMES
+    assert tuple(SOURCES) == SOURCE_NAMES + EXTRA_SOURCES
+    assert DEFAULT_SOURCES == SOURCE_NAMES
     assert [name for name, source in SOURCES.items() if source.language == "zh"] == ["math23k"]
 
 
@@ -25,6 +27,15 @@ def test_gsm8k():
         assert item.reasoning.endswith("pens. So it is.")
     with pytest.raises(AnswerError):
         SOURCES["gsm8k"].item({"question": "a", "answer": "no mark 5"})
+
+
+@pytest.mark.parametrize("name", EXTRA_SOURCES)
+def test_gsm8k_aug_keeps_its_equations(name):
+    record = {"question": "Out of 600 …?", "cot": "<<600*30/100=180>> <<180*2=360>>", "answer": "360.0"}
+    item = SOURCES[name].item(record)
+    assert (item.reasoning, item.answer) == (record["cot"], "360")
+    with pytest.raises(AnswerError):
+        SOURCES[name].item(record | {"answer": "many"})
 
 
 def test_svamp():

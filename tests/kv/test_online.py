@@ -28,7 +28,7 @@ def both(request, build_model, tmp_path, monkeypatch):
     tokenizer = TOKENIZERS[request.param]()
     limit = {"n_positions": 256} if request.param == "gpt2" else {"max_position_embeddings": 256}
     model = build_model(request.param, vocab_size=len(tokenizer), **limit)
-    monkeypatch.setattr("mtkv.kv.extract.load_model", lambda config: model)
+    monkeypatch.setattr("mtkv.kv.extract.load_model", lambda config, placement="single": model)
     monkeypatch.setattr("mtkv.kv.extract.load_tokenizer", lambda config: tokenizer)
     ROWS.to_parquet(tmp_path / "rows.parquet")
     shards = [tmp_path / f"shard-{i:04d}.safetensors" for i in range(2)]

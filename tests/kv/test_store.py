@@ -408,7 +408,7 @@ def extraction(tmp_path_factory):
     )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     patch = pytest.MonkeyPatch()
-    patch.setattr(extract, "load_model", lambda config: model)
+    patch.setattr(extract, "load_model", lambda config, placement="single": model)
     patch.setattr(extract, "load_tokenizer", lambda config: tokenizer)
     frame = pd.DataFrame({"id": [f"row-{i}" for i in range(200)]})
     frame["prompt"] = [f"Question: Tom has {i} apples and buys {i * 3} more. How many?\nAnswer:" for i in range(200)]

@@ -136,6 +136,7 @@ def test_limits_leave_a_margin_but_not_below_bars():
     assert limits([1.0, 3.0], True, None) == pytest.approx((0.0, 3.15))
     assert limits([-1.0, 3.0], True, None) == pytest.approx((-1.2, 3.2))
     assert limits([], False, None)[1] > limits([], False, None)[0]
+    assert limits([0.0, 0.0], True, None) == (0.0, 0.5)  # bars of no height
     assert limits([5.0], False, [0, 100]) == (0, 100)
 
 

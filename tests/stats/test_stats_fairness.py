@@ -37,3 +37,22 @@ def test_arms_without_text_loss_agree_with_each_other():
     with pytest.raises(UnfairComparison, match="ce_weight"):
         check_fairness(cards(ce_weight=0.0), 0.01)
     assert check_fairness([], 0.01) == {}
+
+
+def test_arms_with_latents_are_held_to_the_tokens_of_arms_with_as_many():
+    """A chain as text has more tokens than the latents in its place; two arms of as many latents have the same."""
+    runs = [("cot", None, 1000), ("latent", 8, 700), ("kava", 8, 700), ("direct", 0, 650)]
+    made = [
+        {
+            "wildcards": {"arm": arm, "seed": "1"},
+            "result": RESULT | {"tokens": tokens} | ({"slots": slots} if slots is not None else {}),
+        }
+        for arm, slots, tokens in runs
+    ]
+    assert check_fairness(made, 0.01)["tokens"] == [650, 1000]
+    made[2]["result"]["tokens"] = 800
+    with pytest.raises(UnfairComparison, match="tokens: latent/seed1 has 700, kava/seed1 has 800"):
+        check_fairness(made, 0.01)
+    made[2]["result"] |= {"tokens": 700, "steps": 100}
+    with pytest.raises(UnfairComparison, match="steps: kava/seed1 has 100"):
+        check_fairness(made, 0.01)

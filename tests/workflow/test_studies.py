@@ -70,11 +70,16 @@ def expected(study):
         data=1, compare=1, report=1, train=len(trained), predict=len(runs) * parts, score=len(runs) * parts
     )
     teachers = {
-        teacher for name, _ in trained for teacher in (study.arms[name].kv.teachers if study.arms[name].kv else [])
+        teacher
+        for name, _ in trained
+        for teacher in (study.arms[name].kv.teachers if study.arms[name].kv else [])
+        if teacher != "student"  # which has neither store nor map
     }
     if study.teachers.mode == "stored":
         counts["teacher_kv"], counts["teacher_index"] = len(teachers) * study.teachers.shards, len(teachers)
     counts["map"] = len(teachers)
+    if with_latents := [name for name, _ in trained if study.arms[name].latent and study.arms[name].latent.tokens]:
+        counts["latents"] = len(with_latents)
     return counts
 
 

@@ -12,9 +12,12 @@ rule train:
         f"{LOGS}/arms/{{arm}}-seed{{seed}}.log",
     threads: STUDY.resources.train.threads
     resources:
-        mem_mb=resource("train", "mem_mb"),
-        runtime=resource("train", "runtime"),
-        gpu=resource("train", "gpu"),
+        **job_resources("train", saves=True),
+        checkpoint_seconds=round(STUDY.resources.train.checkpoint_minutes * 60),
+        report_to=STUDY.resources.train.report_to,
+        strategy=STUDY.resources.train.strategy,
+        stream=int(STUDY.resources.train.stream),
+        workers=STUDY.resources.train.workers,
     params:
         study=STUDY.study,
         student=model_params(STUDY.student),

@@ -1,12 +1,16 @@
 # The validated study and the functions that the rules share. Nothing below reads `config` itself; each job gets, as `params`, the
 # smallest validated part it needs and the digest of the code it runs, so that a change reruns just what depends on it.
 import re
+import signal
 import sys
+import threading
 from functools import cache
+from pathlib import Path
 
 from mtkv.config.data import MIXTURES
 from mtkv.config.errors import ConfigError
 from mtkv.config.models import POCKET_MODELS
+from mtkv.config.site import read_site
 from mtkv.config.study import load_study
 from mtkv.data.state import state_of
 from mtkv.models.digest import content_digest
@@ -14,9 +18,15 @@ from mtkv.provenance.code import code_digest
 
 try:
     STUDY = load_study(config)
+    SITE = read_site(Path(workflow.basedir) / "profiles/slurm/site.yaml")
 except ConfigError as error:
     sys.exit(f"the study's config is not valid:\n{error}")
 
+# SLURM sends USR1 to every process of a job: the stage saves (mtkv.provenance.preemption), and Snakemake around it must not die of it.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+MOST = {"mem_mb": "max_mem_mb", "runtime": "max_runtime"}
 ROOT = f"results/{STUDY.study}"
 LOGS = f"{ROOT}/logs"
 MIXTURE_DATASETS = MIXTURES[STUDY.data.mixture]
@@ -40,6 +50,11 @@ def one_of(names):
 def written(model):
     """A pydantic model as the plain values that go into `params`."""
     return model.model_dump(mode="json")
+
+
+def study_params():
+    """The study for what is made of all its results; `resources` influence none of them."""
+    return STUDY.model_dump(mode="json", exclude={"resources"})
 
 
 def model_params(model):
@@ -82,21 +97,29 @@ def train_cards():
     ]
 
 
-def resource(stage, name):
-    """A stage's memory (MB), run time (minutes) or GPUs from the study; memory and time grow with each attempt."""
+def grown(stage, name, gpus):
+    """A stage's memory (MB) or run time (minutes) from the study, which grows with each attempt up to what the site allows."""
+    start = getattr(getattr(STUDY.resources, stage), name)
+    most = max(start, SITE.most(MOST[name], gpus))
+    return lambda wildcards, attempt: min(start * attempt, most)
 
-    def value(wildcards, attempt):
-        return getattr(getattr(STUDY.resources, stage), name) * (
-            attempt if name != "gpu" else 1
-        )
 
-    return value
+def job_resources(stage, saves=False, on_gpu=True):
+    """What a job of a stage asks of the scheduler; one that `saves` is told to (USR1) before its time is up."""
+    asked = getattr(STUDY.resources, stage)
+    gpus = asked.gpu if on_gpu else 0
+    return {
+        "mem_mb": grown(stage, "mem_mb", gpus),
+        "runtime": grown(stage, "runtime", gpus),
+        **SITE.gpu_flags(gpus, getattr(asked, "nodes", 1)),
+        **SITE.flags(gpus, saves),
+    }
 
 
 def kv_inputs(wildcards):
     """Maps of the arm's teachers, in their order, and their stores where they are stored; nothing for arms without KV."""
     kv = STUDY.arms[wildcards.arm].kv
-    teachers = kv.teachers if kv else []
+    teachers = other_teachers(wildcards.arm)
     if STUDY.teachers.mode == "online":
         stores = []
     elif STUDY.teachers.tier == "mapped":
@@ -111,6 +134,12 @@ def kv_inputs(wildcards):
     return {"stores": stores, "maps": maps}
 
 
+def other_teachers(arm):
+    """Teachers whose KV an arm reads, in its order; nothing for one that teaches itself."""
+    kv = STUDY.arms[arm].kv
+    return [] if kv is None or kv.own else kv.teachers
+
+
 def teacher_index(wildcards):
     """The index of a teacher's store; nothing when teachers read along."""
     stored = STUDY.teachers.mode == "stored"
@@ -120,8 +149,9 @@ def teacher_index(wildcards):
 def arm_params(wildcards):
     """What of an arm its training depends on: not its name, its description or which other arms there are."""
     arm = STUDY.arms[wildcards.arm]
-    teachers = arm.kv.teachers if arm.kv else []
-    return {
+    teachers = other_teachers(wildcards.arm)
+    latent = {"latent": written(arm.latent)} if arm.latent else {}
+    return latent | {
         "training": written(arm.training) if arm.training else None,
         "kv": written(arm.kv) if arm.kv else None,
         "student_view": arm.student_view,
@@ -157,7 +187,7 @@ def answered():
     jobs = [
         (arm, seed, dataset)
         for arm, seed in STUDY.runs()
-        for dataset in (STUDY.datasets if len(PER_JOB) == 1 else [""])
+        for dataset in ([""] if PER_RUN else STUDY.datasets)
     ]
     return dict(zip(("arm", "seed", "dataset"), zip(*jobs)))
 

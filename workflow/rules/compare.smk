@@ -11,9 +11,10 @@ rule compare:
         card=f"{ROOT}/compare/card.json",
     log:
         f"{LOGS}/compare.log",
+    localrule: True
     params:
         study=STUDY.study,
-        config=written(STUDY),
+        config=study_params(),
         code=code("mtkv.stats.compare"),
     script:
         "../scripts/compare.py"

@@ -9,9 +9,9 @@ rule data:
         card=f"{ROOT}/data/card.json",
     log:
         f"{LOGS}/data.log",
+    localrule: True
     resources:
-        mem_mb=resource("data", "mem_mb"),
-        runtime=resource("data", "runtime"),
+        **job_resources("data"),
     params:
         study=STUDY.study,
         config=written(STUDY.data),

@@ -1,7 +1,8 @@
 # One job of `predict` answers all datasets of a run (`evaluation.jobs: per_run`), because starting Python with torch,
 # transformers and lm-eval costs more than answering a small dataset; `per_dataset` gives one job for each file.
 # Either way any single file can be asked for by name.
-PER_JOB = STUDY.datasets if STUDY.evaluation.jobs == "per_run" else ["{dataset}"]
+PER_RUN = STUDY.evaluation.jobs == "per_run"
+PER_JOB = STUDY.datasets if PER_RUN else ["{dataset}"]
 
 
 rule predict:
@@ -15,16 +16,17 @@ rule predict:
             dataset=PER_JOB,
         ),
         card=f"{ROOT}/predictions/{{arm}}/seed{{seed}}/"
-        + ("card.json" if len(PER_JOB) > 1 else "{dataset}.card.json"),
+        + ("card.json" if PER_RUN else "{dataset}.card.json"),
     log:
         f"{LOGS}/predictions/{{arm}}-seed{{seed}}"
-        + ("" if len(PER_JOB) > 1 else "-{dataset}")
+        + ("" if PER_RUN else "-{dataset}")
         + ".log",
+    group:
+        "predict_{arm}_{seed}"
     threads: STUDY.resources.predict.threads
     resources:
-        mem_mb=resource("predict", "mem_mb"),
-        runtime=resource("predict", "runtime"),
-        gpu=resource("predict", "gpu"),
+        **job_resources("predict", saves=True),
+        predicting=1,
     params:
         study=STUDY.study,
         model=lambda wildcards: (
@@ -53,8 +55,9 @@ rule score:
         ),
     log:
         f"{LOGS}/scores/{{arm}}-seed{{seed}}"
-        + ("" if len(PER_JOB) > 1 else "-{dataset}")
+        + ("" if PER_RUN else "-{dataset}")
         + ".log",
+    localrule: True
     params:
         study=STUDY.study,
         limit=STUDY.evaluation.limit,

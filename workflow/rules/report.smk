@@ -34,6 +34,13 @@ rule report:
             run=RUNS,
             dataset=STUDY.datasets,
         ),
+        latents=[
+            table
+            for arm in LATENT_ARMS
+            for table in expand(
+                rules.latents.output.tables, arm=arm, seed=STUDY.seeds_of(arm)
+            )
+        ],
         cards=[
             f"{ROOT}/data/card.json",
             *(
@@ -44,6 +51,11 @@ rule report:
             *(f"{name}.card.json" for name in USED_MAPS),
             *train_cards(),
             *expand(rules.predict.output.card, zip, **answered()),
+            *(
+                f"{ROOT}/latents/{arm}/seed{seed}/card.json"
+                for arm in LATENT_ARMS
+                for seed in STUDY.seeds_of(arm)
+            ),
         ],
     output:
         page=report(
@@ -82,9 +94,10 @@ rule report:
         card=f"{ROOT}/report/card.json",
     log:
         f"{LOGS}/report.log",
+    localrule: True
     params:
         study=STUDY.study,
-        config=written(STUDY),
+        config=study_params(),
         code=code(
             "mtkv.report.page",
             data=("report/templates/*", "report/static/*", "report/bundle/*"),

@@ -12,9 +12,8 @@ rule teacher_kv:
         f"{LOGS}/teachers/{{teacher}}-{{shard}}.log",
     threads: STUDY.resources.teachers.threads
     resources:
-        mem_mb=resource("teachers", "mem_mb"),
-        runtime=resource("teachers", "runtime"),
-        gpu=resource("teachers", "gpu"),
+        **job_resources("teachers", saves=True),
+        placement=STUDY.resources.teachers.placement,
     params:
         study=STUDY.study,
         student=model_params(STUDY.student),
@@ -43,6 +42,7 @@ rule teacher_index:
         card=f"{ROOT}/teachers/{{teacher}}/card.json",
     log:
         f"{LOGS}/teachers/{{teacher}}.log",
+    localrule: True
     params:
         study=STUDY.study,
         code=code("mtkv.kv.store"),
@@ -63,9 +63,7 @@ rule map:
         f"{LOGS}/maps/{{teacher}}-{{align}}.log",
     threads: STUDY.resources.maps.threads
     resources:
-        mem_mb=resource("maps", "mem_mb"),
-        runtime=resource("maps", "runtime"),
-        gpu=resource("maps", "gpu"),
+        **job_resources("maps"),
     params:
         study=STUDY.study,
         student=model_params(STUDY.student),
@@ -85,6 +83,7 @@ rule probe:
         card=f"{ROOT}/maps/probe.card.json",
     log:
         f"{LOGS}/maps/probe.log",
+    localrule: True
     params:
         study=STUDY.study,
         code=code("mtkv.align.calibrate"),
@@ -103,8 +102,7 @@ rule targets:
     log:
         f"{LOGS}/maps/{{teacher}}-{{align}}.targets.log",
     resources:
-        mem_mb=resource("maps", "mem_mb"),
-        runtime=resource("maps", "runtime"),
+        **job_resources("maps", on_gpu=False),
     params:
         study=STUDY.study,
         student=model_params(STUDY.student),

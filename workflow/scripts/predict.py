@@ -5,10 +5,11 @@ from mtkv.config.models import ModelConfig
 from mtkv.evaluate.predict import predict
 from mtkv.evaluate.source import model_source
 from mtkv.provenance.card import Card
+from mtkv.provenance.checkpoints import Checkpoint
 
 params, given = snakemake.params, snakemake.params.model
 outputs = {Path(path).stem: Path(path) for path in snakemake.output.predictions}
-with Card.for_job(snakemake, "predictions") as card:
+with Card.for_job(snakemake, "predictions") as card, Checkpoint.for_job(snakemake, "predictions") as checkpoint:
     folder, load = model_source(snakemake.input.model, ModelConfig.model_validate(given["config"]) if given else None)
     card.result = predict(
         folder,
@@ -17,6 +18,7 @@ with Card.for_job(snakemake, "predictions") as card:
         EvaluationConfig.model_validate(params.evaluation),
         outputs,
         Path("checkpoints/predictions"),
+        checkpoint=checkpoint,
         code=params.code,
         load=load,
         dtype=given and given["config"]["dtype"],

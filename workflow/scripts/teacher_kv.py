@@ -5,9 +5,10 @@ from mtkv.config.models import ModelConfig
 from mtkv.kv.extract import extract_shard
 from mtkv.models.load import model_layers
 from mtkv.provenance.card import Card
+from mtkv.provenance.checkpoints import Checkpoint
 
 student, teacher = (ModelConfig.model_validate(snakemake.params[name]["config"]) for name in ("student", "teacher"))
-with Card.for_job(snakemake, "teachers") as card:
+with Card.for_job(snakemake, "teachers") as card, Checkpoint.for_job(snakemake, "teachers") as checkpoint:
     card.result = extract_shard(
         teacher,
         stored_layers(snakemake.params.layers, model_layers(teacher), model_layers(student)),
@@ -19,4 +20,6 @@ with Card.for_job(snakemake, "teachers") as card:
         Path(snakemake.output.shard),
         importance=snakemake.params.importance,
         likelihood=snakemake.params.likelihood,
+        checkpoint=checkpoint,
+        placement=snakemake.resources.get("placement", "single"),
     )

@@ -1,11 +1,12 @@
 """The section `arms`: one way to make a model each. What is here are *resolved* arms, after `extends` (see `inherit`)."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from mtkv.config.base import Name, Section, distinct, problem
-from mtkv.config.kv import KVConfig, LogitConfig
+from mtkv.config.kv import OWN_TEACHER, KVConfig, LogitConfig
+from mtkv.config.latent import LatentConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[list[Seed], AfterValidator(distinct), Field(min_length=1)]
@@ -21,6 +22,14 @@ class LoraConfig(Section):
         default=None,
         description="Names of the layers that get adapters (q_proj, v_proj, …); null: every linear layer but the output head.",
     )
+    quantize: Literal["4bit"] | None = Field(
+        default=None,
+        description="4bit: the frozen weights in NF4 while training (QLoRA); null: as they are. Needs the extra mtkv[qlora].",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_unset(self, handler(self), "quantize")
 
 
 class TrainingConfig(Section):
@@ -52,6 +61,14 @@ class TrainingConfig(Section):
         default=None, description="Train adapters of low rank only; null: all weights. Needs the extra mtkv[lora]."
     )
 
+    styles: Annotated[list[Literal["cot", "direct"]], AfterValidator(distinct), Field(min_length=1)] | None = Field(
+        default=None, description="Styles of the rows that are trained on, of those in data.styles; null: all of them."
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_unset(self, handler(self), "styles")
+
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         given = [name for name in ("steps", "epochs") if getattr(self, name) is not None]
@@ -76,17 +93,30 @@ class Arm(Section):
         default="student", description="Model to start from: student, or a teacher id to evaluate that teacher."
     )
     student_view: Literal["text", "latent"] = Field(
-        default="text", description="What the student reads: text, the row itself."
+        default="text",
+        description="What the student reads. text: the row itself. latent: the question, latent tokens in place of the chain, the answer.",
+    )
+    latent: LatentConfig | None = Field(
+        default=None, description="The latent tokens of student_view latent, where null means the defaults; else null."
     )
     training: TrainingConfig | None = Field(default=None, description="How the student is trained; null: not at all.")
     kv: KVConfig | None = Field(default=None, description="KV distillation; null: none. Needs training.")
     logits: LogitConfig | None = Field(default=None, description="Logit distillation; null: none. Needs training.")
     seeds: Seeds | None = Field(default=None, description="Seeds of this arm's runs; null: those of the study.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _latent_view_has_latents(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("student_view") == "latent" and given.get("latent") is None:
+            return given | {"latent": {}}
+        return given
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_unset(self, handler(self), "latent")
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.student_view == "latent":
-            raise problem("'latent' is not built yet; allowed for now: text", "student_view")
         if self.model != "student" and self.training is not None:
             raise problem(
                 f"given, but model {self.model!r} is a teacher, which is only evaluated; allowed: null", "training"
@@ -95,3 +125,51 @@ class Arm(Section):
             if getattr(self, field) is not None and self.training is None:
                 raise problem("given, but training is null; distillation needs training", field)
         return self
+
+    @model_validator(mode="after")
+    def _view_fits(self) -> Self:
+        if self.latent is None:
+            if self.kv and OWN_TEACHER in self.kv.teachers:
+                raise problem(
+                    f"{OWN_TEACHER!r}, the student's own KV of the chain, needs student_view latent", "kv", "teachers"
+                )
+            return self
+        if self.student_view == "text":
+            raise problem("given, but student_view text has no latent tokens; allowed: null", "latent")
+        if self.training is None:
+            raise problem(
+                "'latent' needs training, but it is null; an untrained student has no latents", "student_view"
+            )
+        if self.logits:
+            raise problem("given, but student_view is latent; allowed with it: null (latent.codi_weight, kv)", "logits")
+        if self.kv:
+            _check_latent_kv(self.latent, self.kv)
+        return self
+
+
+def _check_latent_kv(latent: LatentConfig, kv: KVConfig) -> None:
+    """KV distillation into latents: there is a slot to put it, and a way to fill it."""
+    if latent.tokens == 0:
+        raise problem(
+            "0 given, but kv needs latent tokens to supervise; allowed: 1 or more, or kv null", "latent", "tokens"
+        )
+    if kv.select.method == "full":
+        message = f"'full' keeps the whole chain, but there are {latent.tokens} latent tokens; allowed: uniform, rkv and the others"
+        raise problem(message, "kv", "select", "method")
+    if OWN_TEACHER not in kv.teachers:
+        return
+    if len(kv.teachers) > 1:
+        message = (
+            f"{OWN_TEACHER!r}, the student's own KV, is not mixed with other teachers; allowed: [{OWN_TEACHER}] alone"
+        )
+        raise problem(message, "kv", "teachers")
+    if kv.align.map != "identity":
+        message = f"{kv.align.map!r} is for another model's KV; allowed with teachers [{OWN_TEACHER}]: identity"
+        raise problem(message, "kv", "align", "map")
+
+
+def _without_unset(section: Section, written: dict[str, Any], field: str) -> dict[str, Any]:
+    """Left out where nobody wrote it: files and digests of arms from before the field stay what they were. A null that was written
+    stays, for what is read again with its `extends`, where it overrides the parent's."""
+    said = section.model_fields_set
+    return {key: value for key, value in written.items() if key != field or value is not None or key in said}

@@ -1,8 +1,8 @@
 """The section `evaluation`: how runs answer the datasets' questions."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from mtkv.config.base import Name, Section, problem
 from mtkv.config.errors import unknown
@@ -17,6 +17,9 @@ LM_EVAL_TASKS: dict[str, tuple[str, ...]] = {
     "cmmlu": ("cmmlu",),
     "ceval": ("ceval-valid",),
 }
+
+# lm-eval's tasks that can be asked as rows of style cot are written.
+COT_TASKS = ("gsm8k",)
 
 
 class EvaluationConfig(Section):
@@ -44,6 +47,16 @@ class EvaluationConfig(Section):
     tasks: dict[Name, str] = Field(
         default={}, description="lm-eval's task for single benchmarks, where it is another than the default."
     )
+
+    style: Literal["task", "cot"] = Field(
+        default="task",
+        description="How questions are asked. task: as each task has it. cot: all as rows of style cot are written, for the reason first; "
+        "the answer is generated and compared as text. For students that were trained on such rows only.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_default_style(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if (key, value) != ("style", "task")}
 
     @model_validator(mode="after")
     def _tasks_are_known(self) -> Self:

@@ -14,6 +14,7 @@ CLOSED_FORM_MAPS = ("identity", "ridge", "procrustes")
 TRAINED_MAPS = ("linear", "two_step", "elastic", "z_space")
 LIKELIHOOD_STRATEGIES = ("teacher_ce", "oracle")
 SELECTIONS_BY_ATTENTION = ("attention", "rkv", "rkv_decode")
+OWN_TEACHER = "student"  # in `teachers` of an arm with latents: the student itself, reading the chain
 
 
 class AlignConfig(Section):
@@ -86,7 +87,8 @@ class SelectConfig(Section):
         "cosine: the least redundant. rkv: both, as KaVa does. rkv_decode: as R-KV does while decoding.",
     )
     budget: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0, description="Tokens kept per row: a count (24), or a share of the row's own (0.5)."
+        default=1.0,
+        description="Tokens kept per row: a count (24), or a share of the row's own (0.5). Of a chain never more than latent tokens.",
     )
     rate: float = Field(default=0.1, ge=0, le=1, description="Share of attention in the score of rkv (λ of KaVa).")
 
@@ -215,7 +217,9 @@ class KVConfig(Section):
     """KV distillation from one or several teachers."""
 
     teachers: Annotated[list[Name], AfterValidator(distinct)] = Field(
-        min_length=1, description="Ids of the teachers whose KV is fused, in the order of `fusion.weights`."
+        min_length=1,
+        description="Ids of the teachers whose KV is fused, in the order of `fusion.weights`; [student] in student_view latent: its own "
+        "KV when it reads the chain.",
     )
     align: AlignConfig = Field(default=AlignConfig(), description="How teachers are aligned to the student.")
     select: SelectConfig = Field(default=SelectConfig(), description="Which tokens are supervised.")
@@ -226,6 +230,11 @@ class KVConfig(Section):
         description="What replaces the teachers' KV to test whether its content matters; none: nothing does. zero_weight: the KV "
         "loss counts nothing. projector_only: it trains the map and not the student.",
     )
+
+    @property
+    def own(self) -> bool:
+        """Whether the student teaches itself: its own KV of the chain."""
+        return self.teachers == [OWN_TEACHER]
 
     @model_validator(mode="after")
     def _fusion_fits_teachers(self) -> Self:

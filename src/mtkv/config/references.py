@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtkv.config.data import MIXTURES
 from mtkv.config.errors import Loc, Problem, show, unknown
+from mtkv.config.evaluation import COT_TASKS, LM_EVAL_TASKS
 from mtkv.config.kv import LIKELIHOOD_STRATEGIES, KVConfig
 from mtkv.config.models import ModelConfig
 
@@ -26,6 +27,8 @@ def reference_problems(study: "Study", arms: Iterable[str], teachers: Iterable[s
         *_dataset_problems(study),
         *_model_problems(study),
         *_arm_problems(study, teachers),
+        *_style_problems(study),
+        *_stream_problems(study),
         *_comparison_problems(study, arms),
         *_claim_problems(study, arms),
     ]
@@ -90,6 +93,8 @@ def _arm_problems(study: "Study", teachers: list[str]) -> Iterator[Problem]:
             yield Problem(
                 ("arms", name, "logits"), "given, but teachers.mode is stored, which keeps no logits; allowed: online"
             )
+        if arm.kv and arm.kv.own:
+            continue  # neither a store nor a map
         if arm.kv and study.teachers.tier == "mapped":
             yield from _tier_problems(name, arm.kv)
         if arm.kv and arm.kv.select.needs_attention and study.teachers.mode == "online":
@@ -99,6 +104,44 @@ def _arm_problems(study: "Study", teachers: list[str]) -> Iterator[Problem]:
         for index, teacher in enumerate(arm.kv.teachers if arm.kv else []):
             if teacher not in teachers:
                 yield Problem(("arms", name, "kv", "teachers", index), unknown(teacher, "a teacher id", teachers))
+
+
+def _style_problems(study: "Study") -> Iterator[Problem]:
+    """Rows that an arm asks for are there, and latent tokens stand for a chain that is there."""
+    written = list(study.data.styles)
+    for name, arm in study.arms.items():
+        if arm.training is None:
+            continue
+        loc: Loc = ("arms", name, "training", "styles")
+        if absent := [style for style in arm.training.styles or [] if style not in written]:
+            yield Problem(loc, f"{', '.join(absent)}: not in data.styles, which is {', '.join(written)}; add it there")
+        elif arm.latent and (arm.training.styles or written) != ["cot"]:
+            given = ", ".join(arm.training.styles or written)
+            fix = "write [cot]" if "cot" in written else "write [cot], and cot into data.styles"
+            yield Problem(loc, f"student_view latent puts latents in place of a chain, but the rows are {given}; {fix}")
+    if study.evaluation.style == "cot" and study.data.mixture != "pocket":
+        for index, dataset in enumerate(study.datasets):
+            if dataset in LM_EVAL_TASKS and study.evaluation.task_of(dataset) not in COT_TASKS:
+                task = study.evaluation.task_of(dataset)
+                message = f"task {task} cannot be asked in evaluation.style cot; allowed: {', '.join(COT_TASKS)}"
+                yield Problem(("datasets", index), message)
+
+
+def _stream_problems(study: "Study") -> Iterator[Problem]:
+    """Rows on disk, for arms that can have them there."""
+    trained = {name: arm for name, arm in study.arms.items() if arm.training is not None}
+    if not study.resources.train.stream:
+        return
+    reasons = {
+        "has student_view latent": [name for name, arm in trained.items() if arm.latent],
+        "has teachers that read along (teachers.mode online)": [
+            name for name, arm in trained.items() if arm.kv and not arm.kv.own and study.teachers.mode == "online"
+        ],
+    }
+    for reason, arms in reasons.items():
+        if arms:
+            message = f"true, but arm {arms[0]!r} {reason}, which keeps all rows in memory; allowed: false"
+            yield Problem(("resources", "train", "stream"), message)
 
 
 def _tier_problems(name: str, kv: KVConfig) -> Iterator[Problem]:

@@ -8,7 +8,6 @@ it builds on, and null deletes an entry of arms, teachers.models and claims. Wha
 from pathlib import Path
 from typing import Any
 
-from mtkv.config.arms import Arm
 from mtkv.config.models import TeachersConfig
 from mtkv.config.study import Study
 from mtkv.provenance.files import write_json
@@ -24,7 +23,6 @@ def study_schema() -> dict[str, Any]:
     for model, field in ENTRY_FIELDS:
         properties = schema["properties"] if model is Study else definitions[model.__name__]["properties"]
         _allow_null_entries(properties[field])
-    definitions[Arm.__name__]["properties"]["student_view"]["enum"].remove("latent")  # reserved, not built yet
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _partial(schema)
 
 

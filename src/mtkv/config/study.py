@@ -65,6 +65,10 @@ class Study(Section):
         """Whether the arm trains its student."""
         return self.arms[arm].training is not None
 
+    def latent_arms(self) -> list[str]:
+        """Arms whose student has latent tokens."""
+        return [name for name, arm in self.arms.items() if arm.latent is not None and arm.latent.tokens > 0]
+
     def teachers_used(self) -> list[str]:
         """Teachers whose KV any arm reads, in the order of the config."""
         used = {teacher for arm in self.arms.values() if arm.kv for teacher in arm.kv.teachers}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mtkv.data.benchmarks import BENCHMARKS
 from mtkv.data.files import DataFileError
 from mtkv.data.origins import Origin, fetch
-from mtkv.data.sources import SOURCES
+from mtkv.data.sources import DEFAULT_SOURCES, SOURCES
 
 if TYPE_CHECKING:
     from mtkv.config.data import DataConfig
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def wanted_splits(config: "DataConfig", datasets: list[str]) -> list[tuple[Origin, str]]:
     """Data sets and splits that the sources of a study and the benchmarks `datasets` need, each once."""
-    needed = [(SOURCES[name].origin, SOURCES[name].split) for name in config.sources or SOURCES]
+    needed = [(SOURCES[name].origin, SOURCES[name].split) for name in config.sources or DEFAULT_SOURCES]
     for benchmark in (BENCHMARKS[name] for name in datasets):
         needed += [(benchmark.origin, split) for split in (benchmark.split, benchmark.examples) if split]
     return list(dict.fromkeys(needed))

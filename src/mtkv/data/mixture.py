@@ -22,7 +22,7 @@ from mtkv.data.origins import load_origin
 from mtkv.data.overlap import TestTexts
 from mtkv.data.quotas import quotas
 from mtkv.data.rows import ROW_COLUMNS, Question, row
-from mtkv.data.sources import SOURCES, Source, check_fields
+from mtkv.data.sources import DEFAULT_SOURCES, SOURCES, Source, check_fields
 from mtkv.data.splits import BIN_COUNT, question_hash
 from mtkv.data.testsets import read_benchmark, subset, write_examples, write_test
 from mtkv.provenance.files import write_parquet
@@ -40,7 +40,7 @@ def build_mixture(config: "DataConfig", datasets: list[str], folder: Path) -> di
     texts = TestTexts(question for frame in tests.values() for question in frame["question"])
     pools: dict[str, list[Question]] = {}
     counts: dict[str, Counter[str]] = {}
-    names: list[str] = [*(config.sources or SOURCES)]
+    names: list[str] = [*(config.sources or DEFAULT_SOURCES)]
     for name in names:
         pools[name], counts[name] = usable_questions(SOURCES[name], config, texts)
     _without_repeats(pools, counts)

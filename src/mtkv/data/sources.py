@@ -27,13 +27,14 @@ GSM8K_ORIGIN = Origin("gsm8k", "openai/gsm8k", ("main",), ("{split}.jsonl",))
 
 @dataclass(frozen=True)
 class Source:
-    """One source: where its records are and what they mean. `fields` must be there in every record."""
+    """One source: where its records are and what they mean. `fields` must be there in every record; `extra`: only when named."""
 
     origin: Origin
     split: str
     language: Language
     fields: tuple[str, ...]
     item: Callable[[Record], Item]
+    extra: bool = False
 
     @property
     def name(self) -> str:
@@ -57,6 +58,11 @@ def gsm8k(record: Record) -> Item:
     if not mark:
         raise AnswerError("the answer has no ####")
     return Item(text(record["question"]), text(without_calculations(reasoning)), number(answer), "gsm8k")
+
+
+def gsm8k_aug(record: Record) -> Item:
+    """`cot` is a list of equations "<<600*30/100=180>> <<…>>", or sentences; `answer` a number (Deng et al., arXiv 2311.01460)."""
+    return Item(text(record["question"]), text(record["cot"]), number(record["answer"]), "gsm8k_aug")
 
 
 def svamp(record: Record) -> Item:
@@ -177,5 +183,22 @@ SOURCES: dict[str, Source] = {
             ("question", "answer", "supporting_facts", "context"),
             hotpotqa,
         ),
+        Source(
+            Origin("gsm8k_aug", "zen-E/GSM8k-Aug", files=("{split}.jsonl",)),
+            "train",
+            "en",
+            ("question", "cot", "answer"),
+            gsm8k_aug,
+            extra=True,
+        ),
+        Source(
+            Origin("gsm8k_aug_nl", "zen-E/GSM8k-Aug-NL", files=("{split}.jsonl",)),
+            "train",
+            "en",
+            ("question", "cot", "answer"),
+            gsm8k_aug,
+            extra=True,
+        ),
     )
 }
+DEFAULT_SOURCES = tuple(name for name, source in SOURCES.items() if not source.extra)

@@ -4,15 +4,17 @@ L = δ·CE + λ_K·d(K) + λ_V·d(V) + β·(1 − centred cos) + γ·KL(attentio
 vocabulary α·CE + (1 − α)·T²·KL in place of CE. Saving `student` alone gives a plain Hugging Face model.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.distill.logits import kd_loss
+from mtkv.distill.share import amounts, of_whole_batch
 from mtkv.distill.supervision import KVSupervision
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv_at
@@ -51,6 +53,16 @@ class Distiller(nn.Module):
         self.ce_weight = ce_weight
         self.supervision = supervision
         self.logits = logits
+        # What FSDP makes a unit of its own.
+        self._no_split_modules = [
+            *(getattr(student, "_no_split_modules", None) or []),
+            *([] if supervision is None else ["KVSupervision"]),
+        ]
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write student and tokenizer into a folder."""
+        self.student.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
     def forward(
         self,
@@ -67,7 +79,7 @@ class Distiller(nn.Module):
         Rows are padded on the right. `attention_mask` only counts tokens: causal attention does not need it.
         """
         if self.supervision is None or kv_sample is None or kv_position is None or teacher_kv is None:
-            return _summed(self._text_terms(input_ids, labels))
+            return summed(of_whole_batch(self._text_terms(input_ids, labels), amounts(labels, None)))
         wants_queries = self.supervision.config.loss.gamma > 0
         with KVCapture(self.student, queries=wants_queries) as capture:
             terms = self._text_terms(input_ids, labels)
@@ -90,11 +102,11 @@ class Distiller(nn.Module):
             terms["part.route_ce"] = terms["route_ce"] = self._injected_ce(
                 input_ids, labels, fused, kv_sample, kv_position
             )
-        return _summed(terms)
+        return summed(of_whole_batch(terms, amounts(labels, kv_sample)))
 
     def _text_terms(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         logits, following = target_logits(self.student, input_ids, labels)
-        ce = F.cross_entropy(logits.float(), following)
+        ce = F.cross_entropy(logits.float(), following) if len(following) else logits.sum()
         if self.logits is None:
             return {"ce": ce, "part.ce": self.ce_weight * ce}
         kd = self.logits.loss(logits, following, input_ids, labels)
@@ -128,6 +140,7 @@ class _TargetLoss(nn.Module):
         return target_loss(self.model, input_ids, labels)
 
 
-def _summed(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+def summed(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The terms and their `loss`, the sum of what each adds (`part.*`)."""
     parts = [value for name, value in terms.items() if name.startswith("part.")]
     return {"loss": torch.stack(parts).sum()} | terms

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from mtkv.distill.processes import total, world
+
 
 def gradient_shares(parts: Mapping[str, Tensor], parameters: Iterable[nn.Parameter]) -> dict[str, float]:
     """‖∇ part‖ / Σ ‖∇ part‖ for every part, with L2 norms over all `parameters`; they sum to 1, or are all 0 without any gradient.
@@ -18,9 +20,12 @@ def gradient_shares(parts: Mapping[str, Tensor], parameters: Iterable[nn.Paramet
 
 
 def gradient_norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:
-    """L2 norm of d loss / d parameters; a loss without a gradient and parameters that it does not reach count as 0."""
+    """L2 norm of d loss / d parameters; a loss without a gradient and parameters that it does not reach count as 0. Collective."""
     if not loss.requires_grad or not parameters:
         return 0.0
     gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    if world() > 1:  # a process may lack what another has
+        full = (torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True))
+        gradients = tuple(total(gradient) / world() for gradient in full)
     norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients if gradient is not None]
     return float(torch.stack(norms).norm()) if norms else 0.0

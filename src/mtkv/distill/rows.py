@@ -47,20 +47,35 @@ class DistillationRows(Dataset[int]):
         seed: int,
         max_length: int | None,
     ) -> None:
-        self.encoded = encode_rows(tokenizer, list(rows["prompt"]), list(rows["target"]), max_length)
-        self.ids = list(rows["id"])
-        self.datasets = list(rows["dataset"])
+        self.encoded: Sequence[EncodedRow] = encode_rows(
+            tokenizer, list(rows["prompt"]), list(rows["target"]), max_length
+        )
+        self.ids: Sequence[str] = list(rows["id"])
+        self.datasets: Sequence[str] = list(rows["dataset"])
         self.teachers = list(teachers)
         self.pad_token_id = tokenizer.pad_token_id
-        self.matches: list[Match] = []
+        self.matches: Sequence[Match] = []
         if teachers:
             true = [
                 self._match(row, item, ends)
                 for row, item, ends in zip(self.ids, self.encoded, segment_ends(rows), strict=True)
             ]
-            if not any(len(match.position) for match in true):
-                raise ValueError("no token of any row is matched with a token of every teacher of this arm")
-            self.matches = CONTROLS.get(control, _keep)(true, np.random.default_rng(seed))
+            self.matches = controlled(true, control, seed)
+
+    @property
+    def sources(self) -> Sequence[Any]:
+        """All teachers of the arm."""
+        return self.teachers
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row."""
+        return [len(row.input_ids) for row in self.encoded]
+
+    @property
+    def supervised(self) -> Sequence[int]:
+        """Supervised tokens of each row; empty for arms without KV."""
+        return [len(match.position) for match in self.matches]
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -71,13 +86,15 @@ class DistillationRows(Dataset[int]):
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         """input_ids, attention_mask, labels `[batch, time]`; for KV arms kv_sample, kv_position `[tokens]`, row_seed `[batch]`,
         likelihood `[batch, teachers]` and teacher_kv, a list of `[tokens, student_layers, 2, teacher_width]` in the stores' dtype."""
-        rows = [self.encoded[index] for index in indices]
-        batch: dict[str, Any] = {
+        batch = self._text_batch([self.encoded[index] for index in indices])
+        return batch | (self._teacher_batch(indices) if self.teachers else {})
+
+    def _text_batch(self, rows: Sequence[EncodedRow]) -> dict[str, Any]:
+        return {
             "input_ids": torch.from_numpy(pad_batch([row.input_ids for row in rows], self.pad_token_id)),
             "attention_mask": torch.from_numpy(pad_batch([np.ones_like(row.input_ids) for row in rows], 0)),
             "labels": padded_labels(rows),
         }
-        return batch | (self._teacher_batch(indices) if self.teachers else {})
 
     def _teacher_batch(self, indices: Sequence[int]) -> dict[str, Any]:
         matches = [self.matches[index] for index in indices]
@@ -95,9 +112,7 @@ class DistillationRows(Dataset[int]):
         }
 
     def _match(self, row: str, encoded: EncodedRow, segments: tuple[int, int] | None) -> Match:
-        missing = [number for number, teacher in enumerate(self.teachers) if row not in teacher]
-        if missing:
-            raise ValueError(f"row {row}: not in the KV of teacher number {missing[0]} of this arm")
+        self._check_known(row, self.teachers)
         found = [teacher.match(row, encoded, segments) for teacher in self.teachers]
         position = reduce(np.intersect1d, [match.position for match in found])
         places = [np.searchsorted(match.position, position) for match in found]
@@ -107,6 +122,24 @@ class DistillationRows(Dataset[int]):
             [match.tokens[place] for match, place in zip(found, places, strict=True)],
             [match.weight[place] for match, place in zip(found, places, strict=True)],
         )
+
+    @staticmethod
+    def _check_known(row: str, teachers: Sequence[Any]) -> None:
+        missing = [number for number, teacher in enumerate(teachers) if row not in teacher]
+        if missing:
+            raise ValueError(f"row {row}: not in the KV of teacher number {missing[0]} of this arm")
+
+
+def controlled(true: list[Match], control: str, seed: int) -> list[Match]:
+    """The matches as the arm's control has them. Raises ValueError when nothing is matched."""
+    check_matched([len(match.position) for match in true])
+    return CONTROLS.get(control, _keep)(true, np.random.default_rng(seed))
+
+
+def check_matched(supervised: Sequence[int]) -> None:
+    """Raises ValueError when no row has a supervised token."""
+    if not any(supervised):
+        raise ValueError("no token of any row is matched with a token of every teacher of this arm")
 
 
 def _keep(matches: list[Match], rng: np.random.Generator) -> list[Match]:
@@ -119,18 +152,29 @@ def shuffle_items(matches: list[Match], rng: np.random.Generator) -> list[Match]
     The supervised positions stay the row's own; the r-th takes the partner's r-th matched token (counted around when the partner has
     fewer), so amount, order and statistics of the supervision are those of the true arm and only its content is wrong.
     """
-    usable = [index for index, match in enumerate(matches) if len(match.position)]
-    order = rng.permutation(usable)
-    partner = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    partner = partners([len(match.position) for match in matches], rng)
     return [
-        _with_tokens_of(match, matches[partner[index]]) if index in partner else match
+        match if partner[index] == index else with_tokens_of(match, matches[partner[index]])
         for index, match in enumerate(matches)
     ]
 
 
+def partners(supervised: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Whose tokens each row reads `[rows]`, of the rows that have `supervised` tokens; the others keep to themselves."""
+    partner = np.arange(len(supervised))
+    order = rng.permutation(np.flatnonzero(supervised))
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
 def shuffle_time(matches: list[Match], rng: np.random.Generator) -> list[Match]:
     """The row's own teacher KV at permuted tokens."""
-    return [_reordered(match, match, rng.permutation(len(match.position))) for match in matches]
+    return [in_permuted_time(match, rng) for match in matches]
+
+
+def in_permuted_time(match: Match, rng: np.random.Generator) -> Match:
+    """The row's own tokens in another order."""
+    return _reordered(match, match, rng.permutation(len(match.position)))
 
 
 CONTROLS: dict[str, Callable[[list[Match], np.random.Generator], list[Match]]] = {
@@ -139,7 +183,8 @@ CONTROLS: dict[str, Callable[[list[Match], np.random.Generator], list[Match]]] =
 }
 
 
-def _with_tokens_of(match: Match, partner: Match) -> Match:
+def with_tokens_of(match: Match, partner: Match) -> Match:
+    """The positions of `match`, supervised by the tokens of `partner` one after the other, counted around."""
     return _reordered(match, partner, np.arange(len(match.position)) % len(partner.position))
 
 

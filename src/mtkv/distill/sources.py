@@ -5,6 +5,7 @@ targets that are already in the student's space and time (`MappedSource`).
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -29,19 +30,19 @@ if TYPE_CHECKING:
 class RawSource:
     """The teacher's own KV. `layer_weights`: how its stored layers make up the target of each student layer.
 
-    `seen`: for every row matched so far, whether the budget left out one of its tokens.
+    `seen`: of how many of the rows matched so far the budget left out a token (True) and of how many none (False).
     """
 
     store: KVStore | OnlineTeacher
     layer_weights: Float[Tensor, "student_layers stored"]
     time: str = "sync"
     select: "SelectConfig | None" = None
-    seen: "dict[str, bool]" = field(default_factory=dict)
+    seen: "Counter[bool]" = field(default_factory=Counter)
 
     @property
     def bites(self) -> float:
         """Share of the rows matched so far in which the budget left out a token."""
-        return sum(self.seen.values()) / max(1, len(self.seen))
+        return self.seen[True] / max(1, self.seen.total())
 
     def __contains__(self, row: str) -> bool:
         return row in self.store
@@ -56,7 +57,7 @@ class RawSource:
         if self.select is None or self.select.method == "full" or not len(match.position):
             return match
         kept = _restricted(match, self._selected(row, match, len(self.store.byte_end(row))))
-        self.seen[row] = len(kept.position) < len(match.position)
+        self.seen[len(kept.position) < len(match.position)] += 1
         return kept
 
     def read(

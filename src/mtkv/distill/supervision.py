@@ -9,7 +9,7 @@ In: the student's KV at the supervised tokens of a batch and each teacher's KV t
 - trained, `side: student`, and z_space: for each teacher a trained turn of the student with that teacher, weighted by the router.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from mtkv.align.heads import LinearAdapter, ZSpacePair, build_adapter
 from mtkv.align.maps import KVMap
 from mtkv.distill.attention import attention_kl
 from mtkv.distill.losses import kv_terms
+from mtkv.distill.processes import mean_square, world
 from mtkv.distill.relation import relation_terms
 from mtkv.distill.schedule import layer_range, layer_schedule
 from mtkv.fuse.combine import fuse
@@ -146,7 +147,7 @@ class KVSupervision(nn.Module):
             # The mean that both lack would shift all logits of a query alike.
             own, other = (x[:, :, KEY].unflatten(-1, (self.student_heads, -1)) for x in (centred, target))
             terms["attention"] = attention_kl(queries, own, other, sample, batch, layer_weight, scaling)
-        parts = self._parts(terms, routed)
+        parts = touching(self._parts(terms, routed), self.parameters())
         return (
             terms
             | {f"part.{name}": value for name, value in parts.items()}
@@ -245,6 +246,19 @@ class KVSupervision(nn.Module):
         return adapter
 
 
+def touching(parts: dict[str, Tensor], parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
+    """In several processes: the same parts, each parameter with a gradient, if only of zeros.
+
+    FSDP exchanges gradients of what has one: a process that supervises no token must not have fewer than the others.
+    """
+    # ZeRO-3 has a parameter here only while its own module runs, and exchanges all of them anyway.
+    trained = [parameter.sum() for parameter in parameters if parameter.requires_grad and parameter.numel()]
+    if world() == 1 or not parts or not trained:
+        return parts
+    first = next(iter(parts))
+    return parts | {first: parts[first] + 0.0 * torch.stack(trained).sum()}
+
+
 def start_from(adapter: LinearAdapter, kv_map: KVMap) -> None:
     """Begin at the closed-form ridge map, in units of the two sides' spreads."""
     in_units = kv_map.weight * (kv_map.x_scale / kv_map.y_scale)[..., None, None]
@@ -253,5 +267,5 @@ def start_from(adapter: LinearAdapter, kv_map: KVMap) -> None:
 
 
 def _in_units_of_target(student: Tensor, target: Tensor) -> Comparison:
-    spread = target.detach().square().mean((0, 3)).sqrt().clamp_min(SMALLEST_SPREAD)[..., None]
+    spread = mean_square(target, (0, 3)).sqrt().clamp_min(SMALLEST_SPREAD)[..., None]
     return Comparison(student, target, scale=spread)

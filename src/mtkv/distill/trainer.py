@@ -5,38 +5,60 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import Trainer
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from torch.utils.data import DataLoader
 
+from mtkv.distill.counters import Counters, summed
 from mtkv.distill.gradients import gradient_shares
+from mtkv.distill.order import LengthOrder
+from mtkv.distill.processes import means
+from mtkv.distill.resume import ResumableTrainer
 from mtkv.distill.rows import DistillationRows
+from mtkv.distill.share import rows_in, share_loader
 
-LOGGED_TERMS = ("ce", "kd", "key", "value", "cosine", "attention", "entropy", "route_ce")
+LOGGED_TERMS = ("ce", "chain_ce", "codi", "kd", "key", "value", "cosine", "attention", "entropy", "route_ce")
 TRAINER_NAMES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
 
 
-class DistillationTrainer(Trainer):
-    """Trains a `Distiller`. `teachers` names the columns of the routing weights; `tokens_seen` counts unpadded tokens."""
+class DistillationTrainer(ResumableTrainer):
+    """Trains a `Distiller`. `teachers` names the columns of the routing weights."""
 
-    def __init__(self, *args: Any, teachers: list[str], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, teachers: list[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Else the Trainer takes the forward's `**context` for its own and adds up accumulated batches where it should average them.
+        self.model_accepts_loss_kwargs = False
         self.teachers = teachers
         self.rows: DistillationRows = kwargs["train_dataset"]
         self.distiller: Any = self.model
         self.shares_every = int(self.args.eval_steps or 1)
-        self.tokens_seen = 0
-        self.rows_seen = 0
-        self._sums: dict[str, float] = defaultdict(float)
-        self._batches = 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        """Rows of similar length together, in an order that depends on the seed alone: the same for every arm."""
-        return LengthGroupedSampler(
-            self.args.train_batch_size * self.args.gradient_accumulation_steps,
-            lengths=[len(row.input_ids) for row in self.rows.encoded],
-            generator=torch.Generator().manual_seed(self.args.seed),
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthOrder:
+        """The same order for every arm, and on whatever number of processes."""
+        return LengthOrder(
+            self.rows.lengths,
+            self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
+            self.args.seed,
+            lambda: int(self.state.epoch or 0),
         )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Of each batch this process's share."""
+        if self.args.world_size == 1:
+            return super().get_train_dataloader()
+        return share_loader(self.rows, self._get_train_sampler(), self.args.train_batch_size * self.args.world_size)
+
+    def get_eval_dataloader(self, *_: Any) -> DataLoader[Any]:
+        """Validation rows have their own matches, so their batches are built by their own collate."""
+        rows: Any = self.eval_dataset
+        size = self.args.eval_batch_size * self.args.world_size
+        if self.args.world_size > 1:
+            return share_loader(rows, range(len(rows)), size)
+        return self.accelerator.prepare(DataLoader(rows, batch_size=size, collate_fn=rows.collate))
+
+    def counted(self) -> Counters:
+        """What all processes counted. Collective."""
+        return summed(gather_object([self.counters]))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -46,12 +68,11 @@ class DistillationTrainer(Trainer):
             self.distiller.supervision.progress = self.state.global_step / max(1, self.state.max_steps)
         terms = model(**inputs)
         if model.training:
-            self.tokens_seen += int(inputs["attention_mask"].sum())
-            self.rows_seen += len(inputs["input_ids"])
-            self._batches += 1
-            for name, value in self._readable(terms).items():
-                self._sums[name] += value
-            if self.state.global_step % self.shares_every == 0:
+            tokens, rows = int(inputs["attention_mask"].sum()), rows_in(inputs["labels"])
+            self.counters.add_batch(tokens, rows, self._readable(terms))
+            if self.state.global_step % self.shares_every == 0 and not (
+                self.is_fsdp_enabled or self.is_deepspeed_enabled
+            ):
                 parts = {name: value for name, value in terms.items() if name.startswith("part.")}
                 shares = gradient_shares(parts, self.distiller.student.parameters())
                 self.log({name.replace("part.", "share."): share for name, share in shares.items()})
@@ -59,10 +80,9 @@ class DistillationTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of every term since the last training line."""
-        if "learning_rate" in logs and self._batches:
-            logs = logs | {name: total / self._batches for name, total in self._sums.items()}
-            self._sums.clear()
-            self._batches = 0
+        if "learning_rate" in logs:
+            logs = logs | self.counted().means()
+            self.counters.means()
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -77,7 +97,7 @@ class DistillationTrainer(Trainer):
                 terms = self.distiller(**self._prepare_inputs(inputs))
                 for name, value in ({"loss": float(terms["loss"])} | self._readable(terms)).items():
                     sums[name] += value / len(loader)
-        metrics = {f"eval_{name}": value for name, value in sums.items()}
+        metrics = {f"eval_{name}": value for name, value in means(sums, self.args.device).items()}
         self.log(metrics)
         # As the Trainer's own does: else it evaluates the last step again when the epoch ends.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -87,8 +107,8 @@ class DistillationTrainer(Trainer):
     def _readable(self, terms: dict[str, Tensor]) -> dict[str, float]:
         values = {name: float(terms[name].detach()) for name in LOGGED_TERMS if name in terms}
         if "weights" in terms:  # [batch, teachers, *layers]
-            means = terms["weights"].transpose(0, 1).flatten(1).mean(1)
-            values |= {f"route.{name}": float(weight) for name, weight in zip(self.teachers, means, strict=True)}
+            routed = terms["weights"].transpose(0, 1).flatten(1).mean(1) * terms.get("row_share", 1)
+            values |= {f"route.{name}": float(weight) for name, weight in zip(self.teachers, routed, strict=True)}
         return values
 
 
@@ -97,7 +117,7 @@ def training_log(history: list[dict[str, float]]) -> pd.DataFrame:
     rows = []
     for line in history:
         step = int(line["step"])
-        for name, value in line.items():
+        for name, value in sorted(line.items()):  # a resumed run's log was read from a file that is sorted
             split, term = ("val", name.removeprefix("eval_")) if name.startswith("eval_") else ("train", name)
             if term in TRAINER_NAMES or term in LOGGED_TERMS or term.startswith(("route.", "share.")):
                 rows.append({"step": step, "split": split, "term": term, "value": float(value)})

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mtkv.evaluate.latent_model import LatentEvaluationModel
 from mtkv.evaluate.model import EvaluationModel
+from mtkv.models.latent import LatentStudent
+from mtkv.models.latent_files import is_latent
 
 if TYPE_CHECKING:
     from mtkv.config.evaluation import EvaluationConfig
 
-Loader = Callable[[Path], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+Loader = Callable[[Path], tuple[PreTrainedModel | LatentStudent, PreTrainedTokenizerBase]]
 
 
 def check_backend(config: "EvaluationConfig") -> None:
@@ -30,10 +33,20 @@ def evaluation_model(folder: Path, load: Loader, dtype: str | None, config: "Eva
 
 
 def _hf(folder: Path, load: Loader, dtype: str | None, config: "EvaluationConfig") -> Any:
-    return EvaluationModel(*load(folder), config.batch_size)
+    model, tokenizer = load(folder)
+    if not isinstance(model, LatentStudent):
+        return EvaluationModel(model, tokenizer, config.batch_size)
+    if not model.slots:
+        return EvaluationModel(model.model, tokenizer, config.batch_size)
+    return LatentEvaluationModel(model, tokenizer, config.batch_size)
 
 
 def _vllm(folder: Path, load: Loader, dtype: str | None, config: "EvaluationConfig") -> Any:
+    if is_latent(folder):
+        raise ValueError(
+            f"evaluation.backend: 'vllm' cannot run the latent student in {folder} (it reads embeddings between question and "
+            "answer); write backend: hf"
+        )
     from mtkv.evaluate.vllm_model import VllmModel  # imports vllm
 
     return VllmModel(folder, dtype)

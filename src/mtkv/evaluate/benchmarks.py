@@ -16,7 +16,9 @@ import lm_eval.tasks
 import pyarrow.parquet as pq
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from mtkv.data.rows import STYLES
 from mtkv.data.testsets import unavailable
+from mtkv.evaluate.styles import question_text
 from mtkv.evaluate.tasks import StudyTask, UnanswerableError, examples_file, questions_file
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ RECIPES: dict[str, Recipe] = {
     "cmmlu": Recipe("cmmlu/cmmlu_{part}.yaml", "acc"),
     "ceval-valid": Recipe("ceval/ceval-valid_{part}.yaml", "acc"),
 }
+# What `evaluation.style: cot` asks instead, of the tasks that it is possible for.
+COT_PROMPTS: dict[str, dict[str, Any]] = {"gsm8k": {"doc_to_text": question_text(STYLES["en", "cot"])}}
 
 
 def is_benchmark(questions: Path) -> bool:
@@ -74,7 +78,14 @@ def load_benchmark(task: str, name: str, data_folder: Path, config: "EvaluationC
     questions = pq.read_table(path).slice(0, config.limit).to_pylist()
     examples = _by_part(pq.read_table(examples_file(data_folder, name)).to_pylist())
     tasks = [
-        _task(recipe, part, rows, [json.loads(row["document"]) for row in examples.get(part, [])], config.num_fewshot)
+        _task(
+            recipe,
+            part,
+            rows,
+            [json.loads(row["document"]) for row in examples.get(part, [])],
+            config.num_fewshot,
+            COT_PROMPTS[task] if config.style == "cot" else {},
+        )
         for part, rows in _by_part(questions).items()
     ]
     for loaded in tasks:
@@ -83,7 +94,12 @@ def load_benchmark(task: str, name: str, data_folder: Path, config: "EvaluationC
 
 
 def _task(
-    recipe: Recipe, part: str, rows: list[dict[str, Any]], examples: list[Any], num_fewshot: int | None
+    recipe: Recipe,
+    part: str,
+    rows: list[dict[str, Any]],
+    examples: list[Any],
+    num_fewshot: int | None,
+    asked: Mapping[str, Any],
 ) -> StudyTask:
     file = LM_EVAL_FOLDER / recipe.file.format(part=part)
     try:
@@ -92,6 +108,7 @@ def _task(
         said = " ".join(str(error).split())
         raise UnanswerableError(f"lm-eval's task {file.stem} needs packages that are not installed: {said}") from error
     config = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
+    config |= asked
     config["num_fewshot"] = _shots(config.get("num_fewshot"), num_fewshot)
     documents = [json.loads(row["document"]) for row in rows]
     tested = config.get("test_split") or config["validation_split"]

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from mtkv.evaluate.journal import Journal
 from mtkv.evaluate.memory import in_batches, rows_to_read
 from mtkv.evaluate.shared import Forward, for_rows, read_beginning, shared_beginnings
 
@@ -29,23 +30,45 @@ class Question:
     choices: tuple[tuple[int, ...], ...]
 
     @property
+    def tokens(self) -> list[tuple[int, ...]]:
+        """The context and the choices."""
+        return [self.context, *self.choices]
+
+    @property
     def read(self) -> int:
         """Tokens of the choices that are read; the last one of each is only scored."""
         return sum(len(choice) - 1 for choice in self.choices)
 
 
 def score_choices(
-    model: Any, forward: Forward, questions: Sequence[Question], batch_size: int
+    model: Any, forward: Forward, questions: Sequence[Question], batch_size: int, journal: Journal | None = None
 ) -> list[tuple[Score, ...]]:
-    """Scores of the choices of each question. Raises UnanswerableError when memory does not hold one of them."""
-    scores: dict[int, tuple[Score, ...]] = {}
+    """Scores of the choices of each question. Raises UnanswerableError when memory does not hold one of them.
+
+    A batch whose scores `journal` knows is not read; the others are laid out as they would be without it, so that scores are the same to
+    the last bit.
+    """
+    journal = Journal() if journal is None else journal
+    scores = {
+        place: tuple((float(total), bool(greedy)) for total, greedy in kept)
+        for place, question in enumerate(questions)
+        if (kept := journal.get("scores", place, question.tokens)) is not None
+    }
+    known = frozenset(scores)
     for group in shared_beginnings([question.context for question in questions], OVERHEAD):
+        if known.issuperset(group.members):
+            continue
         start = list(questions[group.members[0]].context[: group.shared])
         beginning = read_beginning(forward, start, model.device)
 
         def work(places: Sequence[int], beginning: DynamicCache | None = beginning, shared: int = group.shared) -> None:
+            if known.issuperset(places):
+                return
             batch = [questions[place] for place in places]
-            scores.update(zip(places, _score(model, forward, batch, beginning, shared), strict=True))
+            for place, found in zip(places, _score(model, forward, batch, beginning, shared), strict=True):
+                scores[place] = found
+                journal.put("scores", place, questions[place].tokens, found)
+            journal.pause()
 
         scored = max(questions[place].read for place in group.members) + 1
         longest = max(len(questions[place].context) for place in group.members) + scored

@@ -4,7 +4,7 @@ lm-eval's loop goes on with a batch until each of its answers has met the same s
 leaves the batch and the next prompt takes its place, and a common beginning of the prompts is read once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import DynamicCache
 
+from mtkv.evaluate.journal import Journal
 from mtkv.evaluate.memory import halved, rows_at_once
 from mtkv.evaluate.shared import Forward, for_rows, layers_of, read_beginning, shared_beginnings
 
@@ -48,25 +49,40 @@ def generate(
     choose: Choose,
     ended: Callable[[list[int]], bool],
     share: bool,
+    journal: Journal | None = None,
 ) -> list[list[int]]:
     """New tokens of each prompt: `choose` says the next ones, `ended` whether an answer is complete; at most `limit`.
 
-    Without `share` every prompt is read on its own. Raises UnanswerableError when memory does not hold one prompt.
+    Without `share` every prompt is read on its own. Answers that `journal` knows are taken from it, complete ones go there.
+    Raises UnanswerableError when memory does not hold one prompt.
     """
-    answers = [Answer(prompt) for prompt in prompts]
+    journal = Journal() if journal is None else journal
+    answers = [Answer(prompt, journal.get("said", place, prompt) or []) for place, prompt in enumerate(prompts)]
+    places = {id(answer): place for place, answer in enumerate(answers)}
+
+    def finished(answer: Answer) -> bool:
+        if len(answer.said) < limit and not (answer.said and ended(answer.said)):
+            return False
+        journal.put("said", places[id(answer)], answer.prompt, answer.said)
+        return True
+
     groups = [(0, sorted(answers, key=lambda answer: -len(answer.prompt)))]
     if share:
         found = shared_beginnings(prompts, OVERHEAD)
         groups = [(group.shared, [answers[place] for place in group.members]) for group in found]
     for shared, waiting in groups:
         rows = rows_at_once(model, batch_size, len(waiting[0].prompt) + limit, 1)
+        waiting = [answer for answer in waiting if not answer.said]
         while waiting:
+            left = set(map(id, waiting))
             try:
-                _answer_all(model, forward, waiting, rows, shared, limit, choose, ended)
+                for complete in _answer_all(model, forward, waiting, rows, shared, choose, finished):
+                    left.difference_update(map(id, complete))
+                    journal.pause()
                 break
             except RuntimeError as error:
                 rows = halved(rows, error)
-            waiting = [answer for answer in waiting if not _is_complete(answer, limit, ended)]
+            waiting = [answer for answer in waiting if id(answer) in left]
             for answer in waiting:
                 answer.said.clear()
     return [answer.said for answer in answers]
@@ -78,10 +94,10 @@ def _answer_all(
     waiting: Sequence[Answer],
     rows: int,
     shared: int,
-    limit: int,
     choose: Choose,
-    ended: Callable[[list[int]], bool],
-) -> None:
+    finished: Callable[[Answer], bool],
+) -> Iterator[list[Answer]]:
+    """After every pass over the batch: the answers that it completed."""
     beginning = read_beginning(forward, waiting[0].prompt[:shared], model.device)
     queue, batch = list(reversed(waiting)), None
     while queue or batch:
@@ -93,11 +109,9 @@ def _answer_all(
         else:
             assert batch is not None
             _step(model, forward, batch, choose)
-        batch = without(batch, [place for place, one in enumerate(batch.answers) if _is_complete(one, limit, ended)])
-
-
-def _is_complete(answer: Answer, limit: int, ended: Callable[[list[int]], bool]) -> bool:
-    return len(answer.said) >= limit or (bool(answer.said) and ended(answer.said))
+        complete = [place for place, one in enumerate(batch.answers) if finished(one)]
+        yield [batch.answers[place] for place in complete]
+        batch = without(batch, complete)
 
 
 def _begin(

@@ -18,18 +18,24 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.evaluate.choices import Question, Score, score_choices
-from mtkv.evaluate.continuations import cut_texts
-from mtkv.evaluate.decode import generate
+from mtkv.evaluate.continuations import Cut, cut_texts
+from mtkv.evaluate.decode import Choose, generate
 from mtkv.evaluate.greedy import ends, is_greedy, next_tokens
+from mtkv.evaluate.journal import Journal, in_chunks
 from mtkv.evaluate.memory import halved
 from mtkv.evaluate.room import check_room
 from mtkv.evaluate.shared import can_share
+from mtkv.models.latent import LatentStudent
+from mtkv.models.latent_files import is_latent
+
+CHUNK = 8  # batches that lm-eval's own loop gets at a time: what it found is kept between them
 
 
-def load_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model (as saved, on the GPU when there is one) and tokenizer of a Hugging Face folder."""
+def load_folder(folder: Path) -> tuple[PreTrainedModel | LatentStudent, PreTrainedTokenizerBase]:
+    """Model (as saved, on the GPU when there is one) and tokenizer of a Hugging Face folder, or of a latent student's."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True, device_map=device)
+    load: Any = LatentStudent.load if is_latent(folder) else AutoModelForCausalLM.from_pretrained
+    model = load(folder, dtype="auto", local_files_only=True, device_map=device)
     return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -44,8 +50,12 @@ class EvaluationModel(HFLM):
         super().__init__(
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32"
         )
-        self.forward_passes = 0
+        self.journal = Journal()  # the answers known before, and where new ones go
+        self._chunk = CHUNK * batch_size
+        self.forward_passes = 0  # of whole batches
         self.generated_tokens = 0
+        self.question_passes = 0  # each question's own, one after the other: what KaVa compares methods by
+        self.passes_before_answer = 0
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether it is the greedy one.
@@ -53,19 +63,25 @@ class EvaluationModel(HFLM):
         Each context is read once for all its continuations, where the model allows that (`can_share`), else by lm-eval's own loop.
         """
         texts = cut_texts([(context, continuation) for context, continuation in _arguments(requests)], self._encode)
-        longest = max(len(text.context) + len(text.continuation) for text in texts)
+        longest = max(len(self._prompt(list(text.context))) + len(text.continuation) for text in texts)
         check_room(self.max_length, longest - 1)  # the last token is scored but never read
-        if not can_share(self.model, longest):
-            pairs = [(text.given, list(text.context), list(text.continuation)) for text in texts]
-            return self._halving(partial(self._loglikelihood_tokens, pairs, True))
+        if not self._can_share(longest):
+            self.question_passes += len(texts) * (self.passes_before_answer + 1)
+            given = [text.given for text in texts]
+            each = in_chunks(
+                self, "each", given, self._chunk, lambda places: self._score_each([texts[place] for place in places])
+            )
+            return [(total, greedy) for total, greedy in each]
         places: dict[tuple[int, ...], list[int]] = {}
         for place, text in enumerate(texts):
             places.setdefault(text.context, []).append(place)
         questions = [
-            Question(context, tuple(texts[place].continuation for place in own)) for context, own in places.items()
+            Question(tuple(self._prompt(list(context))), tuple(texts[place].continuation for place in own))
+            for context, own in places.items()
         ]
+        self.question_passes += len(questions) * (self.passes_before_answer + 1)
         with torch.inference_mode():
-            scores = score_choices(self.model, self._forward, questions, self.batch_size)
+            scores = score_choices(self.model, self._forward, questions, self.batch_size, self.journal)
         found: dict[int, Score] = {}
         for own, of_question in zip(places.values(), scores, strict=True):
             found |= dict(zip(own, of_question, strict=True))
@@ -77,8 +93,13 @@ class EvaluationModel(HFLM):
         An answer is what lm-eval gives in batches of one: in larger ones it goes on behind a stop text that is a special token,
         until the whole batch has met it.
         """
-        texts = _arguments(requests)
-        encoded = dict(zip((text for text, _ in texts), self._encode([text for text, _ in texts]), strict=True))
+        texts, loop = _arguments(requests), super().generate_until
+
+        def by_loop(places: Sequence[int]) -> Callable[[Sequence[int]], list[str]]:
+            return lambda part: self._halving(partial(loop, [requests[places[number]] for number in part], True))
+
+        prompts = [self._prompt(ids) for ids in self._encode([text for text, _ in texts])]
+        encoded = dict(zip((text for text, _ in texts), prompts, strict=True))
         said: dict[int, str] = {}
         by_settings: dict[str, list[int]] = {}
         for place, (_, settings) in enumerate(texts):
@@ -86,8 +107,8 @@ class EvaluationModel(HFLM):
         for places in by_settings.values():
             ids, settings = [encoded[texts[place][0]] for place in places], texts[places[0]][1]
             check_room(self.max_length, max(map(len, ids)), settings["max_gen_toks"])
-            if not (is_greedy(self.model, settings) and can_share(self.model, 1)):
-                found = self._halving(partial(super().generate_until, [requests[place] for place in places], True))
+            if not (is_greedy(self.model, settings) and self._can_share(1)):
+                found = in_chunks(self, "texts", [texts[place] for place in places], self._chunk, by_loop(places))
             else:
                 found = self._generate(ids, settings)
             said |= dict(zip(places, found, strict=True))
@@ -104,12 +125,33 @@ class EvaluationModel(HFLM):
                 prompts,
                 self.batch_size,
                 limit,
-                next_tokens(self.model),
+                self._choose(),
                 ends(self.model, self.tokenizer, stops),
-                share=can_share(self.model, max(map(len, prompts)) + limit),
+                share=self._can_share(max(map(len, prompts)) + limit),
+                journal=self.journal,
             )
-        self.generated_tokens += sum(map(len, new))
+        self._count(list(map(len, new)))
         return [postprocess_generated_text(self.tok_decode(ids), stops, None) for ids in new]
+
+    def _prompt(self, ids: list[int]) -> list[int]:
+        """What is read before an answer, from a prompt's own tokens."""
+        return ids
+
+    def _can_share(self, longest: int) -> bool:
+        return can_share(self.model, longest)
+
+    def _choose(self) -> Choose:
+        return next_tokens(self.model)
+
+    def _score_each(self, texts: Sequence[Cut]) -> list[Score]:
+        """Scores by lm-eval's own loop."""
+        pairs = [(text.given, list(text.context), list(text.continuation)) for text in texts]
+        return self._halving(partial(self._loglikelihood_tokens, pairs, True))
+
+    def _count(self, said: Sequence[int]) -> None:
+        """Count answers of these numbers of tokens; each took one pass for every token."""
+        self.generated_tokens += sum(said)
+        self.question_passes += sum(said) + len(said) * self.passes_before_answer
 
     def _halving(self, work: Callable[[], list[Any]]) -> list[Any]:
         """lm-eval's own loop, begun again with half the batch whenever memory runs out."""
@@ -137,7 +179,7 @@ class EvaluationModel(HFLM):
         sequences = super()._model_generate(context, max_length, stop, **generation_kwargs)
         new = sequences[:, context.shape[1] :]
         self.forward_passes += new.shape[1]
-        self.generated_tokens += int((new != self.tokenizer.pad_token_id).sum())
+        self._count((new != self.tokenizer.pad_token_id).sum(1).tolist())
         return sequences
 
 

@@ -22,11 +22,13 @@ from mtkv.evaluate.benchmarks import is_benchmark, load_benchmark
 from mtkv.evaluate.digests import predictions_digest
 from mtkv.evaluate.model import EvaluationModel, load_folder
 from mtkv.evaluate.predictions import write_failure, write_predictions
+from mtkv.evaluate.resume import Resume
 from mtkv.evaluate.tasks import StudyTask, UnanswerableError, load_tasks, questions_file
 from mtkv.provenance.files import atomic_path
 
 if TYPE_CHECKING:
     from mtkv.config.evaluation import EvaluationConfig
+    from mtkv.provenance.checkpoints import Checkpoint
 
 
 def predict(
@@ -37,6 +39,7 @@ def predict(
     outputs: dict[str, Path],
     cache: Path | None = None,
     *,
+    checkpoint: "Checkpoint | None" = None,
     code: str = "",
     load: Loader = load_folder,
     dtype: str | None = None,
@@ -46,11 +49,12 @@ def predict(
 
     `load` turns the folder into model and tokenizer; `dtype` names the number format it converts the weights to (None:
     as saved). `chat`: real benchmarks are asked in the chat template of the model's tokenizer. `code` is the digest of the code
-    that predicts. With `cache`, a folder, known answers are copied from it and new ones kept there. A dataset that cannot be
+    that predicts. With `cache`, a folder, known answers are copied from it and new ones kept there; with `checkpoint` the answers of a
+    dataset that is not done yet outlive the process, and the next attempt finds the others. A dataset that cannot be
     answered (it could not be loaded, a prompt is longer than the model's context) leaves a failure file, is not cached and is
     named in the facts. Returns facts: what was reused, what failed, and each new dataset's seconds, items and generated tokens.
     Raises ValueError for an unknown dataset, an unusable model or few-shot settings that can't be met, ImportError when the
-    package of `config.backend` is not installed.
+    package of `config.backend` is not installed, SavedExit when asked to leave (USR1).
     """
     check_backend(config)
     digests = {
@@ -61,29 +65,34 @@ def predict(
     for name in reused:
         _copy(kept[name], outputs[name])
     facts: dict[str, Any] = {"digests": digests, "reused": reused, "failed": {}, "datasets": {}, "tokens": 0}
+    facts["resumed_at"] = []
     new = [name for name in datasets if name not in reused]
     tasks: dict[str, list[StudyTask]] = {}
     for name in new:
         with _failing(name, outputs, facts), _quiet():
             tasks[name] = study_tasks(name, data_folder, config)
-    if not tasks:
-        return facts
-    start = time.perf_counter()
-    with _quiet():
-        language_model = evaluation_model(Path(model_folder), load, dtype, config)
-    if chat and not language_model.tokenizer.chat_template:
-        raise ValueError(f"{model_folder}: prompt is chat, but its tokenizer has no chat template; allowed: plain")
-    facts["load_seconds"] = round(time.perf_counter() - start, 3)
-    for name, parts in tasks.items():
-        for task in parts:
-            if task.OUTPUT_TYPE == "generate_until":
-                task.set_config("generation_kwargs", {"max_gen_toks": config.max_new_tokens}, update=True)
-        with _failing(name, outputs, facts):
-            rows, facts["datasets"][name] = _answer(language_model, parts, chat)
-            write_predictions(outputs[name], rows, parts[0].metric)
-            if name in kept:
-                _copy(Path(outputs[name]), kept[name])
-    facts["tokens"] = language_model.generated_tokens
+    if tasks:
+        start = time.perf_counter()
+        with _quiet():
+            language_model = evaluation_model(Path(model_folder), load, dtype, config)
+        if chat and not language_model.tokenizer.chat_template:
+            raise ValueError(f"{model_folder}: prompt is chat, but its tokenizer has no chat template; allowed: plain")
+        facts["load_seconds"] = round(time.perf_counter() - start, 3)
+        questions = {name: sum(len(task.questions) for task in parts) for name, parts in tasks.items()}
+        with Resume(checkpoint, questions, digests) as resume:
+            for name, parts in tasks.items():
+                for task in parts:
+                    if task.OUTPUT_TYPE == "generate_until":
+                        task.set_config("generation_kwargs", {"max_gen_toks": config.max_new_tokens}, update=True)
+                with _failing(name, outputs, facts), resume.journal(name) as language_model.journal:
+                    rows, facts["datasets"][name] = _answer(language_model, parts, chat)
+                    write_predictions(outputs[name], rows, parts[0].metric)
+                    if name in kept:
+                        _copy(Path(outputs[name]), kept[name])
+        facts["tokens"] = language_model.generated_tokens
+    if checkpoint is not None:
+        facts["resumed_at"] = checkpoint.resumed_at
+        checkpoint.finish()
     return facts
 
 
@@ -94,7 +103,7 @@ def study_tasks(name: str, data_folder: Path, config: "EvaluationConfig") -> lis
     """
     if is_benchmark(questions_file(data_folder, name)):
         return load_benchmark(config.task_of(name), name, data_folder, config)
-    return list(load_tasks([name], data_folder, config.num_fewshot, config.limit).values())
+    return list(load_tasks([name], data_folder, config.num_fewshot, config.limit, config.style).values())
 
 
 @contextmanager
@@ -112,6 +121,7 @@ def _answer(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of the predictions file, and what they cost."""
     start, passes, tokens = time.perf_counter(), model.forward_passes, model.generated_tokens
+    each = model.question_passes
     with _quiet():
         samples = _samples(model, tasks, chat)
     rows = [answer_row(task, sample) for task, sample in samples]
@@ -122,6 +132,7 @@ def _answer(
         "items_per_second": round(len(rows) / seconds, 1),
         "generated_tokens": model.generated_tokens - tokens,
         "forward_passes": model.forward_passes - passes,
+        "passes_per_question": round((model.question_passes - each) / len(rows), 3),
     }
 
 

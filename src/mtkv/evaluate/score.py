@@ -111,15 +111,20 @@ def _gold(question: Any) -> str:
     return question.answer if question.gold < 0 else question.choices[question.gold]
 
 
+def _generated(row: Any) -> bool:
+    """Whether the answer was generated; a question with choices may be asked for its answer in words (`evaluation.style`)."""
+    return row.loglikelihoods is None
+
+
 def _filtered_follows(row: Any, question: Any) -> bool:
     """The likeliest choice; of a generated text only that a right answer stands in it."""
-    if question.gold < 0:
+    if _generated(row):
         return not row.correct or MATCHES[_match(question)].stands_in(row.filtered, row.output)
     return row.filtered == question.choices[int(np.argmax(row.loglikelihoods))]
 
 
 def _correct_follows(row: Any, question: Any) -> bool:
-    if question.gold < 0:
+    if _generated(row):
         return MATCHES[_match(question)].agrees(row.correct, row.filtered, row.gold)
     return row.correct == float(np.argmax(row.loglikelihoods) == question.gold)
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.evaluate.model import load_folder
+from mtkv.models.latent import LatentStudent
 from mtkv.models.load import load_model, load_tokenizer, model_folder
 
 if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig
 
-Loader = Callable[[Path], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+Loader = Callable[[Path], tuple[PreTrainedModel | LatentStudent, PreTrainedTokenizerBase]]
 
 
 def model_source(trained: Sequence[str], given: "ModelConfig | None") -> tuple[Path, Loader]:

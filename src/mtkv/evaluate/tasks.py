@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import yaml
 from lm_eval.api.task import ConfigurableTask
 
+from mtkv.evaluate.styles import in_style
+
 TASK_FOLDER = Path(__file__).resolve().parent / "tasks"
 
 
@@ -48,14 +50,18 @@ class StudyTask(ConfigurableTask):
 
 
 def load_tasks(
-    names: Sequence[str], data_folder: Path, num_fewshot: int | None = 0, limit: int | None = None
+    names: Sequence[str],
+    data_folder: Path,
+    num_fewshot: int | None = 0,
+    limit: int | None = None,
+    style: str = "task",
 ) -> dict[str, StudyTask]:
-    """The tasks of the datasets `names`, on the first `limit` questions (None: all) of `data_folder`/test.
+    """The tasks of the datasets `names`, on the first `limit` questions (None: all) of `data_folder`/test, asked in `style`.
 
     Solved examples, when asked for, are the first `num_fewshot` training rows of the dataset in the task's own style,
     the same for every question. Raises ValueError for an unknown dataset, an empty test file or too few training rows.
     """
-    return {name: _load_task(name, Path(data_folder), num_fewshot or 0, limit) for name in names}
+    return {name: _load_task(name, Path(data_folder), num_fewshot or 0, limit, style) for name in names}
 
 
 def task_file(name: str) -> Path:
@@ -82,8 +88,8 @@ def train_file(data_folder: Path) -> Path:
     return Path(data_folder) / "train.parquet"
 
 
-def _load_task(name: str, data_folder: Path, num_fewshot: int, limit: int | None) -> StudyTask:
-    config = yaml.safe_load(task_file(name).read_text(encoding="utf-8"))
+def _load_task(name: str, data_folder: Path, num_fewshot: int, limit: int | None, style: str) -> StudyTask:
+    config = in_style(yaml.safe_load(task_file(name).read_text(encoding="utf-8")), style)
     documents = pq.read_table(questions_file(data_folder, name)).slice(0, limit).to_pylist()
     if not documents:
         raise ValueError(f"{questions_file(data_folder, name)}: holds no questions")

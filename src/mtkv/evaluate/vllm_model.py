@@ -4,6 +4,7 @@ Not run on a GPU yet: what is tested is that lm-eval's class gets the right argu
 by itself as memory allows, so `evaluation.batch_size` is not used, and its numbers differ from transformers' in the last digits.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from lm_eval.models.vllm_causallms import VLLM
 from transformers import GenerationConfig
 
 from mtkv.evaluate.continuations import cut_texts
+from mtkv.evaluate.journal import Journal, in_chunks
 from mtkv.evaluate.room import check_room
+
+CHUNK = 1024  # requests that vLLM gets at a time: what it found is kept between them
 
 
 class VllmModel(VLLM):
@@ -20,8 +24,10 @@ class VllmModel(VLLM):
 
     def __init__(self, folder: Path, dtype: str | None) -> None:
         super().__init__(pretrained=str(folder), dtype=dtype or "auto", batch_size="auto", trust_remote_code=False)  # type: ignore[arg-type]
+        self.journal = Journal()  # the answers known before, and where new ones go
         self.forward_passes = 0  # vLLM does not say
         self.generated_tokens = 0
+        self.question_passes = 0
         own = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
         self.penalty = getattr(own, "repetition_penalty", None) or 1.0
 
@@ -31,7 +37,13 @@ class VllmModel(VLLM):
         longest = max(len(text.context) + len(text.continuation) for text in texts)
         check_room(self.max_length, longest, 1)  # vLLM generates at least one token
         pairs = [(text.given, list(text.context), list(text.continuation)) for text in texts]
-        return self._loglikelihood_tokens(pairs, disable_tqdm=True)
+        self.question_passes += len(pairs)
+
+        def work(places: Sequence[int]) -> list[tuple[float, bool]]:
+            return self._loglikelihood_tokens([pairs[place] for place in places], disable_tqdm=True)
+
+        found = in_chunks(self, "each", [text.given for text in texts], CHUNK, work)
+        return [(total, greedy) for total, greedy in found]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Continuation of each prompt up to its stop text or eos."""
@@ -45,9 +57,16 @@ class VllmModel(VLLM):
             )
             for request, (text, settings) in zip(requests, texts, strict=True)
         ]
-        said = super().generate_until(asked, disable_tqdm=True)
-        self.generated_tokens += sum(len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in said)
-        return said
+        generate_until = super().generate_until
+
+        def work(places: Sequence[int]) -> list[str]:
+            said = generate_until([asked[place] for place in places], disable_tqdm=True)
+            tokens = sum(len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in said)
+            self.generated_tokens += tokens
+            self.question_passes += tokens
+            return said
+
+        return in_chunks(self, "texts", texts, CHUNK, work)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         encoded: list[list[int]] = self.tok_encode(texts)

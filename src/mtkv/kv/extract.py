@@ -5,9 +5,8 @@ positions count from the row's first token.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +20,15 @@ from transformers import PreTrainedModel
 
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.intercept import Attended, AttentionInterception
+from mtkv.kv.parts import Parts, RowReading
 from mtkv.kv.store import StoredRow, write_shard
 from mtkv.models.encode import EncodedRow, encode_rows, pad_batch
 from mtkv.models.load import DTYPES, load_model, load_tokenizer
+from mtkv.models.placement import SINGLE, all_heads, input_device, mean_over_heads
 
 if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig
+    from mtkv.provenance.checkpoints import Checkpoint
 
 HEAD_CHUNK = 256  # target tokens that go through the output head at once
 # What some model families do to the head's output, by the name in their config.
@@ -35,15 +37,6 @@ AFTER_HEAD: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logits_scaling": lambda logits, divisor: logits / divisor,
     "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),
 }
-
-
-@dataclass(frozen=True)
-class RowReading:
-    """What one forward gives for one row, on the CPU: `kv [time, layers, 2, width]`, likelihood, `importance [time, layers]`."""
-
-    kv: Tensor
-    likelihood: float
-    importance: Tensor | None
 
 
 def extract_shard(
@@ -57,30 +50,44 @@ def extract_shard(
     output: Path,
     importance: bool = False,
     likelihood: bool = True,
+    checkpoint: "Checkpoint | None" = None,
+    placement: str = SINGLE,
 ) -> dict[str, Any]:
     """Stage function: write shard `shard` of `shards` for one teacher.
 
     Row i of all `rows` files taken together belongs to shard i·shards // rows. `importance` and `likelihood` cost a pass over the attention
-    and over the output head, so they are for arms that read them. The job holds its shard in memory about twice.
-    Returns the facts for the card. Raises ValueError when a shard would be empty.
+    and over the output head, so they are for arms that read them. The job holds its shard in memory about twice. With `checkpoint` the
+    rows read so far outlive the process, on disk until the shard is there, and the next attempt reads the others.
+    Returns the facts for the card. Raises ValueError when a shard would be empty, SavedExit when asked to leave (USR1).
     """
-    tokenizer, model = load_tokenizer(teacher), load_model(teacher)
+    tokenizer, model = load_tokenizer(teacher), load_model(teacher, placement)
     frame = pd.concat([pd.read_parquet(path, columns=["id", "prompt", "target"]) for path in rows], ignore_index=True)
     if len(frame) < shards:
         raise ValueError(f"{len(frame)} rows cannot fill {shards} shards; lower teachers.shards")
     frame = frame[np.arange(len(frame)) * shards // len(frame) == shard]
     encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]))
-    stored: dict[int, StoredRow] = {}
-    ids = list(frame["id"])
     kept = DTYPES.get(dtype)  # quantised formats need every row first
-    for index, reading in read_rows(model, encoded, layers, batch_size, likelihood, importance, kept):
-        row = encoded[index]
-        stored[index] = StoredRow(
-            ids[index], reading.kv, row.byte_end, row.byte_start, reading.likelihood, reading.importance
-        )
-    write_shard(output, [stored[index] for index in range(len(ids))], layers, dtype)
-    tokens = sum(len(row.input_ids) for row in encoded)
-    return {"rows": len(stored), "tokens": tokens, "layers": list(layers), "bytes": output.stat().st_size}
+    with Parts(checkpoint, len(encoded), batch_size) as parts:
+        readings = dict(parts.found)
+        for index, reading in read_rows(
+            model, encoded, layers, batch_size, likelihood, importance, kept, skip=parts.found.keys()
+        ):
+            readings[index] = reading
+            parts.add(index, reading)
+        stored = [
+            StoredRow(id, read.kv, row.byte_end, row.byte_start, read.likelihood, read.importance)
+            for id, row, read in zip(frame["id"], encoded, (readings[i] for i in range(len(encoded))), strict=True)
+        ]
+        write_shard(output, stored, layers, dtype)
+        if checkpoint is not None:
+            checkpoint.finish()
+    return {
+        "rows": len(stored),
+        "tokens": sum(len(row.input_ids) for row in encoded),
+        "layers": list(layers),
+        "bytes": output.stat().st_size,
+        "resumed_at": checkpoint.resumed_at if checkpoint is not None else [],
+    }
 
 
 def read_kv(
@@ -101,26 +108,31 @@ def read_rows(
     likelihood: bool = True,
     importance: bool = False,
     dtype: torch.dtype | None = None,
+    skip: Container[int] = (),
 ) -> Iterator[tuple[int, RowReading]]:
     """Number and reading of every row. Rows go through the model in batches of similar length, so not in order.
 
-    `dtype`: of the KV, the model's own unless given.
+    `dtype`: of the KV, the model's own unless given. A batch whose rows are all in `skip` is left out; the others are what they are
+    without `skip`, to the last bit.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    device = input_device(model)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
+        if all(index in skip for index in batch):
+            continue
         input_ids, is_target = (
-            torch.from_numpy(pad_batch([getattr(rows[index], name) for index in batch], 0)).to(model.device)
+            torch.from_numpy(pad_batch([getattr(rows[index], name) for index in batch], 0)).to(device)
             for name in ("input_ids", "is_target")
         )
         lengths = [len(rows[index].input_ids) for index in batch]
         mask = torch.arange(input_ids.shape[1]) < torch.tensor(lengths)[:, None]
         attention = TargetAttention(model, is_target, layers) if importance else None
         with KVCapture(model) as capture, attention or nullcontext():
-            output = model.base_model(input_ids=input_ids, attention_mask=mask.long().to(model.device), use_cache=False)
+            output = model.base_model(input_ids=input_ids, attention_mask=mask.long().to(device), use_cache=False)
             kv = packed_kv(capture, layers, dtype).cpu()
         found = target_likelihood(model, output.last_hidden_state, input_ids, is_target) if likelihood else None
-        weights = torch.stack([attention.found[layer] for layer in layers], 2).half().cpu() if attention else None
+        weights = torch.stack([attention.found[layer].cpu() for layer in layers], 2).half() if attention else None
         for i, (index, length) in enumerate(zip(batch, lengths, strict=True)):
             yield (
                 index,
@@ -153,8 +165,9 @@ def target_likelihood(
         for name, change in AFTER_HEAD.items():
             if value := getattr(config, name, None):
                 logits = change(logits, value)
-        total.index_add_(0, rows, -F.cross_entropy(logits, input_ids[rows, times + 1], reduction="none"))
-    return total / is_target[:, 1:].sum(1)
+        following = input_ids[rows, times + 1].to(logits.device)
+        total.index_add_(0, rows, -F.cross_entropy(logits, following, reduction="none").to(total.device))
+    return total / is_target[:, 1:].sum(1).to(total.device)
 
 
 class TargetAttention(AttentionInterception):
@@ -171,7 +184,9 @@ class TargetAttention(AttentionInterception):
         """Reduce the layer's attention at once, so that no queries are kept."""
         query, key = attended.query, attended.key
         if layer in self._layers:
-            self.found[layer] = row_importance(query, key, self._is_target, self._mask, attended.scaling)
+            answer = self._is_target.to(query.device)
+            importance = row_importance(query, key, answer, self._mask, attended.scaling)
+            self.found[layer] = mean_over_heads(importance, key.shape[1], self.model)
         return key, attended.value
 
     def _before_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -207,7 +222,9 @@ def packed_kv(
     capture: KVCapture, layers: Sequence[int], dtype: torch.dtype | None = None
 ) -> Float[Tensor, "batch time layers 2 width"]:
     """Heads flattened, layers and K/V side by side, in `dtype` or the model's own: the layout of the store."""
-    keys, values = capture.keys(layers), capture.values(layers)
+    keys, values = (
+        [all_heads(x, capture.model) for x in found] for found in (capture.keys(layers), capture.values(layers))
+    )
     batch, heads, time, head_dim = keys[0].shape
     packed = keys[0].new_empty(batch, time, len(layers), 2, heads * head_dim, dtype=dtype)
     for place, pair in enumerate(zip(keys, values, strict=True)):

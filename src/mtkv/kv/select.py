@@ -31,7 +31,7 @@ __all__ = [
 METHODS = tuple(SCORES)
 TIE_DECIMALS = 12
 Mask = Bool[Tensor, "batch time"]
-Budget = int | float
+Budget = int | float | Int[Tensor, " batch"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,11 @@ def select(
 ) -> Selection:
     """The tokens of one layer to keep, per row and KV head: `[batch, kv_heads, most]`.
 
-    `budget`: a count (int ≥ 1) or a share in (0, 1] (float) of each row's own selectable tokens, rounded up. `sinks`: the first n
-    selectable tokens of a row are kept in any case, outside the budget and the scores. `importance`: for attention, rkv and
-    rkv_decode (see `answer_importance`; for the last with `window_mask`). `rate`: λ of rkv. `window`: of rkv_decode. `seeds` (one per row,
-    independent of the batch) or `generator`: for random. Raises ValueError for an unknown method, budget or missing input.
+    `budget`: a count (int ≥ 1), a share in (0, 1] (float) of each row's own selectable tokens, rounded up, or a count per row.
+    `sinks`: the first n selectable tokens of a row are kept in any case, outside the budget and the scores. `importance`: for
+    attention, rkv and rkv_decode (see `answer_importance`; for the last with `window_mask`). `rate`: λ of rkv. `window`: of
+    rkv_decode. `seeds` (one per row, independent of the batch) or `generator`: for random. Raises ValueError for an unknown method,
+    budget or missing input.
     """
     candidates = mask & ~_sinks(mask, sinks)
     count = _count(method, budget, candidates)
@@ -117,6 +118,8 @@ def budget_bites(mask: Mask, budget: Budget, sinks: int = 0) -> float:
 def budget_counts(budget: Budget, mask: Mask) -> Int[Tensor, " batch"]:
     """Tokens to keep in each row: min(count, n) or ⌈share·n⌉. Raises ValueError for a budget that is neither."""
     available = mask.sum(1)
+    if isinstance(budget, Tensor):
+        return torch.minimum(available, budget)
     if isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1:
         return available.clamp_max(budget)
     if isinstance(budget, float) and 0 < budget <= 1:

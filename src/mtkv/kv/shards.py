@@ -122,7 +122,6 @@ class Shard:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: missing or damaged ({error}); {REDO}") from error
         self.path = path
-        self.ids: list[str] = rows["ids"]
         self.layers: list[int] = rows["layers"]
         self.lengths = np.array(rows["lengths"], dtype=np.int64)
         self.kv = tensors.pop("kv")
@@ -133,6 +132,13 @@ class Shard:
         with open(path, "rb") as raw:
             header = int.from_bytes(raw.read(8), "little")
             self.offset = 8 + header + json.loads(raw.read(header))["kv"]["data_offsets"][0]
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of its rows, read anew: a store that is open for long does not keep them in memory."""
+        with safe_open(self.path, "pt") as file:
+            ids: list[str] = json.loads(file.metadata()["rows"])["ids"]
+        return ids
 
     def read(self, start: int, length: int, tokens: np.ndarray | slice) -> Float[Tensor, "picked layers 2 width"]:
         """KV of the given tokens of the row at (start, length); only their pages are touched. float32 where it is quantised."""

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mtkv.kv.places import Places
 from mtkv.kv.shards import KEY, REDO, VALUE, Shard, StoredRow, likelihoods, write_mapped, write_shard
 from mtkv.provenance.digest import file_digest
 from mtkv.provenance.files import write_parquet
@@ -96,39 +97,35 @@ class _Store:
     def __init__(self, folder: Path, *, verify: bool = False) -> None:
         """Open the store; with `verify`, recompute every checksum. Raises ValueError naming a damaged shard and the fix."""
         self.folder = folder
-        index = pd.read_parquet(folder / "index.parquet")
+        self._places = Places.read(folder / "index.parquet")
         self._shards: list[Shard] = []
-        self._rows: dict[str, tuple[int, int, int]] = {}
-        for number, (name, rows) in enumerate(index.groupby("shard", sort=True)):
-            self._shards.append(Shard(folder / str(name)))
-            if verify and file_digest(folder / str(name)) != rows["sha256"].iloc[0]:
-                raise ValueError(f"{folder / str(name)}: its sha256 differs from index.parquet; {REDO}")
-            places = zip(rows["id"], rows["start"], rows["length"], strict=True)
-            self._rows.update({row: (number, int(start), int(length)) for row, start, length in places})
-        self._likelihood = dict(zip(index["id"], index["likelihood"], strict=True))
+        for name, sha256 in zip(self._places.shards, self._places.sha256, strict=True):
+            self._shards.append(Shard(folder / name))
+            if verify and file_digest(folder / name) != sha256:
+                raise ValueError(f"{folder / name}: its sha256 differs from index.parquet; {REDO}")
         self.layers = self._shards[0].layers
         self.width = self._shards[0].width
 
     def __contains__(self, row: str) -> bool:
-        return row in self._rows
+        return row in self._places
 
     def prefetch(self, rows: Iterable[str]) -> None:
         """Start reading the KV of `rows` from disk; returns at once. For the rows of the next batches."""
         spans: dict[int, list[tuple[int, int]]] = {}
         for row in rows:
-            shard, start, length = self._rows[row]
+            shard, start, length = self._places.of(row)
             spans.setdefault(shard, []).append((start, length))
         for shard, wanted in spans.items():
             self._shards[shard].will_need(wanted)
 
     def _column(self, name: str, row: str) -> np.ndarray:
-        shard, start, length = self._rows[row]
+        shard, start, length = self._places.of(row)
         if name not in self._shards[shard].columns:
             raise ValueError(f"{self.folder}: its rows were stored without {name}")
         return self._shards[shard].columns[name][start : start + length]
 
     def _kv(self, row: str, tokens: np.ndarray | slice) -> Tensor:
-        number, start, length = self._rows[row]
+        number, start, length = self._places.of(row)
         return self._shards[number].read(start, length, tokens)
 
 
@@ -149,14 +146,14 @@ class KVStore(_Store):
 
     def likelihood(self, row: str) -> float:
         """The teacher's mean log-probability (nats) of the row's target tokens; NaN for a model without a head."""
-        return float(self._likelihood[row])
+        return self._places.likelihood_of(row)
 
     def read(self, row: str, tokens: Int[np.ndarray, " picked"]) -> Float[Tensor, "picked layers 2 width"]:
         """KV of the given tokens of one row: in the store's format, float32 where it is quantised.
 
         Raises IndexError for a token outside the row.
         """
-        length = self._rows[row][2]
+        *_, length = self._places.of(row)
         if len(tokens) and (tokens.min() < 0 or tokens.max() >= length):
             raise IndexError(f"row {row} has {length} teacher tokens, asked for {tokens.min()}…{tokens.max()}")
         return self._kv(row, tokens)

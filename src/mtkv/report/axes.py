@@ -79,7 +79,7 @@ def limits(values: Iterable[float | None], from_zero: bool, given: list[float] |
     known = [value for value in values if value is not None and math.isfinite(value)] + ([0.0] if from_zero else [])
     low, high = min(known, default=0.0), max(known, default=1.0)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
-    return low - margin * (not from_zero or low < 0), high + margin * (not from_zero or high > 0)
+    return low - margin * (not from_zero or low < 0), high + margin * (not from_zero or high > 0 or low == high)
 
 
 def lines_of(names: Iterable[str]) -> int:

@@ -6,6 +6,7 @@ from mtkv.report.figure import Figure
 from mtkv.report.figures_ablations import ablation_figures
 from mtkv.report.figures_alignment import alignment_figures
 from mtkv.report.figures_cost import cost_figures
+from mtkv.report.figures_latents import latent_figures
 from mtkv.report.figures_learning import learning_figures
 from mtkv.report.figures_matrix import matrix_figures
 from mtkv.report.figures_pairs import pair_figures
@@ -23,9 +24,11 @@ BUILDERS: tuple[Callable[[Results], list[Figure]], ...] = (
     learning_figures,
     routing_figures,
     alignment_figures,
+    latent_figures,
     cost_figures,
 )
-FIGURE_SECTIONS = ("plots", "ablations", "training", "routing", "alignment", "cost")
+FIGURE_SECTIONS = ("plots", "ablations", "training", "routing", "alignment", "latents", "cost")
+OPTIONAL_SECTIONS = {"latents"}  # left out where there is nothing to show
 
 
 def all_figures(results: Results) -> list[Figure]:

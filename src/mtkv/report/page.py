@@ -25,7 +25,7 @@ from mtkv.report.embed import (
     static,
 )
 from mtkv.report.figure import Figure
-from mtkv.report.figures import FIGURE_SECTIONS, all_figures
+from mtkv.report.figures import FIGURE_SECTIONS, OPTIONAL_SECTIONS, all_figures
 from mtkv.report.files import write_folder, write_summaries, write_tables
 from mtkv.report.fonts import Font, font_of
 from mtkv.report.items import item_browser, item_rows
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("answer", "headline", *FIGURE_SECTIONS, "items", "provenance", "methods")
 METHODS = ("pairs", "intervals", "overlap", "undecided", "twin", "seeds", "missing", "scope")
-RUN_STAGES = ("arms/", "predictions/", "scores/")
+RUN_STAGES = ("arms/", "predictions/", "scores/", "latents/")
 STATIC_ITEMS = 20
 SEPARATORS = re.compile(r" · |[^\w.+-]+")
 
@@ -77,6 +77,7 @@ def page_html(
 ) -> str:
     """The whole page; `pictures`: each figure's first view, `browser`: what `item_browser` found."""
     claims, rows = claim_rows(results), headline(results)
+    left_out = OPTIONAL_SECTIONS - {figure.section for figure in figures}
     missing = missing_cells(rows)
     item_note = say(LANGUAGES["en"]["items.note"], cap=browser["cap"], chars=browser["chars"]) if browser else ""
     known = phrases(figures, [item_note, *claim_texts(claims), *missing], {*results.arms, *results.datasets})
@@ -105,8 +106,8 @@ def page_html(
             rows=rows,
             missing=missing,
             said=known,
-            sections=SECTIONS,
-            figure_sections=FIGURE_SECTIONS,
+            sections=[name for name in SECTIONS if name not in left_out],
+            figure_sections=[name for name in FIGURE_SECTIONS if name not in left_out],
             methods=METHODS,
             figures={name: [figure for figure in figures if figure.section == name] for name in FIGURE_SECTIONS},
             stills={key: image_url(first.svg) for key, first in pictures.items()},

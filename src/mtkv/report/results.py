@@ -13,6 +13,7 @@ import pandas as pd
 
 from mtkv.provenance.files import read_json
 from mtkv.report.changes import changes, kv_part
+from mtkv.report.latents import Latents, read_latents
 from mtkv.report.strings import retold
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Results:
 
     `extends` maps an arm to the arm it is made from, `changes` to what it changes there (`kv.loss.layers: all → first`), `kv` to the
     settings of its KV loss. `examples` maps a map's name to the alignment of one row. `matrix` is empty in old studies.
+    `latents` is None without latent tokens.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Results:
     extends: dict[str, str] = field(default_factory=dict)
     changes: dict[str, list[str]] = field(default_factory=dict)
     kv: dict[str, dict[str, Any]] = field(default_factory=dict)
+    latents: Latents | None = None
 
     @property
     def alpha(self) -> float:
@@ -119,6 +122,7 @@ def read_results(study: "Study", root: Path) -> Results:
     has_kv = any(arm.kv is not None for arm in study.arms.values())
     if has_kv and probe is None:
         absent.append("maps/*/*.probe.parquet")
+    latents = read_latents(study, root, absent)
     return Results(
         name=study.study,
         description=study.description or "",
@@ -148,6 +152,7 @@ def read_results(study: "Study", root: Path) -> Results:
         extends={name: arm.extends for name, arm in study.arms.items() if arm.extends in study.arms},
         changes=changes(study),
         kv={name: kv_part(arm) for name, arm in study.arms.items() if arm.kv is not None},
+        latents=latents,
     )
 
 

@@ -45,7 +45,7 @@ def compare(study: "Study", scores: Sequence[Path], train_cards: Sequence[Path],
         "matrix": matrix_table([row for name, one in fought.items() for row in matrix_rows(name, one, confidence)]),
         "claims": claims_table(answers, resamples, study.claims, confidence, margin, without_twin(study)),
     }
-    write_json(folder / "study.json", study.model_dump(mode="json"))
+    write_json(folder / "study.json", study.model_dump(mode="json", exclude={"resources"}))
     for name, table in tables.items():
         write_parquet(folder / f"{name}.parquet", table)
     return {

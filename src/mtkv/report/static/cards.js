@@ -19,7 +19,7 @@ function openDialog(title, children) {
 function cardsOf(arm, seed, dataset) {
   const run = `${arm}/seed${seed}`;
   const others = data.datasets.filter((name) => name !== dataset && dataset !== "macro");
-  return Object.keys(cards()).filter((key) => ["arms", "predictions", "scores"].some((stage) => key === `${stage}/${run}`
+  return Object.keys(cards()).filter((key) => ["arms", "predictions", "scores", "latents"].some((stage) => key === `${stage}/${run}`
     || key.startsWith(`${stage}/${run}/`)) && !others.some((name) => key.endsWith(`/${name}`)));
 }
 

@@ -1,0 +1,150 @@
+"""Which tokens of the chain a selector keeps for which latent: where in the chain they stand, counted over rows, layers and heads.
+
+Selected as in training (`latent_sources`, `own_kv`); where the student teaches itself, by the student as it is now. Of a control arm
+that moves KV between rows or tokens, these are the tokens before they are moved.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from mtkv.distill.chain import chain_rows
+from mtkv.distill.latent_arm import latent_arm
+from mtkv.distill.latent_rows import LatentRows
+from mtkv.distill.latent_sources import ChainSource, OwnSource
+from mtkv.distill.opening import TeacherFiles
+from mtkv.distill.own_kv import OwnReading
+from mtkv.distill.slots import select_slots
+from mtkv.distill.sources import row_seed
+from mtkv.kv.extract import packed_kv
+from mtkv.models.latent import LatentStudent
+from mtkv.models.load import model_kv_heads
+
+if TYPE_CHECKING:
+    from mtkv.config.arms import TrainingConfig
+    from mtkv.config.kv import KVConfig
+    from mtkv.config.latent import LatentConfig
+
+TENTHS = 10
+COLUMNS = {"teacher": str, "layer": int, "slot": int, "tenth": int, "count": int, "place": float}
+COLUMNS |= {"rows": int, "heads": int, "chain_tokens": float, "short": float}
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What one teacher's layers (by their numbers) and heads select of a batch of rows.
+
+    `rank`: of each slot's token among the `length` tokens of its row's chain; slots from `count` on have none.
+    """
+
+    layers: Sequence[int]
+    rank: Int[np.ndarray, "batch slots layers kv_heads"]
+    count: Int[np.ndarray, " batch"]
+    length: Int[np.ndarray, " batch"]
+
+
+def kept_places(
+    student: LatentStudent,
+    tokenizer: PreTrainedTokenizerBase,
+    training: "TrainingConfig",
+    latent: "LatentConfig",
+    kv: "KVConfig | None",
+    teachers: Sequence[TeacherFiles],
+    frame: pd.DataFrame,
+) -> pd.DataFrame:
+    """One row per teacher, layer, slot (from 1) and tenth of the chain (from 0), with the `COLUMNS`; empty for an arm without KV.
+
+    `count`: selected tokens there, over `rows` × `heads`; `place`: their mean place in the chain, 0 its beginning and 1 its end;
+    `chain_tokens`: mean length of a chain; `short`: share of the rows whose chain has fewer tokens than there are latents.
+    """
+    parts = chain_rows(frame, latent.keep_last_step)
+    chained = frame[[bool(part.chain.strip()) for part in parts]].reset_index(drop=True)
+    if kv is None or chained.empty:
+        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
+    text = student.model.config.get_text_config()
+    own_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    heads = (own_heads, [model_kv_heads(teacher.config) for teacher in teachers])
+    _, (rows,) = latent_arm(student, tokenizer, heads, training, latent, kv, 0, teachers, [chained])
+    batches = [
+        range(start, min(start + training.batch_size, len(rows))) for start in range(0, len(rows), training.batch_size)
+    ]
+    tables = [
+        _table(name, [_picked(student, kv, rows, reader, batch) for batch in batches], latent.tokens, len(frame))
+        for name, reader in zip(kv.teachers, rows.readers, strict=True)
+    ]
+    return pd.concat(tables, ignore_index=True).astype(COLUMNS)
+
+
+@torch.no_grad()
+def _picked(
+    student: LatentStudent, kv: "KVConfig", rows: LatentRows, reader: ChainSource | OwnSource, batch: Sequence[int]
+) -> Picked:
+    if isinstance(reader, OwnSource):
+        return _own_picked(student, kv, rows, batch)
+    return _chain_picked(kv, reader, [rows.ids[index] for index in batch])
+
+
+def _chain_picked(kv: "KVConfig", source: ChainSource, ids: Sequence[str]) -> Picked:
+    chains = [source.kept[row][0] for row in ids]
+    length = torch.tensor([len(chain) for chain in chains])
+    count = torch.tensor([source.kept[row][1] for row in ids])
+    found = source.store.read_batch(ids, chains).float()
+    padded = pad_sequence(list(found.split(length.tolist())), batch_first=True)
+    device = padded.device
+    index = select_slots(
+        kv.select,
+        padded,
+        source.kv_heads,
+        torch.arange(padded.shape[1], device=device) < length.to(device)[:, None],
+        count.to(device),
+        source._importance(ids, chains) if kv.select.needs_attention else None,
+        torch.tensor([row_seed(row) for row in ids], device=device),
+    )
+    return Picked(source.store.layers, index.cpu().numpy(), count.numpy(), length.numpy())
+
+
+def _own_picked(student: LatentStudent, kv: "KVConfig", rows: LatentRows, batch: Sequence[int]) -> Picked:
+    given = {name: part.to(student.device) for name, part in rows.collate(batch).items() if name.startswith("own_")}
+    chain, count = given["own_chain"], given["own_count"]
+    reading = OwnReading(student.model, kv.select, chain, given["own_answer"])
+    with reading:
+        student.model.base_model(input_ids=given["own_input_ids"], use_cache=False)
+    layers = range(len(reading.capture.layers))
+    found = packed_kv(reading.capture, layers)
+    importance = reading.attention.importance if reading.attention else None
+    heads = reading.capture.keys([0])[0].shape[1]
+    index = select_slots(kv.select, found, heads, chain, count, importance, given["own_seed"])
+    order = chain.long().cumsum(1) - 1
+    row = torch.arange(len(order), device=order.device)[:, None, None, None]
+    return Picked(layers, order[row, index].cpu().numpy(), count.cpu().numpy(), chain.sum(1).cpu().numpy())
+
+
+def _table(teacher: str, picked: Sequence[Picked], latents: int, rows: int) -> pd.DataFrame:
+    """`rows`: all of them, also those without a chain."""
+    entries = pd.concat([_entries(part) for part in picked], ignore_index=True)
+    entries["tenth"] = (entries["place"] * TENTHS).astype(int).clip(upper=TENTHS - 1)
+    table = entries.groupby(["layer", "slot", "tenth"])["place"].agg(count="size", place="mean").reset_index()
+    lengths = np.concatenate([part.length for part in picked])
+    long = int((lengths >= latents).sum())
+    return table.assign(
+        teacher=teacher,
+        rows=rows,
+        heads=picked[0].rank.shape[3],
+        chain_tokens=float(lengths.sum()) / rows,
+        short=1 - long / rows,
+    )[list(COLUMNS)]
+
+
+def _entries(picked: Picked) -> pd.DataFrame:
+    """One row per selected token: layer, slot and place, that of the token's middle."""
+    filled = np.arange(picked.rank.shape[1]) < picked.count[:, None]
+    row, slot, layer, head = np.nonzero(np.broadcast_to(filled[:, :, None, None], picked.rank.shape))
+    place = (picked.rank[row, slot, layer, head] + 0.5) / picked.length[row]
+    return pd.DataFrame({"layer": np.asarray(list(picked.layers))[layer], "slot": slot + 1, "place": place})

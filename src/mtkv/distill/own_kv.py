@@ -1,0 +1,123 @@
+"""The student as its own teacher (KaVa): its KV of the chain, selected by its own attention and keys, in a pass that reads the chain.
+
+It changes with every step, so its mean and spread are those of the batch, where another teacher's come from calibration rows.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mtkv.align.maps import KVMap
+from mtkv.distill.slots import gather_slots, select_slots
+from mtkv.distill.supervision import FrozenMap
+from mtkv.kv.capture import KVCapture
+from mtkv.kv.extract import packed_kv
+from mtkv.kv.importance import answer_importance, window_mask
+from mtkv.kv.intercept import Attended, AttentionInterception
+
+if TYPE_CHECKING:
+    from mtkv.config.kv import SelectConfig
+
+SMALLEST_SPREAD = 1e-6
+
+
+class HeadAttention(AttentionInterception):
+    """Context manager: `found[layer] [batch, kv_heads, time]` is the `answer_importance` of the layers that ran inside."""
+
+    def __init__(self, model: PreTrainedModel, asking: Bool[Tensor, "batch time"]) -> None:
+        super().__init__(model)
+        self.asking = asking
+        self.found: dict[int, Tensor] = {}
+
+    def attend(self, layer: int, attended: Attended) -> tuple[Tensor, Tensor]:
+        """Reduce the layer's attention at once, so that no queries are kept."""
+        if layer not in self.found:
+            with torch.no_grad():
+                everything = torch.ones_like(self.asking)  # rows are padded on the right, where no token looks
+                scores = answer_importance(attended.query, attended.key, self.asking, everything, attended.scaling)
+            self.found[layer] = scores
+        return attended.key, attended.value
+
+    @property
+    def importance(self) -> Float[Tensor, "batch layers kv_heads time"]:
+        """All layers."""
+        return torch.stack([self.found[layer] for layer in sorted(self.found)], 1)
+
+
+class OwnReading:
+    """Context manager around a forward of the chain's rows; `at` then gives the KV at the slots, without gradient.
+
+    `chain`: tokens to select from; `answer`: those whose attention says which of them matter.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: "SelectConfig",
+        chain: Bool[Tensor, "batch time"],
+        answer: Bool[Tensor, "batch time"],
+    ) -> None:
+        asking = window_mask(chain) if config.method == "rkv_decode" else answer
+        self.config, self.chain, self.done = config, chain, False
+        self.capture = KVCapture(model)
+        self.attention = HeadAttention(model, asking) if config.needs_attention else None
+
+    def __enter__(self) -> "OwnReading":
+        self.capture.__enter__()
+        if self.attention:
+            self.attention.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.done = True
+        if self.attention:
+            self.attention.__exit__(*error)  # type: ignore[arg-type]
+        self.capture.__exit__(*error)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def at(
+        self,
+        sample: Int[Tensor, " tokens"],
+        ordinal: Int[Tensor, " tokens"],
+        count: Int[Tensor, " batch"],
+        seeds: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "tokens layers 2 width"]:
+        """KV of the `ordinal`-th of the `count` tokens that each layer and head selects of row `sample`."""
+        heads = self.capture.keys([0])[0].shape[1]
+        kv = packed_kv(self.capture, range(len(self.capture.layers)))
+        importance = self.attention.importance if self.attention else None
+        index = select_slots(self.config, kv, heads, self.chain, count, importance, seeds)
+        return gather_slots(kv, index, sample, ordinal).float()
+
+
+def own_map(layers: int, width: int) -> KVMap:
+    """The map of a teacher that is the student: nothing changes. Means and spreads are those of no batch yet."""
+    mean, scale = torch.zeros(layers, 2, width), torch.ones(layers, 2)
+    return KVMap(
+        weight=torch.eye(width).expand(layers, 2, width, width).clone(),
+        x_mean=mean,
+        y_mean=mean.clone(),
+        x_scale=scale,
+        y_scale=scale.clone(),
+        scale=scale.clone(),
+        channel_std=torch.ones(layers, 2, width),
+        layer_weights=torch.eye(layers),
+    )
+
+
+@torch.no_grad()
+def measure(own: FrozenMap, kv: Float[Tensor, "tokens layers 2 width"]) -> None:
+    """Set the map's means (per channel) and spreads (per layer and kind) to those of a batch of two tokens or more."""
+    if len(kv) < 2:
+        return
+    mean = kv.mean(0)
+    channel = (kv - mean).square().mean(0).sqrt()
+    spread = channel.square().mean(-1).sqrt().clamp_min(SMALLEST_SPREAD)
+    for name, value in {"x_mean": mean, "y_mean": mean}.items():
+        getattr(own, name).copy_(value)
+    for name in ("x_scale", "y_scale", "scale"):
+        getattr(own, name).copy_(spread)
+    own.channel_std.copy_(channel / spread[..., None])
