@@ -1,7 +1,10 @@
 """The command `mtkv`: what one wants to know about a study besides running it.
 
+mtkv plan                                          what would run, why, for how long (--explain FILE)
 mtkv probe                                         the default study's teachers
 mtkv probe --configfile config/studies/x.yaml      those of another study
+mtkv doctor --profile profiles/slurm               what would keep a study from running here, and how to mend it
+mtkv status --watch                                how far a running study is
 mtkv diff results/a results/b                      what differs between two finished studies
 mtkv schema                                        the JSON schema of a config
 """
@@ -16,6 +19,7 @@ from rich.table import Table
 
 from mtkv.config.errors import ConfigError
 from mtkv.config.study import Study, read_study
+from mtkv.plan.command import plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 
 BASE_CONFIG = Path("config/config.yaml")
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
+app.command()(plan)
 Overlays = Annotated[list[Path], typer.Option("--configfile", help="Overlay of the default study; may be repeated.")]
 
 
@@ -73,6 +78,39 @@ def schema(output: Annotated[Path, typer.Argument(help="File to write.")] = Path
     from mtkv.config.schema import write_schema
 
     write_schema(output)
+
+
+@app.command()
+def doctor(
+    configfile: Overlays = [],  # noqa: B006
+    profile: Annotated[Path | None, typer.Option(help="Snakemake profile to run with, as profiles/slurm.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write it as JSON; - for JSON alone.")] = None,
+) -> None:
+    """What would keep a study from running here, each line with its remedy. Exits with 1 when something would stop it."""
+    from mtkv.doctor.command import examine
+
+    if not examine(_study(configfile), profile, configfile, json, Console()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    configfile: Overlays = [],  # noqa: B006
+    watch: Annotated[bool, typer.Option(help="Look again and again, until all is done.")] = False,
+    interval: Annotated[float, typer.Option(min=0.5, help="Seconds between two looks.")] = 5.0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Jobs side by side, for the time left; as many as now.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write it as JSON; - for JSON alone.")] = None,
+) -> None:
+    """How far a study is: jobs done, running, queued, failed; time left; loss; which log to read. Reads files and SLURM's queue only."""
+    from mtkv.status.command import print_status, watch_status
+
+    study = _study(configfile)
+    if watch:
+        watch_status(study, at_once=jobs, interval=interval, console=Console())
+    else:
+        print_status(study, at_once=jobs, output=json, console=Console())
 
 
 @app.command()

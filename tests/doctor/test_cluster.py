@@ -1,0 +1,270 @@
+"""SLURM, GPU memory and the plan: partitions, types and accounts of a cluster that programs on PATH pretend; and the command."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mtkv.doctor import gpu_memory, space
+from mtkv.doctor.checks import CHECKS, Patient, run_checks
+from mtkv.doctor.cluster import COMMANDS, sinfo_lines
+from mtkv.doctor.gpu_memory import shape_of, training_gb
+from mtkv.doctor.gpu_types import memory_of
+from mtkv.plan.dryrun import PlanError
+
+REPOSITORY = Path(__file__).parents[2]
+GPU = {"resources": {"train": {"gpu": 1}}}
+SINFO = """gpu*|up|gpu:a100:4(S:0-1)|idle
+gpu*|up|gpu:h100:8(S:0,1),nvme:1|mixed
+cpu|up|(null)|allocated
+old|up|gpu:2|drained*
+night|down|gpu:v100:4|idle"""
+
+
+def levels(found):
+    return [level for level, _, _ in found]
+
+
+@pytest.fixture
+def site(clinic, slurm):
+    """Writes the site file of a cluster that answers."""
+    for name in COMMANDS:
+        clinic.program(name)
+    clinic.program("sinfo", SINFO)
+
+    def write(**settings):
+        path = clinic.folder / "profiles/slurm/site.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(settings))
+        return slurm
+
+    return write
+
+
+def test_without_a_profile_slurm_is_not_asked_for(clinic):
+    assert clinic.findings("slurm") == []
+
+
+def test_commands_that_are_missing(clinic, slurm):
+    ((level, message, _),) = clinic.findings("slurm", profile=slurm)
+    assert (level, message) == ("error", "no sbatch, squeue, scancel, sinfo, scontrol on this machine")
+
+
+def test_a_controller_that_does_not_answer(clinic, site):
+    clinic.program("sinfo", code=1, error="slurm_load_partitions: Unable to contact slurm controller")
+    ((level, message, _),) = clinic.findings("slurm", profile=site())
+    assert (level, "Unable to contact" in message) == ("error", True)
+
+
+def test_partitions_types_and_accounts_that_exist(clinic, site):
+    clinic.program("sacctmgr", "lab\nteaching")
+    profile = site(partitions={"gpu": {"max_gpu": 8}, "cpu": {}}, gpu_model="h100", account="lab")
+    found = clinic.findings("slurm", GPU, profile)
+    assert found == [("ok", "partitions cpu, gpu", ""), ("ok", "GPUs: a100, h100", "")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "level", "words"),
+    [
+        ({"partitions": {"gpus": {}}}, "error", "partition gpus is not one of this cluster's: cpu, gpu, night, old"),
+        ({"partitions": {"night": {}, "gpu": {}}}, "warning", "night takes no jobs now"),
+        ({"partitions": {"old": {}, "gpu": {}}}, "warning", "old takes no jobs now"),
+        ({"partitions": {"gpu": {}}, "gpu_model": "h200"}, "error", "gpu_model h200: the partitions have a100, h100"),
+        (
+            {"partitions": {"old": {}}, "gpu_model": "a100"},
+            "error",
+            "gpu_model a100: the partitions have GPUs without a type",
+        ),
+        ({"partitions": {"cpu": {}}}, "error", "no node of these partitions has any"),
+        ({"account": "rich"}, "error", "account rich is not one of yours: lab, teaching"),
+        ({}, "note", "you have several accounts (lab, teaching)"),
+        ({}, "note", "default partition; it has cpu, gpu, night, old"),
+    ],
+)
+def test_what_the_site_file_names_must_exist(clinic, site, settings, level, words):
+    clinic.program("sacctmgr", "lab\nteaching\nlab")
+    found = clinic.findings("slurm", GPU, site(**settings))
+    assert [(level, True)] == [(kind, words in message) for kind, message, _ in found if words in message], found
+
+
+def test_an_account_that_cannot_be_looked_up(clinic, site):
+    clinic.program("sacctmgr", code=1)
+    found = clinic.findings("slurm", profile=site(account="lab"))
+    assert [(level, "does not tell" in message) for level, message, _ in found if "account" in message] == [
+        ("note", True)
+    ]
+
+
+def test_sinfos_lines():
+    first, second, third, fourth, fifth = sinfo_lines(SINFO)
+    assert (first.partition, first.gpu_types, first.gpus, first.usable) == ("gpu", {"a100"}, 4, True)
+    assert (second.gpu_types, second.gpus) == ({"h100"}, 8)
+    assert (third.gpus, third.usable) == (0, True)
+    assert (fourth.gpu_types, fourth.gpus, fourth.usable) == (set(), 2, False)
+    assert (fifth.up, fifth.usable) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("a100", 40),
+        ("a100_80gb", 80),
+        ("nvidia_a100 a100-80g", 80),
+        ("gh200", 96),
+        ("h200", 141),
+        ("l40s", 48),
+        ("l4", 24),
+        ("t4", 16),
+        ("rtx4090", 24),
+        ("mystery", 0),
+    ],
+)
+def test_memory_by_the_name_of_a_type(name, size):
+    assert memory_of(name) == size
+
+
+def test_training_memory_is_the_stated_sum(clinic):
+    """By hand: the pocket student's parameters by torch, 4 copies of 4 bytes, and the activations of the formula."""
+    from mtkv.models.load import load_model
+
+    study = clinic.patient().study
+    model = load_model(study.student)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    width, layers, words = model.config.hidden_size, model.config.num_hidden_layers, model.config.vocab_size
+    arm = study.arms["sft"]
+    tokens = arm.training.batch_size * arm.training.max_length
+    by_hand = 16 * parameters + 2 * 34 * tokens * width * layers + 8 * tokens * words
+    assert training_gb(study.student, arm, study.resources.train, []) == pytest.approx(by_hand / 1e9)
+
+
+def test_memory_falls_with_adapters_checkpointing_and_more_gpus(clinic):
+    def needed(training=None, **resources):
+        overlay = {"arms": {"sft": {"training": training or {}}}, "resources": {"train": resources}}
+        study = clinic.patient(overlay).study
+        return training_gb(study.student, study.arms["sft"], study.resources.train, [])
+
+    whole = needed()
+    assert needed({"lora": {"rank": 4}}) < whole
+    assert needed({"gradient_checkpointing": True}) < whole
+    assert needed({"dtype": "bfloat16"}) < whole
+    assert needed(gpu=4, strategy="fsdp2") < needed(gpu=4, strategy="zero2") < needed(gpu=4, strategy="ddp") < whole
+    assert needed(gpu=4, strategy="zero3") == needed(gpu=4, strategy="fsdp2")
+
+
+def test_teachers_that_read_along_count(clinic):
+    patient = clinic.patient({"teachers": {"mode": "online"}} | GPU)
+    arm = patient.study.arms["fixed"]
+    assert len(gpu_memory.along(patient, arm)) == len(arm.kv.teachers)
+    alone = training_gb(patient.study.student, arm, patient.study.resources.train, [])
+    assert (
+        training_gb(patient.study.student, arm, patient.study.resources.train, gpu_memory.along(patient, arm)) > alone
+    )
+
+
+def test_a_model_that_is_not_here_is_judged_by_its_name(clinic):
+    study = clinic.patient({"student": {"source": "hub", "name": "Qwen/Qwen2.5-1.5B-Instruct"}}).study
+    found = shape_of(study.student)
+    assert found.parameters == 1.5e9
+    assert 12 * found.hidden**2 * found.layers == pytest.approx(1.5e9, rel=0.1)
+    assert shape_of(study.student.model_copy(update={"name": "owner/mystery"})) is None
+
+
+@pytest.mark.parametrize(("memory", "expected"), [("81559", "ok"), ("30", "error"), (None, "note")])
+def test_gpu_memory_against_the_study(clinic, memory, expected):
+    if memory:
+        clinic.program("nvidia-smi", f"Some GPU, {memory}, {memory}, 550.1, 9.0")
+    found = clinic.findings("gpu memory", GPU)
+    assert levels(found) == [expected]
+    assert found[0][1].startswith("train ")
+    assert clinic.findings("gpu memory") == []
+
+
+def test_gpu_memory_of_a_cluster_is_by_its_type(clinic, site):
+    large = {"student": {"source": "hub", "name": "some/thing-7B", "dtype": "float32"}} | GPU
+    assert "error" in levels(clinic.findings("gpu memory", large, site(gpu_model="v100")))
+    assert "note" in levels(clinic.findings("gpu memory", large, site()))
+
+
+class Planned:
+    problems = (
+        "disk of /x: 5 TB are needed, 1 TB are free; free some",
+        "train fixed 42: too long; raise resources.train.runtime",
+    )
+    notes = ("not counted: the size of model x is not known until it is fetched",)
+    running = jobs = (1, 2)
+    written = 5e12
+
+
+def test_what_the_plan_finds_is_an_error_with_its_remedy(clinic, monkeypatch):
+    monkeypatch.setattr("mtkv.plan.plan.make_plan", lambda *_, **__: Planned)
+    found = clinic.findings("plan")
+    assert found[0] == ("error", "disk of /x: 5 TB are needed, 1 TB are free", "free some")
+    assert levels(found) == ["error", "error", "note"]
+    assert "5.0 TB" in found[2][1]
+
+
+def test_a_study_that_snakemake_cannot_plan(clinic, monkeypatch):
+    def broken(*_, **__):
+        raise PlanError("MissingInputException in rule train")
+
+    monkeypatch.setattr("mtkv.plan.plan.make_plan", broken)
+    ((level, message, _),) = clinic.findings("plan")
+    assert (level, "MissingInputException" in message) == ("error", True)
+
+
+def test_a_check_that_fails_keeps_no_other_from_being_made(clinic, monkeypatch):
+    monkeypatch.setattr(space, "memory_mb", lambda: 1 / 0)
+    found = dict(run_checks(clinic.patient(), ["memory", "disk"]))
+    assert found["memory"][0].level == "error"
+    assert "ZeroDivisionError" in found["memory"][0].message
+    assert found["disk"][0].level == "ok"
+    broken = Patient(clinic.patient().study, clinic.folder, clinic.folder / "no-profile")
+    assert "no profile" in dict(run_checks(broken, ["memory"]))["memory"][0].message
+
+
+@pytest.fixture(scope="module")
+def workflow(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workflow")
+    for name in ("Snakefile", "requirements.lock"):
+        shutil.copy(REPOSITORY / name, folder)
+    for name in ("workflow", "config", "profiles"):
+        shutil.copytree(REPOSITORY / name, folder / name)
+    return folder
+
+
+def doctor(folder, *arguments):
+    code = "from mtkv.cli import app; app()"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src"), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-c", code, "doctor", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_pocket_study_can_run_on_this_machine(workflow):
+    before = {path for path in workflow.rglob("*") if "__pycache__" not in path.parts}
+    done = doctor(workflow, "--json", "-")
+    found = json.loads(done.stdout)
+    problems = [line for line in found["findings"] if line["level"] == "error"]
+    assert (done.returncode, problems, found["good"]) == (0, [], True), done.stderr
+    assert {line["check"] for line in found["findings"]} >= {"python", "packages", "folders", "plan"}
+    assert {path for path in workflow.rglob("*") if "__pycache__" not in path.parts} == before
+
+
+def test_a_study_that_cannot_run_says_how_to_mend_it(workflow, tmp_path):
+    done = doctor(workflow, "--configfile", "config/studies/qwen2.5.yaml", "--json", str(tmp_path / "found.json"))
+    assert done.returncode == 1, done.stderr
+    assert "would not run here" in done.stdout
+    assert "→ snakemake assets" in done.stdout
+    assert json.loads((tmp_path / "found.json").read_text())["good"] is False
+
+
+def test_every_check_is_run_and_documented():
+    from mtkv.doctor.command import ORDER
+
+    assert set(ORDER) == set(CHECKS)
+    assert all(check.__doc__ for check in CHECKS.values())

@@ -1,0 +1,352 @@
+"""Plans of a small finished study, whose jobs really ran (with scripts that only make files), against Snakemake's own dry run.
+
+What is changed is changed in a copy. The command runs in a process of its own where the code of the package is what changes.
+"""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from mtkv.cli import app
+from mtkv.config.study import read_study
+from mtkv.plan.codechange import code_change
+from mtkv.plan.dryrun import PlanError, dry_run
+from mtkv.plan.explain import explain
+from mtkv.plan.jobs import Change
+from mtkv.plan.past import config_digest
+from mtkv.plan.plan import make_plan
+from mtkv.plan.profile import Profile, ProfileError, read_profile
+from mtkv.provenance import code
+from mtkv.provenance.code import Covered
+
+REPOSITORY = Path(__file__).parents[2]
+KEPT = ("sft", "single")
+TARGET = "results/pocket/scores/single/seed42/pocket_gsm8k.json"
+MAKE = """import pathlib
+from mtkv.provenance.card import Card
+for output in snakemake.output:
+    path = pathlib.Path(output)
+    path.mkdir(parents=True, exist_ok=True) if not path.suffix else path.touch()
+if "card" in snakemake.output.keys():
+    with Card.for_job(snakemake, snakemake.rule) as card:
+        card.result = {}
+"""
+
+
+def small(**changes):
+    """Two arms, one seed, two datasets, no claims."""
+    whole = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text(encoding="utf-8"))
+    gone = {name: None for name in whole["arms"] if name not in KEPT}
+    study = {
+        "seeds": [42],
+        "datasets": ["pocket_gsm8k", "pocket_cmmlu"],
+        "arms": gone | changes.pop("arms", {}),
+        "claims": dict.fromkeys(whole["claims"]),
+        "teachers": {"shards": 1},
+        "comparison": {"baseline": "sft"},
+    }
+    return study | changes
+
+
+def environment(folder):
+    return os.environ | {"PYTHONPATH": str(folder / "src")}
+
+
+def snakemake(folder, *arguments):
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "study.yaml", *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def listing(folder):
+    """Every file and folder with its size and time of change."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if "__pycache__" not in path.parts:
+            facts = path.lstat()
+            found[str(path.relative_to(folder))] = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    return found
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of the finished study, a git repository; while it ran, it was planned."""
+    folder = tmp_path_factory.mktemp("planned") / "study"
+    folder.mkdir()
+    for name in ("Snakefile", "requirements.lock"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    for name in ("workflow", "config", "src", "profiles"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for script in (folder / "workflow/scripts").iterdir():
+        script.write_text(MAKE)
+    (folder / "study.yaml").write_text(yaml.safe_dump(small()))
+    git = ("git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@y")
+    (folder / ".gitignore").write_text("results\n.snakemake\n__pycache__\n")
+    for arguments in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "study")):
+        subprocess.run([*git, *arguments], check=True)
+    with pytest.MonkeyPatch.context() as patch:  # the digests are those of the copy, whatever becomes of the repository
+        patch.setattr(code, "PACKAGE_FOLDER", folder / "src/mtkv")
+        code.forget()
+        _run_and_plan(folder)
+        yield folder
+    code.forget()
+
+
+def _run_and_plan(folder):
+    running = snakemake(folder, "--", "all")
+    locks = folder / ".snakemake/locks"
+    while running.poll() is None and not (locks.is_dir() and any(locks.iterdir())):
+        time.sleep(0.02)
+    (folder / "meanwhile").write_text(str(len([job for job in planned(folder) if job.runs])))
+    said, _ = running.communicate()
+    assert running.returncode == 0, said
+
+
+@pytest.fixture
+def study(finished, tmp_path):
+    """A copy that a test may change."""
+    shutil.copytree(finished, tmp_path / "study", symlinks=True)
+    return tmp_path / "study"
+
+
+def change(study, **changes):
+    (study / "study.yaml").write_text(yaml.safe_dump(small(**changes)))
+
+
+def planned(study, *targets, **more):
+    return dry_run(targets, [study / "study.yaml"], Profile(slots=2), study, **more).jobs
+
+
+def why(jobs):
+    """Rules that run for causes of their own, and what those are."""
+    return {
+        job.label: [cause.kind for cause in job.causes if not cause.derived]
+        for job in jobs
+        if job.runs and any(not cause.derived for cause in job.causes)
+    }
+
+
+def counts(jobs):
+    rules = [job.rule for job in jobs if job.runs]
+    return {rule: rules.count(rule) for rule in rules}
+
+
+def counts_of_snakemake(study, *arguments):
+    said, _ = snakemake(study, "--dry-run", "--quiet", "rules", "--", *arguments).communicate()
+    table = re.search(r"^job +count\n-+ +-+\n(.*?)^total", said, re.MULTILINE | re.DOTALL)
+    return {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", table[1], re.MULTILINE) if name != "all"}
+
+
+def command(study, *arguments):
+    """`mtkv plan` as a user types it, with the copy's own package."""
+    script = f"from mtkv.cli import app; app(['plan', '--configfile', 'study.yaml', *{list(map(str, arguments))!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=study,
+        env=environment(study) | {"COLUMNS": "250"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_nothing_runs_and_nothing_is_written(study):
+    before = listing(study)
+    assert why(planned(study)) == {}
+    assert listing(study) == before
+    shutil.rmtree(study / ".snakemake")
+    shutil.rmtree(study / "results")
+    assert all(kinds == ["new"] for kinds in why(planned(study)).values())
+    assert not (study / ".snakemake").exists()
+    assert not (study / "results").exists()
+
+
+def test_a_running_study_can_be_planned(finished):
+    assert int((finished / "meanwhile").read_text()) > 0
+
+
+def test_a_changed_field_is_named_with_both_values(study):
+    change(study, arms={"single": {"kv": {"loss": {"lambda_v": 0.25}}}})
+    jobs = planned(study)
+    assert counts(jobs) == counts_of_snakemake(study)
+    assert why(jobs) == {"train single 42": ["config"], "compare": ["config"], "report": ["config"]}
+    (first, *_) = explain(planned(study, TARGET), TARGET, study)
+    assert first.sentences == ("config: arm.kv.loss.lambda_v: 1.0 → 0.25",)
+    assert [job.label for job in first.chain] == ["train single 42", "predict single 42", "score single 42"]
+
+
+def test_an_added_arm_is_new_and_a_lost_file_is_missing(study):
+    change(study, arms={"other": {"extends": "single", "kv": {"loss": {"lambda_k": 0.5}}}})
+    (study / "results/pocket/predictions/sft/seed42/pocket_gsm8k.parquet").unlink()
+    (study / "results/pocket/scores/sft/seed42/pocket_gsm8k.json").unlink()
+    jobs = planned(study)
+    assert counts(jobs) == counts_of_snakemake(study)
+    assert why(jobs) == {
+        "train other 42": ["new"],
+        "predict other 42": ["new"],
+        "score other 42": ["new"],
+        "predict sft 42": ["missing"],
+        "score sft 42": ["missing"],
+        "compare": ["config", "input"],
+        "report": ["config", "input"],
+    }
+
+
+def test_a_changed_input_is_named_with_both_digests(study):
+    train = study / "results/pocket/data/train.parquet"
+    train.write_text("other rows")
+    assert {"train sft 42", "train single 42"} <= set(why(planned(study)))
+    found = {entry.job.label: entry.sentences for entry in explain(planned(study, TARGET), TARGET, study)}
+    empty = "e3b0c44298fc"  # sha256 of nothing
+    now = subprocess.run(["sha256sum", train], capture_output=True, text=True, check=True).stdout[:12]
+    expected = f"input: results/pocket/data/train.parquet changed: sha256 {empty} → {now}"
+    assert expected in found["train single 42"]
+
+
+def test_what_a_killed_job_left_is_incomplete(study):
+    name = "results/pocket/scores/sft/seed42/pocket_gsm8k.json"
+    marker = study / ".snakemake/incomplete" / base64.urlsafe_b64encode(name.encode()).decode()
+    marker.write_text('{"external_jobid": null}')
+    assert why(planned(study)) == {"score sft 42": ["incomplete"]}
+
+
+def test_changed_code_is_named_since_the_cards_revision(study):
+    losses = study / "src/mtkv/distill/losses.py"
+    text = losses.read_text(encoding="utf-8")
+    assert "\ndef " in text
+    losses.write_text(text.replace("\ndef ", "\nUNUSED = 1\n\n\ndef ", 1), encoding="utf-8")
+    comment = study / "src/mtkv/distill/schedule.py"
+    comment.write_text(comment.read_text(encoding="utf-8") + "\n# a remark\n", encoding="utf-8")
+    report = study / "src/mtkv/report/page.py"
+    report.write_text(
+        report.read_text(encoding="utf-8").replace("\ndef ", "\nUNUSED = 1\n\n\ndef ", 1), encoding="utf-8"
+    )
+    said = command(study, "--explain", TARGET, "--json", "why.json")
+    revision = subprocess.run(["git", "-C", study, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert f"code: mtkv.distill.losses differs since {revision.stdout[:8]}" in said
+    assert "mtkv.distill.schedule" not in said
+    assert "mtkv.report" not in said
+    (entry,) = json.loads((study / "why.json").read_text())["explained"]
+    assert entry["chain"] == ["train single 42", "predict single 42", "score single 42"]
+    whole = command(study)
+    assert re.search(r"│ train +│ +2/2 │ code", whole)
+    assert re.search(r"│ teacher_kv +│", whole) is None
+
+
+def test_a_changed_pin_is_named(study):
+    lock = study / "requirements.lock"
+    text = lock.read_text(encoding="utf-8")
+    old = re.search(r"^scipy==.*$", text, re.MULTILINE)[0]
+    lock.write_text(text.replace(old, "scipy==99.0"), encoding="utf-8")
+    package = study / "src/mtkv"
+    revision = subprocess.run(["git", "-C", study, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    compare = Covered(("mtkv.stats.compare",), ())
+    found = code_change(compare, revision.stdout.strip(), False, package)
+    assert found.pins == (Change("scipy", old, "scipy==99.0"),)
+    assert code_change(Covered(("mtkv.data.answers",), ()), revision.stdout.strip(), False, package).pins == ()
+    assert "not in this checkout" in code_change(compare, "0" * 40, False, package).note
+    assert "uncommitted" in code_change(compare, revision.stdout.strip(), True, package).note
+    assert "no git revision" in code_change(compare, None, None, package).note
+
+
+def test_times_are_those_of_the_finished_jobs(study):
+    shutil.rmtree(study / "results/pocket/scores")
+    config = read_study(study / "config/config.yaml", study / "study.yaml")
+    plan = make_plan(config, [study / "study.yaml"], ["scores"], folder=study)
+    records = [json.loads(path.read_text()) for path in (study / ".snakemake/metadata").rglob("*") if path.is_file()]
+    spent = {tuple(r["params"]): r["endtime"] - r["starttime"] for r in records if r["rule"] == "score"}
+    for job in plan.jobs:
+        if job.card:
+            card = json.loads((study / job.card).read_text())
+            assert config_digest(job.params) == card["config_digest"], job.label
+    stage = next(stage for stage in plan.stages if stage.rule == "score")
+    assert (stage.running, stage.kinds) == (2, {"missing": 2})
+    assert set(stage.basis) == {"measured"}
+    assert min(spent.values()) * 2 * 0.5 <= stage.seconds <= 2 * max(r["endtime"] - r["starttime"] for r in records)
+    assert plan.critical_seconds <= plan.total_seconds <= sum(stage.seconds for stage in plan.stages) + 1e-6
+
+
+@pytest.fixture
+def run(study, monkeypatch):
+    monkeypatch.chdir(study)
+
+    def invoke(*arguments):
+        options = ["plan", "--configfile", "study.yaml", *map(str, arguments)]
+        return CliRunner().invoke(app, options, env={"COLUMNS": "200"})
+
+    return invoke
+
+
+def test_a_full_disk_is_said_before_all_else(run, study, monkeypatch):
+    change(study, arms={"sft": {"training": {"learning_rate": 1.0e-3}}})
+    usage = shutil.disk_usage(study)
+    monkeypatch.setattr("mtkv.plan.limits.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    said = run().output
+    assert said.startswith("! disk of ")
+    assert "1.0 kB are free" in said
+
+
+def test_the_plan_as_json_has_every_job(run, study):
+    change(study, arms={"single": {"training": {"steps": 300}}})
+    result = run("--json", "plan.json", "--each")
+    assert result.exit_code == 0, result.output
+    found = json.loads((study / "plan.json").read_text())
+    (train,) = [job for job in found["jobs"] if job["rule"] == "train"]
+    assert train["causes"][0]["changes"] == [{"path": "arm.training.steps", "old": 150, "new": 300}]
+    assert train["basis"] == "scaled"
+    assert found["total_seconds"] == pytest.approx(found["critical_seconds"])  # one chain
+    for job in found["jobs"]:
+        assert " ".join([job["rule"], *job["wildcards"].values()]) in result.output
+
+
+def test_what_is_up_to_date_is_said(run):
+    assert "Nothing to be done" in run().output
+    assert "is up to date" in run("--explain", TARGET).output
+
+
+def test_wrong_targets_profiles_and_configs_end_in_a_message(run, study):
+    for arguments, said in (
+        (("results/pocket/scores/fxed/seed42/pocket_gsm8k.json",), "fxed"),
+        (("--gpu", "abacus"), "abacus"),
+        (("--profile", "profiles/none"), "no config.yaml"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2, result.output
+        assert said in result.output
+        assert "Traceback" not in result.output
+    change(study, arms={"single": {"kv": {"fusion": {"strategy": "fxed"}}}})
+    result = run()
+    assert result.exit_code == 2
+    assert "arms.single.kv.fusion.strategy" in result.output
+
+
+def test_profiles_give_slots_and_resources(study, monkeypatch):
+    monkeypatch.chdir(study)
+    folder = study / "profiles/two"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("cores: 1\nset-resources: {train: {runtime: 7}}\nresources: [gpu=1]\n")
+    profile = read_profile(folder)
+    assert (profile.slots, profile.remote, profile.limits) == (1, False, {"gpu": 1})
+    assert read_profile(folder, slots=5).slots == 5
+    jobs = dry_run((), [study / "study.yaml"], profile, study).jobs
+    assert {job.resources["runtime"] for job in jobs if job.rule == "train"} == {7}
+    (folder / "config.yaml").write_text("executor: unheard-of\n")
+    with pytest.raises(ProfileError, match="unheard"):
+        read_profile(folder)
+
+
+def test_targets_that_nothing_makes_are_an_error(study):
+    with pytest.raises(PlanError, match=r"nothing\.json"):
+        planned(study, "results/nothing.json")
