@@ -3,8 +3,9 @@
 python benchmarks/rows.py [rows ...]
 
 Pocket student, synthetic sums of about 90 tokens, alone and with two teachers of one KV channel, so that stores are small. Everything
-that `train_arm` does with rows, up to the order of the first pass, in a process of its own each; memory is the growth of `VmHWM` over
-what the process took before.
+that `train_arm` does with rows, up to the order of the first pass, in a process of its own each. The peak is the growth of `VmHWM` over
+what the process took before; in it are pages of memory-mapped stores, which the kernel drops when memory is short and which are not in
+the process's own memory (`RssAnon`, at the end).
 """
 
 import itertools
@@ -91,23 +92,24 @@ def status(field: str) -> int:
 
 
 def measure(folder: Path, way: str, arm: str) -> None:
-    """Print growth of peak memory, seconds and tokens."""
+    """Print growth of peak memory and of the process's own memory at the end, seconds and tokens."""
     tokenizer = tokenizer_of("student")
     encode_rows(tokenizer, ["Question"], [" 1"])
-    before, started = status("VmRSS"), time.perf_counter()
+    before, anonymous, started = status("VmRSS"), status("RssAnon"), time.perf_counter()
     path = folder / "rows.parquet"
     sources = [RawSource(KVStore(folder / name), torch.eye(1)) for name in (TEACHERS if arm != "sft" else ())]
     if way == "disk":
         file = RowFile(path)
         check_files([file], "rows")
-        rows = StreamedRows(tokenizer, file, sources, arm, 0, None)
+        rows: DistillationRows = StreamedRows(tokenizer, file, sources, arm, 0, None)
     else:
         frame = pd.read_parquet(path)
         check_rows(frame, "rows")
         rows = DistillationRows(tokenizer, frame, sources, arm, 0, None)
     order = iter(LengthOrder(rows.lengths, 32, 0, lambda: 0))
     rows.collate([next(order) for _ in range(8)])
-    print(status("VmHWM") - before, time.perf_counter() - started, sum(rows.lengths))
+    own = status("RssAnon") - anonymous
+    print(status("VmHWM") - before, own, time.perf_counter() - started, sum(rows.lengths))
 
 
 def main(counts: list[int]) -> None:
@@ -118,14 +120,18 @@ def main(counts: list[int]) -> None:
             folder.mkdir()
             run("make", str(folder), str(count))
         for arm, way in itertools.product(("sft", "shuffle_items"), ("memory", "disk")):
-            peaks = []
+            found = []
             for count in counts:
                 measured = run("measure", str(Path(root) / str(count)), way, arm)
-                peak, seconds, tokens = (float(value) for value in measured.split())
-                print(f"{arm} {way}: {count} rows of {tokens / count:.0f} tokens, {peak / 1e6:.0f} MB, {seconds:.0f} s")
-                peaks.append(peak)
-            grown = (peaks[-1] - peaks[0]) / max(1, counts[-1] - counts[0])
-            print(f"{arm} {way}: {grown:.0f} bytes a row", flush=True)
+                peak, own, seconds, tokens = (float(value) for value in measured.split())
+                megabytes = f"peak {peak / 1e6:.0f} MB, own {own / 1e6:.0f} MB"
+                print(
+                    f"{arm} {way}: {count} rows of {tokens / count:.0f} tokens, {megabytes}, {seconds:.0f} s",
+                    flush=True,
+                )
+                found.append(np.array([peak, own]))
+            grown = (found[-1] - found[0]) / max(1, counts[-1] - counts[0])
+            print(f"{arm} {way}: peak {grown[0]:.0f}, own {grown[1]:.0f} bytes a row", flush=True)
 
 
 def run(*arguments: str) -> str:
