@@ -158,7 +158,7 @@ class Workplace:
         """What Snakemake and the jobs said."""
         logs = [self.folder / "snakemake.log", *self.folder.glob("results/pocket/logs/**/*.log")]
         logs += self.folder.glob(".snakemake/slurm_logs/**/*.log")
-        return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs if log.exists())
+        return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-100_000:]}" for log in logs if log.exists())
 
     def held(self) -> tuple[str, int]:
         """SLURM's number of the training's job and its Python process, once it holds."""
