@@ -3,6 +3,7 @@
 What is changed is changed in a copy. The command runs in a process of its own where the code of the package is what changes.
 """
 
+import asyncio
 import base64
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -350,3 +352,15 @@ def test_profiles_give_slots_and_resources(study, monkeypatch):
 def test_targets_that_nothing_makes_are_an_error(study):
     with pytest.raises(PlanError, match=r"nothing\.json"):
         planned(study, "results/nothing.json")
+
+
+def test_it_works_where_an_event_loop_is_running(study):
+    """As in a notebook, and after a browser's test in this very process."""
+
+    async def inside():
+        return planned(study)
+
+    with ThreadPoolExecutor(1) as pool:  # this thread may have a loop already
+        jobs = pool.submit(lambda: asyncio.run(inside())).result()
+    found, expected = ({(job.rule, job.outputs) for job in each} for each in (jobs, planned(study)))
+    assert found == expected != set()

@@ -5,10 +5,13 @@ folders in it, so here the records are read from there and everything else lies 
 for: a study that runs elsewhere is planned as it is at this moment.
 """
 
+import asyncio
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -59,9 +62,26 @@ def dry_run(
     """The jobs behind `targets` (rules or files; none: the whole study) of the workflow in `folder`, inputs before what reads them.
 
     Jobs that only gather (rule all) are left out. `cards`: card files, relative to `folder`, whose records are wanted besides.
-    Raises PlanError for targets that no rule makes and for what the Snakefile refuses.
+    Raises PlanError for targets that no rule makes and for what the Snakefile refuses. Where an event loop is running (a notebook),
+    Snakemake, which starts one of its own, works in a thread.
     """
-    profile = profile or Profile()
+    work = partial(_dry_run, tuple(targets), tuple(configfiles), profile or Profile(), folder, snakefile, tuple(cards))
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def _dry_run(
+    targets: Sequence[str],
+    configfiles: Sequence[Path],
+    profile: Profile,
+    folder: Path,
+    snakefile: Path | None,
+    cards: Iterable[str],
+) -> DryRun:
     snakefile = (snakefile or folder / "Snakefile").absolute()
     settings = ResourceSettings(
         cores=REMOTE_THREADS if profile.remote else profile.slots,
