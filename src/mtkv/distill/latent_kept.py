@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from mtkv.distill.chain import chain_rows
@@ -21,11 +20,9 @@ from mtkv.distill.latent_rows import LatentRows
 from mtkv.distill.latent_sources import ChainSource, OwnSource
 from mtkv.distill.opening import TeacherFiles
 from mtkv.distill.own_kv import OwnReading
-from mtkv.distill.slots import select_slots
-from mtkv.distill.sources import row_seed
-from mtkv.kv.extract import packed_kv
 from mtkv.models.latent import LatentStudent
 from mtkv.models.load import model_kv_heads
+from mtkv.models.placement import kv_heads
 
 if TYPE_CHECKING:
     from mtkv.config.arms import TrainingConfig
@@ -68,9 +65,7 @@ def kept_places(
     chained = frame[[bool(part.chain.strip()) for part in parts]].reset_index(drop=True)
     if kv is None or chained.empty:
         return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
-    text = student.model.config.get_text_config()
-    own_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    heads = (own_heads, [model_kv_heads(teacher.config) for teacher in teachers])
+    heads = (kv_heads(student.model), [model_kv_heads(teacher.config) for teacher in teachers])
     _, (rows,) = latent_arm(student, tokenizer, heads, training, latent, kv, 0, teachers, [chained])
     batches = [
         range(start, min(start + training.batch_size, len(rows))) for start in range(0, len(rows), training.batch_size)
@@ -88,26 +83,14 @@ def _picked(
 ) -> Picked:
     if isinstance(reader, OwnSource):
         return _own_picked(student, kv, rows, batch)
-    return _chain_picked(kv, reader, [rows.ids[index] for index in batch])
+    return _chain_picked(reader, [rows.ids[index] for index in batch])
 
 
-def _chain_picked(kv: "KVConfig", source: ChainSource, ids: Sequence[str]) -> Picked:
-    chains = [source.kept[row][0] for row in ids]
-    length = torch.tensor([len(chain) for chain in chains])
-    count = torch.tensor([source.kept[row][1] for row in ids])
-    found = source.store.read_batch(ids, chains).float()
-    padded = pad_sequence(list(found.split(length.tolist())), batch_first=True)
-    device = padded.device
-    index = select_slots(
-        kv.select,
-        padded,
-        source.kv_heads,
-        torch.arange(padded.shape[1], device=device) < length.to(device)[:, None],
-        count.to(device),
-        source._importance(ids, chains) if kv.select.needs_attention else None,
-        torch.tensor([row_seed(row) for row in ids], device=device),
-    )
-    return Picked(source.store.layers, index.cpu().numpy(), count.numpy(), length.numpy())
+def _chain_picked(source: ChainSource, ids: Sequence[str]) -> Picked:
+    _, index = source.selected(ids)
+    length = np.array([len(source.kept[row][0]) for row in ids])
+    count = np.array([source.kept[row][1] for row in ids])
+    return Picked(source.store.layers, index.cpu().numpy(), count, length)
 
 
 def _own_picked(student: LatentStudent, kv: "KVConfig", rows: LatentRows, batch: Sequence[int]) -> Picked:
@@ -116,14 +99,15 @@ def _own_picked(student: LatentStudent, kv: "KVConfig", rows: LatentRows, batch:
     reading = OwnReading(student.model, kv.select, chain, given["own_answer"])
     with reading:
         student.model.base_model(input_ids=given["own_input_ids"], use_cache=False)
-    layers = range(len(reading.capture.layers))
-    found = packed_kv(reading.capture, layers)
-    importance = reading.attention.importance if reading.attention else None
-    heads = reading.capture.keys([0])[0].shape[1]
-    index = select_slots(kv.select, found, heads, chain, count, importance, given["own_seed"])
+    _, index = reading.selected(count, given["own_seed"])
     order = chain.long().cumsum(1) - 1
     row = torch.arange(len(order), device=order.device)[:, None, None, None]
-    return Picked(layers, order[row, index].cpu().numpy(), count.cpu().numpy(), chain.sum(1).cpu().numpy())
+    return Picked(
+        range(len(reading.capture.layers)),
+        order[row, index].cpu().numpy(),
+        count.cpu().numpy(),
+        chain.sum(1).cpu().numpy(),
+    )
 
 
 def _table(teacher: str, picked: Sequence[Picked], latents: int, rows: int) -> pd.DataFrame:

@@ -58,12 +58,21 @@ class ChainSource(RawSource):
         self, rows: Sequence[str], tokens: Sequence[Int[np.ndarray, "n 1"]], weights: Sequence[Float[np.ndarray, "n 1"]]
     ) -> Float[Tensor, "tokens student_layers 2 width"]:
         """KV of all rows' slots one after the other, weighted over layers; `tokens` count each row's selected tokens."""
+        kv, index = self.selected(rows)
+        sample = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(part) for part in tokens])).to(kv.device)
+        ordinal = torch.from_numpy(np.concatenate([part[:, 0] for part in tokens])).to(kv.device)
+        return combine_layers(gather_slots(kv, index, sample, ordinal), self.layer_weights.to(kv.device))
+
+    def selected(
+        self, rows: Sequence[str]
+    ) -> tuple[Float[Tensor, "batch chain layers 2 width"], Int[Tensor, "batch slots layers kv_heads"]]:
+        """KV of the rows' chains, padded, and the places in the chain that each stored layer and head selects."""
         assert self.select is not None
         chains = [self.kept[row][0] for row in rows]
         kv = self.store.read_batch(rows, chains).float()
         padded = pad_sequence(list(kv.split([len(chain) for chain in chains])), batch_first=True)
         lengths = torch.tensor([len(chain) for chain in chains], device=kv.device)
-        index = select_slots(
+        return padded, select_slots(
             self.select,
             padded,
             self.kv_heads,
@@ -72,9 +81,6 @@ class ChainSource(RawSource):
             self._importance(rows, chains) if self.select.needs_attention else None,
             torch.tensor([row_seed(row) for row in rows], device=kv.device),
         )
-        sample = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(part) for part in tokens])).to(kv.device)
-        ordinal = torch.from_numpy(np.concatenate([part[:, 0] for part in tokens])).to(kv.device)
-        return combine_layers(gather_slots(padded, index, sample, ordinal), self.layer_weights.to(kv.device))
 
     def _importance(
         self, rows: Sequence[str], chains: Sequence[np.ndarray]

@@ -86,11 +86,17 @@ class OwnReading:
         seeds: Int[Tensor, " batch"],
     ) -> Float[Tensor, "tokens layers 2 width"]:
         """KV of the `ordinal`-th of the `count` tokens that each layer and head selects of row `sample`."""
+        return gather_slots(*self.selected(count, seeds), sample, ordinal).float()
+
+    @torch.no_grad()
+    def selected(
+        self, count: Int[Tensor, " batch"], seeds: Int[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch time layers 2 width"], Int[Tensor, "batch slots layers kv_heads"]]:
+        """KV of the rows, and the tokens of the chain that each layer and head selects."""
         heads = self.capture.keys([0])[0].shape[1]
         kv = packed_kv(self.capture, range(len(self.capture.layers)))
         importance = self.attention.importance if self.attention else None
-        index = select_slots(self.config, kv, heads, self.chain, count, importance, seeds)
-        return gather_slots(kv, index, sample, ordinal).float()
+        return kv, select_slots(self.config, kv, heads, self.chain, count, importance, seeds)
 
 
 def own_map(layers: int, width: int) -> KVMap:

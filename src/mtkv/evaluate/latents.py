@@ -16,7 +16,7 @@ from mtkv.evaluate.latent_conditions import Condition, Unchanged, conditions
 from mtkv.evaluate.latent_decoded import decoded_tokens
 from mtkv.evaluate.latent_model import LatentEvaluationModel
 from mtkv.evaluate.model import load_folder
-from mtkv.evaluate.predict import _answer, study_tasks
+from mtkv.evaluate.predict import answer_tasks, study_tasks
 from mtkv.evaluate.tasks import StudyTask, UnanswerableError
 from mtkv.models.latent import LatentStudent
 from mtkv.provenance.files import write_parquet
@@ -90,9 +90,6 @@ def asked_under_conditions(
 
     Fills `facts`. Where the model cannot be interfered with, only the unchanged rows.
     """
-    for task in tasks:
-        if task.OUTPUT_TYPE == "generate_until":
-            task.set_config("generation_kwargs", {"max_gen_toks": max_new_tokens}, update=True)
     unchanged = Unchanged()
     found: list[pd.DataFrame] = []
     for condition in conditions(model.student.latent.tokens):
@@ -100,11 +97,11 @@ def asked_under_conditions(
             continue
         model.intervene = condition.intervention(unchanged)
         try:
-            rows, cost = _answer(model, tasks, chat)
+            rows, cost = answer_tasks(model, tasks, max_new_tokens, chat)
         except NotImplementedError as reason:
             facts["no_interventions"][name] = str(reason)
             model.intervene = None
-            rows, cost = _answer(model, tasks, chat)
+            rows, cost = answer_tasks(model, tasks, max_new_tokens, chat)
         found.append(_rows(rows, condition))
         if condition.name == "none":
             facts["items"][name] = len(rows)

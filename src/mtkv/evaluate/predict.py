@@ -81,11 +81,8 @@ def predict(
         questions = {name: sum(len(task.questions) for task in parts) for name, parts in tasks.items()}
         with Resume(checkpoint, questions, digests) as resume:
             for name, parts in tasks.items():
-                for task in parts:
-                    if task.OUTPUT_TYPE == "generate_until":
-                        task.set_config("generation_kwargs", {"max_gen_toks": config.max_new_tokens}, update=True)
                 with _failing(name, outputs, facts), resume.journal(name) as language_model.journal:
-                    rows, facts["datasets"][name] = _answer(language_model, parts, chat)
+                    rows, facts["datasets"][name] = answer_tasks(language_model, parts, config.max_new_tokens, chat)
                     write_predictions(outputs[name], rows, parts[0].metric)
                     if name in kept:
                         _copy(Path(outputs[name]), kept[name])
@@ -116,10 +113,13 @@ def _failing(name: str, outputs: dict[str, Path], facts: dict[str, Any]) -> Iter
         write_failure(outputs[name], str(failure))
 
 
-def _answer(
-    model: EvaluationModel, tasks: Sequence[StudyTask], chat: bool
+def answer_tasks(
+    model: EvaluationModel, tasks: Sequence[StudyTask], max_new_tokens: int, chat: bool
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of the predictions file, and what they cost."""
+    """Rows of a dataset's predictions file, and what they cost. Raises UnanswerableError."""
+    for task in tasks:
+        if task.OUTPUT_TYPE == "generate_until":
+            task.set_config("generation_kwargs", {"max_gen_toks": max_new_tokens}, update=True)
     start, passes, tokens = time.perf_counter(), model.forward_passes, model.generated_tokens
     each = model.question_passes
     with _quiet():
