@@ -9,6 +9,7 @@ from mtkv.config.arms import LoraConfig
 from mtkv.models.latent import LatentStudent
 from mtkv.models.latent_files import LATENT_FILE, is_latent, load_latents
 from mtkv.models.latent_interventions import Swapped, Truncated, Zeroed
+from mtkv.models.latent_reuse import can_reuse, read_questions, since
 from mtkv.models.latent_tokens import LatentTokens, table_statistics
 from mtkv.models.lora import add_lora, merge_lora
 
@@ -73,6 +74,54 @@ def test_embed_is_what_is_written_by_hand(student, name, shape):
         torch.testing.assert_close(embeds[row, : len(expected)], expected, atol=2e-5, rtol=1e-4)
         first = len(question) + (one.latent.begin is not None)
         assert one.positions(starts)[row].tolist() == list(range(first, first + one.latent.tokens))
+
+
+def told(model, ids, weights, **inputs):
+    """A loss over all targets of both passes, so that every gradient is asked for: weighted log-probabilities of the next tokens."""
+    following = ids[:, 1:]
+    likely = model(**inputs).logits.log_softmax(-1)[:, : following.shape[1]]
+    return (likely.gather(2, following[..., None])[..., 0] * weights[:, 1:]).sum()
+
+
+@pytest.mark.parametrize("questions", [QUESTIONS, [[5], [6], [7]]], ids=["padded", "one token"])
+@pytest.mark.parametrize("shape", [name for name, shape in SHAPES.items() if shape[1]])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_question_read_once_gives_the_same_loss_and_gradients(student, name, shape, questions):
+    """Against whole rows read anew in every iteration, and whole rows with their chain."""
+    one = student(name, shape).double()
+    assert can_reuse(one)
+    rows = [one.layout(question, said) for question, said in zip(questions, ANSWERS, strict=True)]
+    ids, mask = batch([ids for ids, _ in rows])
+    starts = torch.tensor([start for _, start in rows])
+    chains = [[21, 22, 23], [24], [25, 26, 27, 28, 29]]
+    text, text_mask = batch([question + chain for question, chain in zip(questions, chains, strict=True)])
+    chain_starts = torch.tensor([len(question) for question in questions])
+    weight = (mask * (torch.arange(ids.shape[1]) >= (starts + one.slots - one.latent.before)[:, None])).double()
+    text_weight = (text_mask * (torch.arange(text.shape[1]) >= chain_starts[:, None])).double()
+    parameters = dict(one.named_parameters())
+    weight, text_weight = weight * torch.rand_like(weight), text_weight * torch.rand_like(text_weight)
+    whole = told(one.model, ids, weight, inputs_embeds=one.embed(ids, starts), use_cache=False)
+    whole = whole + told(one.model, text, text_weight, input_ids=text, use_cache=False)
+    expected = torch.autograd.grad(whole, list(parameters.values()), allow_unused=True)
+    read = read_questions(one, ids, starts)
+    first = chain_starts - 1
+    found = told(
+        one.model, since(text, first, 0), since(text_weight, first, 0), **read.chain_inputs(text, chain_starts)
+    )
+    found = found + told(one.model, since(ids, starts, 0), since(weight, starts, 0), **read.answer_inputs(ids, starts))
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(found, list(parameters.values()), allow_unused=True)
+    for parameter, theirs, ours in zip(parameters, expected, gradients, strict=True):
+        assert (theirs is None) == (ours is None), parameter
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=parameter)
+
+
+def test_checkpointed_activations_and_plain_latents_read_whole_rows(student):
+    assert not can_reuse(student(shape="plain latents"))
+    one = student()
+    one.model.gradient_checkpointing_enable()
+    assert not can_reuse(one)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -25,6 +25,7 @@ from mtkv.kv.extract import packed_kv_at
 from mtkv.kv.inject import KVInjection
 from mtkv.models.crossentropy import IGNORED_LABEL, logits_only_at
 from mtkv.models.latent import LatentStudent
+from mtkv.models.latent_reuse import ReadQuestions, can_reuse, read_questions, since
 
 if TYPE_CHECKING:
     from mtkv.config.latent import LatentConfig
@@ -72,16 +73,25 @@ class LatentDistiller(nn.Module):
         """All loss terms of one batch of `LatentRows`: padded on the right, placeholders where begin, latents and end go."""
         text, own = (_taken(context, prefix) for prefix in ("text_", "own_"))
         reading = self._own_reading(own)
+        reused = can_reuse(self.student) and not self._injects
+        questions = read_questions(self.student, input_ids, latent_start) if reused else None
         chain, terms = self._chain_terms(
-            text, reading if reading and _same(own["input_ids"], text["input_ids"]) else None
+            text, reading if reading and _same(own["input_ids"], text["input_ids"]) else None, questions
         )
         if reading and not reading.done:  # another row's chain
             with torch.no_grad(), reading:
                 self.student.model.base_model(input_ids=own["input_ids"], use_cache=False)
-        embeds = self.student.embed(input_ids, latent_start)
+        embeds, first = None, torch.zeros_like(latent_start)
+        if questions is None:
+            embeds = self.student.embed(input_ids, latent_start)
+            inputs: dict[str, Any] = {"inputs_embeds": embeds, "use_cache": False}
+        else:
+            first = latent_start  # what the final pass reads begins at each row's latents
+            inputs = questions.answer_inputs(input_ids, latent_start)
         with self._capture(kv_sample) as capture:
-            answer = self._pass(labels, value, inputs_embeds=embeds)
-            captured = None if capture is None else self._captured(capture, kv_sample, kv_position)
+            answer = self._pass(since(labels, first, IGNORED_LABEL), value - first, **inputs)
+            places = None if kv_position is None else kv_position - first[kv_sample]
+            captured = None if capture is None else self._captured(capture, kv_sample, places)
         terms |= {"ce": answer.ce, "part.ce": self.ce_weight * answer.ce}
         if self.settings.codi_weight > 0 and answer.states and chain and chain.states:
             terms["codi"] = codi_loss(answer.states, chain.states)
@@ -92,28 +102,38 @@ class LatentDistiller(nn.Module):
             terms |= self._kv_terms(captured, kv_sample, kv_position, teacher_kv, embeds, labels, context)
         return summed(terms)
 
+    @property
+    def _injects(self) -> bool:
+        """Whether the fused KV are put into the latents of whole rows, to train the router by."""
+        return self.supervision is not None and self.supervision.config.fusion.objective == "injected_ce"
+
     def _own_reading(self, own: Mapping[str, Tensor]) -> OwnReading | None:
         if self.supervision is None or not own:
             return None
         return OwnReading(self.student.model, self.supervision.config.select, own["chain"], own["answer"])
 
     def _chain_terms(
-        self, text: Mapping[str, Tensor], reading: OwnReading | None
+        self, text: Mapping[str, Tensor], reading: OwnReading | None, questions: ReadQuestions | None
     ) -> tuple[Pass | None, dict[str, Tensor]]:
-        """The row with its chain; where its cross-entropy does not count it is only looked at."""
+        """The row with its chain; where its cross-entropy does not count it is only looked at. A `reading` needs the whole row."""
         weight = self.settings.chain_weight
         if not text:
             return None, {}
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0), reading or nullcontext():
-            chain = self._pass(text["labels"], text["value"], input_ids=text["input_ids"])
+            if questions and "start" in text and not reading:
+                first = text["start"] - 1
+                inputs = questions.chain_inputs(text["input_ids"], text["start"])
+                chain = self._pass(since(text["labels"], first, IGNORED_LABEL), text["value"] - first, **inputs)
+            else:
+                chain = self._pass(text["labels"], text["value"], input_ids=text["input_ids"], use_cache=False)
         return chain, {"chain_ce": chain.ce, "part.chain_ce": weight * chain.ce} if weight > 0 else {}
 
-    def _pass(self, labels: Tensor, value: Tensor | None, **inputs: Tensor) -> Pass:
+    def _pass(self, labels: Tensor, value: Tensor | None, **inputs: Any) -> Pass:
         following = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
         keep = following != IGNORED_LABEL
         compared = self.settings.codi_weight > 0
         with logits_only_at(self.student.model, keep):
-            output = self.student.model(**inputs, use_cache=False, output_hidden_states=compared)
+            output = self.student.model(**inputs, output_hidden_states=compared)
         ce = F.cross_entropy(output.logits.float(), following[keep])
         return Pass(ce, states_at(output.hidden_states, value) if compared and value is not None else None)
 
@@ -136,7 +156,7 @@ class LatentDistiller(nn.Module):
         sample: Any,
         position: Any,
         teacher_kv: Any,
-        embeds: Tensor,
+        embeds: Tensor | None,
         labels: Tensor,
         context: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
@@ -146,7 +166,7 @@ class LatentDistiller(nn.Module):
         student_kv, queries, scaling = captured
         terms = self.supervision(student_kv, sample, teacher_kv, len(labels), queries, scaling, **context)
         fused = terms.pop("fused")
-        if self.supervision.config.fusion.objective == "injected_ce":
+        if embeds is not None and self._injects:
             terms["part.route_ce"] = terms["route_ce"] = self._injected_ce(embeds, labels, fused, sample, position)
         return terms
 
@@ -174,7 +194,7 @@ class _AnswerLoss(nn.Module):
         self._read = [distiller._pass]  # in a list, or the distiller would be a submodule
 
     def forward(self, embeds: Tensor, labels: Tensor) -> Tensor:
-        return self._read[0](labels, None, inputs_embeds=embeds).ce
+        return self._read[0](labels, None, inputs_embeds=embeds, use_cache=False).ce
 
 
 def _taken(context: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

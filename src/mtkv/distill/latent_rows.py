@@ -52,6 +52,11 @@ class LatentRows(DistillationRows):
         self.teachers = [teacher for teacher in teachers if isinstance(teacher, ChainSource)]
         self.reads_chain = config.chain_weight > 0 or config.codi_weight > 0 or bool(kv and kv.own)
         self.traces = encode_traces(tokenizer, parts, max_length) if self.reads_chain else []
+        before = student.latent.before
+        self._follows = [  # whether the chain's row begins with the very tokens of the question
+            np.array_equal(trace.input_ids[: trace.latent_start], row.input_ids[: row.latent_start - before])
+            for row, trace in zip(self.encoded, self.traces, strict=False)
+        ]
         self._place = {row: index for index, row in enumerate(self.ids)}
         for teacher in teachers:
             if isinstance(teacher, OwnSource):
@@ -69,7 +74,8 @@ class LatentRows(DistillationRows):
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         """As in the text view, with placeholders in input_ids, and latent_start, value `[batch]`; where the chain is read,
-        text_input_ids and text_labels `[batch, text_time]` and text_value `[batch]`; for the student's own KV, see `_own_batch`."""
+        text_input_ids and text_labels `[batch, text_time]` and text_value `[batch]`, and text_start where all rows with their chain
+        begin with the question's own tokens; for the student's own KV, see `_own_batch`."""
         rows = [self.encoded[index] for index in indices]
         batch = self._text_batch(rows) | {name: _numbers(rows, name) for name in ("latent_start", "value")}
         if self.reads_chain:
@@ -79,6 +85,8 @@ class LatentRows(DistillationRows):
                 "text_labels": padded_labels(traces),
                 "text_value": _numbers(traces, "value"),
             }
+            if all(self._follows[index] for index in indices):
+                batch["text_start"] = _numbers(traces, "latent_start")
         if not self.matches:
             return batch
         return batch | self._teacher_batch(indices) | ({} if self.teachers else self._own_batch(indices))
