@@ -18,6 +18,7 @@ from mtkv.data.checks import check_rows
 from mtkv.distill.rows import DistillationRows
 from mtkv.models.check import check_weights
 from mtkv.models.encode import encode_rows
+from mtkv.models.latent import LatentStudent
 from mtkv.models.load import load_model, load_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -156,3 +157,11 @@ def test_a_model_folder_without_config_is_named(llama):
     shutil.move(llama / "config.json", llama / "other.json")
     with pytest.raises(FileNotFoundError, match=r"no config\.json in .*llama"):
         load_model(config(llama))
+
+
+def test_a_latent_student_is_not_taken_for_a_plain_model(llama):
+    plain = load_model(config(llama))
+    LatentStudent.create(plain, tokens=2, iterations=1).save(llama, load_tokenizer(config(llama)))
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ValueError, match=r"holds a latent student \(latent\.safetensors\).*student_view: text"):
+            load(config(llama))

@@ -153,6 +153,16 @@ def test_answers_by_hand():
     assert teacher.flops / work.flops == READER.parameters / SIZE.parameters
 
 
+@pytest.mark.parametrize(("tokens", "conditions"), [(6, 5), (1, 4)])
+def test_diagnostics_of_latents_by_hand(tokens, conditions):
+    evaluation = {"batch_size": 128, "max_new_tokens": 48, "num_fewshot": 0}
+    params = {"arm": ARM | {"latent": {"tokens": tokens, "iterations": 2}}, "evaluation": evaluation}
+    work = work_of("latents", params, AMOUNTS, ("x/accuracy.parquet",))
+    read = 100 * (40 + 48) + 100 * 4 * 40 + 200 * tokens * 2  # the first 100 questions of both datasets
+    assert work.flops == conditions * 2 * SIZE.parameters * read
+    assert work.steps == conditions * 48
+
+
 def test_a_model_that_is_not_here_is_said_and_not_guessed(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     hub = {"config": ModelConfig(source="hub", name="owner/large").model_dump(mode="json")}

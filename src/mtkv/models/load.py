@@ -22,6 +22,7 @@ from mtkv.models.chat import chat_template
 from mtkv.models.check import check_loaded, check_vocabulary, check_weights
 from mtkv.models.digest import pocket_folder
 from mtkv.models.gguf import converted_folder
+from mtkv.models.latent_files import LATENT_FILE, is_latent
 from mtkv.models.placement import SINGLE, placement_arguments
 from mtkv.models.places import cached_commit, cached_snapshot, hub_folder, read_card
 from mtkv.models.quantized import four_bit
@@ -59,10 +60,16 @@ FOLDERS: dict[str, Callable[["ModelConfig"], Path]] = {
 
 
 def model_folder(config: "ModelConfig") -> Path:
-    """The Hugging Face folder of a model. Raises FileNotFoundError naming the model when there is none."""
+    """The Hugging Face folder of a model. Raises FileNotFoundError naming the model when there is none, ValueError for a latent student's,
+    whose latents would be left behind without a word."""
     folder = FOLDERS[config.source](config)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"model {config.name!r}: no config.json in {folder}")
+    if is_latent(folder):
+        raise ValueError(
+            f"model {config.name!r}: {folder} holds a latent student ({LATENT_FILE}), which is neither a student to begin with nor a "
+            "teacher; name the model it was trained from, or a run of an arm with student_view: text"
+        )
     return folder
 
 

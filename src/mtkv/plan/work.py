@@ -6,7 +6,7 @@ layers · 2 · width · tokens · bytes of its format. One function per rule in 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ CHOICES = 4
 CHECKPOINTS_KEPT = 3  # two, and the one being written
 ADAM_NUMBERS = 3  # weights and two moments, 4 bytes each
 PREDICTION_BYTES = 600  # per question
+DIAGNOSED = 100  # questions of each dataset that `mtkv.evaluate.latents` asks
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,26 @@ def _predict(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ..
     return Work(2 * size.parameters * tokens, dtype, steps, size.parameters * BYTES[dtype], written)
 
 
+def _latents(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
+    """A prediction of the first questions under every condition, with the iterations of the latents."""
+    latent = params["arm"]["latent"]
+    times = 4 + (
+        latent["tokens"] > 1
+    )  # unchanged, zeroed, swapped, cut to none, and to half where that is another number
+    asked = {name: min(count, DIAGNOSED) for name, count in amounts.questions.items()}
+    files = tuple(f"{name}.parquet" for name in asked)
+    one = _predict({**params, "model": None}, replace(amounts, questions=asked), files, teacher)
+    refined = 2 * _size(amounts.student).parameters * sum(asked.values()) * latent["tokens"] * latent["iterations"]
+    return replace(one, flops=times * (one.flops + refined), steps=times * one.steps, written=times * one.written)
+
+
 WORK: dict[str, Callable[[Mapping[str, Any], Amounts, tuple[str, ...], str], Work]] = {
     "teacher_kv": _teacher_kv,
     "map": _map,
     "targets": _targets,
     "train": _train,
     "predict": _predict,
+    "latents": _latents,
 }
 
 
