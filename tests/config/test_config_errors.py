@@ -74,6 +74,7 @@ SINGLE = {
     ),
     "enum that children inherit": (f"{FIXED}.entropy", {"target": "diverze"}, f"{FIXED}.entropy.target", ["'diverse'"]),
     "enum in list": ("data.styles", ["cot", "dircet"], "data.styles[1]", ["did you mean 'direct'?"]),
+    "source of the other mixture": ("data.sources", ["gsm8k"], "data.sources[0]", ["did you mean 'pocket_gsm8k'?"]),
     "wrong case": ("student.dtype", "Float32", "student.dtype", ["did you mean 'float32'?"]),
     "scheduler": ("arms.sft.training.scheduler", "cosin", "arms.sft.training.scheduler", ["linear, cosine, constant"]),
     "level": ("claims.gsm8k_75.level", "minimun", "claims.gsm8k_75.level", ["did you mean 'minimum'?"]),

@@ -21,7 +21,8 @@ CHINESE = ("pocket_cmmlu", "pocket_ceval")
 
 def config(**changes):
     sizes = {"train_rows": 300, "validation_rows": 60, "calibration_rows": 44, "test_items": 30}
-    return SimpleNamespace(**({"mixture": "pocket", "seed": 0, "styles": ["cot", "direct"]} | sizes | changes))
+    fixed = {"mixture": "pocket", "seed": 0, "styles": ["cot", "direct"], "sources": None, "evaluate_on": "test"}
+    return SimpleNamespace(**(fixed | sizes | changes))
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,30 @@ def test_more_train_rows_leave_the_test_alone():
     _, small = draw_frames(config(), ["pocket_bbh"])
     _, large = draw_frames(config(train_rows=600), ["pocket_bbh"])
     assert list(small["pocket_bbh"]["question_hash"]) == list(large["pocket_bbh"]["question_hash"])
+
+
+def test_rows_of_some_datasets_leave_the_tests_of_all():
+    sources = ["pocket_cmmlu", "pocket_bbh"]
+    rows, tests = draw_frames(config(sources=sources), DATASETS)
+    _, all_tests = draw_frames(config(), DATASETS)
+    for split, count in {"train": 300, "val": 60, "calibration": 44}.items():
+        assert rows[split]["dataset"].value_counts().to_dict() == dict.fromkeys(sources, count // 2)
+    for dataset in DATASETS:
+        assert list(tests[dataset]["question"]) == list(all_tests[dataset]["question"])
+
+
+def test_validation_questions_are_new_and_change_no_row():
+    rows, tests = draw_frames(config(), DATASETS)
+    same_rows, held_out = draw_frames(config(evaluate_on="validation"), DATASETS)
+    for split, frame in rows.items():
+        pd.testing.assert_frame_equal(frame, same_rows[split])
+    used = {text for frame in rows.values() for text in frame["question"]}
+    for dataset in DATASETS:
+        texts = list(held_out[dataset]["question"])
+        assert len(set(texts)) == len(tests[dataset]) == 30
+        assert {split_of(question_hash(text)) for text in texts} == {"val"}
+        assert not set(texts) & (used | set(tests[dataset]["question"]))
+    assert set(split_facts(same_rows, held_out)["leakage"].values()) == {0}
 
 
 def test_one_style_and_odd_counts():

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from tiny_study import TRAINING, TinyStudy, kv, same, weights
 from transformers import TrainerCallback
 
-from mtkv.config.arms import LoraConfig
+from mtkv.config.arms import LoraConfig, TrainingConfig
 from mtkv.distill import resume
 from mtkv.distill.keeping import Keeping
-from mtkv.distill.order import LengthOrder
+from mtkv.distill.order import RowOrder
 from mtkv.distill.state_files import trainer_folder
+from mtkv.distill.train import training_arguments
 from mtkv.distill.weights import load_trained, save_trained, trained_tensors
 from mtkv.provenance.checkpoints import Checkpoint, ManifestError, checkpoint_folder, newest_step
 from mtkv.provenance.files import DiskFullError
@@ -251,17 +252,37 @@ def test_the_loss_of_accumulated_batches_is_their_mean(study):
     assert log["loss"].dropna().tolist() == pytest.approx(log["ce"].dropna().tolist(), rel=1e-5)
 
 
-def test_the_order_of_a_pass_is_its_number_s_alone():
+@pytest.mark.parametrize("group", [2, None])
+def test_the_order_of_a_pass_is_its_number_s_alone(group):
     lengths = [3, 9, 1, 7, 7, 2, 8, 4, 6, 5, 1, 2]
     epoch = [0]
-    order = LengthOrder(lengths, 2, 5, lambda: epoch[0])
+    order = RowOrder(lengths, group, 5, lambda: epoch[0])
     orders = []
     for epoch[0] in (0, 1, 2):
         orders.append(list(order))
     epoch[0] = 1
-    assert list(LengthOrder(lengths, 2, 5, lambda: 1)) == list(order) == orders[1]
+    assert list(RowOrder(lengths, group, 5, lambda: 1)) == list(order) == orders[1]
     assert orders[0] != orders[1] != orders[2]
     assert all(sorted(each) == list(range(12)) for each in orders)
+
+
+def test_rows_of_similar_length_come_together_only_where_asked():
+    """Two tasks of two lengths: grouped, a batch holds one of them; in random order nearly every batch holds both."""
+    lengths = [10, 40] * 400
+
+    def mixed(group):
+        order = list(RowOrder(lengths, group, 1, lambda: 0))
+        batches = [order[i : i + 16] for i in range(0, 800, 16)]
+        return sum(len({lengths[row] for row in batch}) == 2 for batch in batches) / len(batches)
+
+    assert mixed(16) <= 0.1
+    assert mixed(None) >= 0.99
+
+
+@pytest.mark.parametrize(("grouped", "strategy"), [(True, "group_by_length"), (False, "random")])
+def test_the_trainer_is_told_the_order(grouped, strategy, tmp_path):
+    training = TrainingConfig(steps=1, group_by_length=grouped)
+    assert training_arguments(training, 0, str(tmp_path)).train_sampling_strategy == strategy
 
 
 def test_tied_weights_are_kept_once_and_other_weights_refused(build_model, tmp_path):

@@ -51,6 +51,10 @@ class TrainingConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
     max_length: int = Field(default=512, ge=1, description="Longest row in student tokens.")
+    group_by_length: bool = Field(
+        default=False,
+        description="Rows of similar length in one batch: less padding, but tasks of different lengths then come one at a time.",
+    )
     ce_weight: float = Field(default=1.0, ge=0, description="Weight of the cross-entropy on the text (δ of the loss).")
     logging_steps: int = Field(default=10, ge=1, description="Steps between entries of the training log.")
     eval_steps: int = Field(default=100, ge=1, description="Steps between validation losses.")

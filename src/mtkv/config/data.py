@@ -25,8 +25,28 @@ EXTRA_SOURCES = ("gsm8k_aug", "gsm8k_aug_nl")
 MIXTURE_DEFAULTS: dict[str, dict[str, Any]] = {
     "multi_reasoning_cot_direct": {"train_rows": 15_000, "validation_rows": 2_000, "test_items": None}
 }
+# What `data.sources` may name with each mixture.
+SOURCES_OF: dict[str, tuple[str, ...]] = {
+    "pocket": POCKET_DATASETS,
+    "multi_reasoning_cot_direct": SOURCES + EXTRA_SOURCES,
+}
 SourceName = Literal[
-    "gsm8k", "svamp", "strategyqa", "math23k", "math", "arc_challenge", "hotpotqa", "gsm8k_aug", "gsm8k_aug_nl"
+    "gsm8k",
+    "svamp",
+    "strategyqa",
+    "math23k",
+    "math",
+    "arc_challenge",
+    "hotpotqa",
+    "gsm8k_aug",
+    "gsm8k_aug_nl",
+    "pocket_gsm8k",
+    "pocket_math500",
+    "pocket_bbh",
+    "pocket_gpqa",
+    "pocket_truthfulqa",
+    "pocket_cmmlu",
+    "pocket_ceval",
 ]
 
 
@@ -56,6 +76,10 @@ class DataConfig(Section):
     test_items: int | None = Field(
         default=200, ge=1, description="Test questions per dataset; null: all that a real benchmark has."
     )
+    evaluate_on: Literal["test", "validation"] = Field(
+        default="test",
+        description="Mixture pocket only: `validation` scores questions that neither training nor the test has, to choose a setting by.",
+    )
     styles: Annotated[list[Literal["cot", "direct"]], AfterValidator(distinct)] = Field(
         default=["cot", "direct"],
         min_length=1,
@@ -68,7 +92,7 @@ class DataConfig(Section):
     )
     sources: Annotated[list[SourceName], AfterValidator(distinct), Field(min_length=1)] | None = Field(
         default=None,
-        description="Real sources only: those to train on; null: all but gsm8k_aug and gsm8k_aug_nl. Each must be there.",
+        description="Those to train on: real sources, or with mixture pocket its datasets; null: all but gsm8k_aug and gsm8k_aug_nl.",
     )
     chinese_share: float = Field(
         default=0.2, ge=0, le=1, description="Real sources only: share of the rows that comes from Chinese sources."
@@ -97,11 +121,16 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         if self.mixture == "pocket":
-            for field in ("folder", "sources", "max_bytes", "subsets", "revisions"):
+            for field in ("folder", "max_bytes", "subsets", "revisions"):
                 if getattr(self, field):
                     raise problem("given, but mixture pocket makes its own questions", field)
             if self.test_items is None:
                 raise problem("null is not allowed with mixture pocket; allowed: a number", "test_items")
+        elif self.evaluate_on != "test":
+            raise problem("validation needs mixture pocket: real sources are not the benchmarks", "evaluate_on")
+        for place, name in enumerate(self.sources or []):
+            if name not in SOURCES_OF[self.mixture]:
+                raise problem(unknown(name, f"a source of {self.mixture}", SOURCES_OF[self.mixture]), "sources", place)
         for field, known in (
             ("subsets", BENCHMARKS),
             ("revisions", tuple(dict.fromkeys(SOURCES + EXTRA_SOURCES + BENCHMARKS))),

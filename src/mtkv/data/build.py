@@ -53,13 +53,17 @@ def build_pocket(config: "DataConfig", datasets: list[str], folder: Path) -> dic
 def draw_frames(config: "DataConfig", datasets: list[str]) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
     """The rows of each split and the test items of each dataset, before anything is written."""
     wanted = {"train": config.train_rows, "val": config.validation_rows, "calibration": config.calibration_rows}
-    shares = {split: _shares(-(-rows // len(config.styles)), len(datasets)) for split, rows in wanted.items()}
+    sources = config.sources or datasets
+    shares = {
+        split: dict(zip(sources, _shares(-(-rows // len(config.styles)), len(sources)), strict=True))
+        for split, rows in wanted.items()
+    }
     questions: dict[str, list[Question]] = {split: [] for split in ROW_SPLITS}
     tests: dict[str, pd.DataFrame] = {}
-    for index, dataset in enumerate(datasets):
-        sizes = {split: shares[split][index] for split in ROW_SPLITS} | {"test": config.test_items or 0}
+    for dataset in datasets:
+        sizes = {split: shares[split].get(dataset, 0) for split in ROW_SPLITS} | {"test": config.test_items or 0}
         drawn = draw_questions(pocket_task(dataset), config.seed, sizes)
-        tests[dataset] = test_frame(drawn["test"])
+        tests[dataset] = test_frame(_scored(config, dataset, drawn["test"], sizes["val"]))
         for split in ROW_SPLITS:
             questions[split] += drawn[split]
     frames = {}
@@ -68,6 +72,14 @@ def draw_frames(config: "DataConfig", datasets: list[str]) -> tuple[dict[str, pd
         Random(f"{config.seed}:{split}").shuffle(questions[split])
         frames[split] = rows_frame(questions[split], config.styles).head(rows)
     return frames, tests
+
+
+def _scored(config: "DataConfig", dataset: str, test: list[Question], validation: int) -> list[Question]:
+    """The questions of a dataset that are scored: those of the test, or as many of the validation bin behind its first `validation`
+    ones, which are the rows."""
+    if config.evaluate_on == "test":
+        return test
+    return draw_questions(pocket_task(dataset), config.seed, {"val": validation + len(test)})["val"][validation:]
 
 
 def _shares(total: int, parts: int) -> list[int]:

@@ -7,14 +7,16 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
-class LengthOrder(Sampler[int]):
-    """Rows of similar length together, in an order that depends on the seed and the pass alone: the same for every arm.
+class RowOrder(Sampler[int]):
+    """The same order for every arm. `epoch()` says at the start of each pass which one it is, from 0; its order is draw number
+    `epoch() + 1` of one generator.
 
-    `group`: rows of one optimiser step, over all processes. `epoch()` says at the start of each pass which one it is, from 0; its
-    order is draw number `epoch() + 1` of one generator.
+    With `group`, the rows of one optimiser step over all processes, rows of similar length come together: fewer padded tokens, but
+    where tasks differ in length a batch then holds one task only, and what it learns the next batch of another task may undo. None:
+    in random order.
     """
 
-    def __init__(self, lengths: Sequence[int], group: int, seed: int, epoch: Callable[[], int]) -> None:
+    def __init__(self, lengths: Sequence[int], group: int | None, seed: int, epoch: Callable[[], int]) -> None:
         self.lengths, self.group, self.seed, self.epoch = list(lengths), group, seed, epoch
 
     def __len__(self) -> int:
@@ -23,5 +25,10 @@ class LengthOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.epoch()):
-            get_length_grouped_indices(self.lengths, self.group, generator=generator)
-        return iter(get_length_grouped_indices(self.lengths, self.group, generator=generator))
+            self._draw(generator)
+        return iter(self._draw(generator))
+
+    def _draw(self, generator: torch.Generator) -> list[int]:
+        if self.group is None:
+            return torch.randperm(len(self.lengths), generator=generator).tolist()
+        return get_length_grouped_indices(self.lengths, self.group, generator=generator)

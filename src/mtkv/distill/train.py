@@ -29,7 +29,7 @@ from mtkv.distill.sources import RawSource
 from mtkv.distill.strategies import SINGLE, splits_weights, spread_arguments, take_over
 from mtkv.distill.streamed import StreamedRows, check_streamable
 from mtkv.distill.supervision import KVSupervision
-from mtkv.distill.trainer import DistillationTrainer, training_log
+from mtkv.distill.trainer import GROUPED, DistillationTrainer, training_log
 from mtkv.distill.whole import whole
 from mtkv.models.load import load_model, load_tokenizer, model_kv_heads
 from mtkv.models.lora import add_lora, merge_lora
@@ -204,6 +204,7 @@ def training_arguments(
         disable_tqdm=True,
         seed=seed,
         data_seed=seed,
+        train_sampling_strategy=GROUPED if training.group_by_length else "random",
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )

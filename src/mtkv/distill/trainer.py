@@ -11,13 +11,14 @@ from torch.utils.data import DataLoader
 
 from mtkv.distill.counters import Counters, summed
 from mtkv.distill.gradients import gradient_shares
-from mtkv.distill.order import LengthOrder
+from mtkv.distill.order import RowOrder
 from mtkv.distill.processes import means
 from mtkv.distill.resume import ResumableTrainer
 from mtkv.distill.rows import DistillationRows
 from mtkv.distill.share import rows_in, share_loader
 
 LOGGED_TERMS = ("ce", "chain_ce", "codi", "kd", "key", "value", "cosine", "attention", "entropy", "route_ce")
+GROUPED = "group_by_length"  # transformers' name
 TRAINER_NAMES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
 
 
@@ -33,13 +34,12 @@ class DistillationTrainer(ResumableTrainer):
         self.distiller: Any = self.model
         self.shares_every = int(self.args.eval_steps or 1)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthOrder:
+    def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
         """The same order for every arm, and on whatever number of processes."""
-        return LengthOrder(
-            self.rows.lengths,
-            self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
-            self.args.seed,
-            lambda: int(self.state.epoch or 0),
+        step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        grouped = self.args.train_sampling_strategy == GROUPED
+        return RowOrder(
+            self.rows.lengths, step if grouped else None, self.args.seed, lambda: int(self.state.epoch or 0)
         )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
