@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_study import TRAINING, TinyStudy, kv, same, weights
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from mtkv.config.arms import LoraConfig, TrainingConfig
 from mtkv.distill import resume
@@ -22,6 +23,7 @@ from mtkv.distill.keeping import Keeping
 from mtkv.distill.order import RowOrder
 from mtkv.distill.state_files import trainer_folder
 from mtkv.distill.train import training_arguments
+from mtkv.distill.trainer import DistillationTrainer
 from mtkv.distill.weights import load_trained, save_trained, trained_tensors
 from mtkv.provenance.checkpoints import Checkpoint, ManifestError, checkpoint_folder, newest_step
 from mtkv.provenance.files import DiskFullError
@@ -281,8 +283,11 @@ def test_rows_of_similar_length_come_together_only_where_asked():
 
 @pytest.mark.parametrize(("grouped", "strategy"), [(True, "group_by_length"), (False, "random")])
 def test_the_trainer_is_told_the_order(grouped, strategy, tmp_path):
-    training = TrainingConfig(steps=1, group_by_length=grouped)
-    assert training_arguments(training, 0, str(tmp_path)).train_sampling_strategy == strategy
+    training = TrainingConfig(steps=1, group_by_length=grouped, batch_size=3, gradient_accumulation=4)
+    arguments = training_arguments(training, 0, str(tmp_path))
+    assert arguments.train_sampling_strategy == strategy
+    trainer = SimpleNamespace(args=arguments, rows=SimpleNamespace(lengths=[4, 2, 3]), state=TrainerState())
+    assert DistillationTrainer._get_train_sampler(trainer).group == (12 if grouped else None)
 
 
 def test_tied_weights_are_kept_once_and_other_weights_refused(build_model, tmp_path):

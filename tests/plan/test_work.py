@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtkv.config.models import ModelConfig
 from mtkv.config.study import read_study
+from mtkv.evaluate import latent_conditions, latents
 from mtkv.kv.extract import extract_shard
 from mtkv.models.encode import encode_rows
 from mtkv.models.load import load_model, load_tokenizer
@@ -155,6 +156,7 @@ def test_answers_by_hand():
 
 @pytest.mark.parametrize(("tokens", "conditions"), [(6, 5), (1, 4)])
 def test_diagnostics_of_latents_by_hand(tokens, conditions):
+    assert (len(latent_conditions.conditions(tokens)), latents.QUESTIONS) == (conditions, 100)
     evaluation = {"batch_size": 128, "max_new_tokens": 48, "num_fewshot": 0}
     params = {"arm": ARM | {"latent": {"tokens": tokens, "iterations": 2}}, "evaluation": evaluation}
     work = work_of("latents", params, AMOUNTS, ("x/accuracy.parquet",))

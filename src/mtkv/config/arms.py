@@ -53,7 +53,7 @@ class TrainingConfig(Section):
     max_length: int = Field(default=512, ge=1, description="Longest row in student tokens.")
     group_by_length: bool = Field(
         default=False,
-        description="Rows of similar length in one batch: less padding, but tasks of different lengths then come one at a time.",
+        description="Rows of similar length in one batch: less padding, but less mixed batches where tasks differ in length.",
     )
     ce_weight: float = Field(default=1.0, ge=0, description="Weight of the cross-entropy on the text (δ of the loss).")
     logging_steps: int = Field(default=10, ge=1, description="Steps between entries of the training log.")

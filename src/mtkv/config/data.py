@@ -1,13 +1,13 @@
 """The section `data` and the names of the datasets that each mixture offers."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
 from mtkv.config.base import Name, Section, distinct, problem
 from mtkv.config.errors import unknown
 
-POCKET_DATASETS = (
+PocketName = Literal[
     "pocket_gsm8k",
     "pocket_math500",
     "pocket_bbh",
@@ -15,12 +15,15 @@ POCKET_DATASETS = (
     "pocket_truthfulqa",
     "pocket_cmmlu",
     "pocket_ceval",
-)
+]
+POCKET_DATASETS: tuple[str, ...] = get_args(PocketName)
 BENCHMARKS = ("gsm8k", "math500", "bbh", "gpqa", "truthfulqa", "cmmlu", "ceval")
 MIXTURES: dict[str, tuple[str, ...]] = {"pocket": POCKET_DATASETS, "multi_reasoning_cot_direct": BENCHMARKS}
-SOURCES = ("gsm8k", "svamp", "strategyqa", "math23k", "math", "arc_challenge", "hotpotqa")
+RealSource = Literal["gsm8k", "svamp", "strategyqa", "math23k", "math", "arc_challenge", "hotpotqa"]
+SOURCES: tuple[str, ...] = get_args(RealSource)
 # Taken only where they are asked for by name: GSM8k-AUG (arXiv 2311.01460), its chains as equations and in words.
-EXTRA_SOURCES = ("gsm8k_aug", "gsm8k_aug_nl")
+ExtraSource = Literal["gsm8k_aug", "gsm8k_aug_nl"]
+EXTRA_SOURCES: tuple[str, ...] = get_args(ExtraSource)
 # Defaults of a mixture where they are others than the fields' own.
 MIXTURE_DEFAULTS: dict[str, dict[str, Any]] = {
     "multi_reasoning_cot_direct": {"train_rows": 15_000, "validation_rows": 2_000, "test_items": None}
@@ -30,24 +33,7 @@ SOURCES_OF: dict[str, tuple[str, ...]] = {
     "pocket": POCKET_DATASETS,
     "multi_reasoning_cot_direct": SOURCES + EXTRA_SOURCES,
 }
-SourceName = Literal[
-    "gsm8k",
-    "svamp",
-    "strategyqa",
-    "math23k",
-    "math",
-    "arc_challenge",
-    "hotpotqa",
-    "gsm8k_aug",
-    "gsm8k_aug_nl",
-    "pocket_gsm8k",
-    "pocket_math500",
-    "pocket_bbh",
-    "pocket_gpqa",
-    "pocket_truthfulqa",
-    "pocket_cmmlu",
-    "pocket_ceval",
-]
+SourceName = Literal[RealSource, ExtraSource, PocketName]
 
 
 class DataConfig(Section):

@@ -12,7 +12,7 @@ class RowOrder(Sampler[int]):
     `epoch() + 1` of one generator.
 
     With `group`, the rows of one optimiser step over all processes, rows of similar length come together: fewer padded tokens, but
-    where tasks differ in length a batch then holds one task only, and what it learns the next batch of another task may undo. None:
+    where tasks differ in length most of a batch is then of one, and what it teaches the next batch may undo. None:
     in random order.
     """
 

@@ -43,8 +43,7 @@ def generate(
         with _counted(student):
             said = model.generate(input_ids=ids, attention_mask=mask, **settings)
         return _new_tokens(said, ids.shape[1])
-    embeds, positions, cache = begun(student, ids, mask)
-    seen = F.pad(mask, (0, student.latent.before), value=1)
+    embeds, seen, positions, cache = begun(student, ids, mask)
     latents, read = refine(student, embeds, seen, positions, cache)
     if intervene is not None:
         latents = intervene(latents)
@@ -72,8 +71,7 @@ def decode_latents(
 ) -> tuple[Int[Tensor, "batch M k"], Float[Tensor, "batch M k"]]:
     """`LatentStudent.decode_latents`."""
     ids, mask = left_aligned(input_ids, attention_mask)
-    embeds, positions, cache = begun(student, ids, mask)
-    seen = F.pad(mask, (0, student.latent.before), value=1)
+    embeds, seen, positions, cache = begun(student, ids, mask)
     latents, read = refine(student, embeds, seen, positions, cache)
     tokens = student.latent.tokens
     seen, positions = followed(seen, positions, tokens)
@@ -92,8 +90,10 @@ def decode_latents(
 
 def begun(
     student: "LatentStudent", ids: Int[Tensor, "batch time"], mask: Int[Tensor, "batch time"]
-) -> tuple[Float[Tensor, "batch columns hidden"], Int[Tensor, "batch columns"], DynamicCache]:
-    """Embeddings and positions of questions padded on the left and the begin marker, and an empty cache.
+) -> tuple[
+    Float[Tensor, "batch columns hidden"], Int[Tensor, "batch columns"], Int[Tensor, "batch columns"], DynamicCache
+]:
+    """Embeddings, mask and positions of questions padded on the left and the begin marker, and an empty cache.
 
     The cache is made without the model's config: layers with a sliding window would drop what is read again after the latents.
     """
@@ -101,7 +101,7 @@ def begun(
     begin = student.latent.slot_inputs(embeds.dtype)[: student.latent.before]
     seen = F.pad(mask, (0, student.latent.before), value=1)
     positions = (seen.cumsum(1) - 1).clamp(min=0)
-    return torch.cat([embeds, begin.expand(len(ids), -1, -1)], dim=1), positions, DynamicCache()
+    return torch.cat([embeds, begin.expand(len(ids), -1, -1)], dim=1), seen, positions, DynamicCache()
 
 
 def _setting(student: "LatentStudent", settings: dict[str, Any], name: str) -> Any:

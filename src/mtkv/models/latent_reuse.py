@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from mtkv.models.latent_generate import begun
+from mtkv.models.latent_generate import begun, left_aligned
 from mtkv.models.latent_read import placed, refine
 
 if TYPE_CHECKING:
@@ -71,13 +71,10 @@ def read_questions(
     student: "LatentStudent", input_ids: Int[Tensor, "batch time"], latent_start: Int[Tensor, " batch"]
 ) -> ReadQuestions:
     """Read the questions of rows padded on the right and refine their latents; for students with one iteration or more."""
-    before = student.latent.before
-    length = latent_start - before
-    width = int(length.max())
-    column = torch.arange(width, device=input_ids.device) - (width - length)[:, None]
-    mask = (column >= 0).to(input_ids.dtype)
-    embeds, positions, cache = begun(student, input_ids.gather(1, column.clamp(min=0)), mask)
-    seen = F.pad(mask, (0, before), value=1)
+    length = latent_start - student.latent.before
+    ids = input_ids[:, : int(length.max())]
+    mask = (torch.arange(ids.shape[1], device=ids.device) < length[:, None]).to(ids.dtype)
+    embeds, seen, positions, cache = begun(student, *left_aligned(ids, mask))
     latents, _ = refine(student, embeds, seen, positions, cache)
     return ReadQuestions(student, cache, seen, latents)
 

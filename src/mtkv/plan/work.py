@@ -23,7 +23,7 @@ CHOICES = 4
 CHECKPOINTS_KEPT = 3  # two, and the one being written
 ADAM_NUMBERS = 3  # weights and two moments, 4 bytes each
 PREDICTION_BYTES = 600  # per question
-DIAGNOSED = 100  # questions of each dataset that `mtkv.evaluate.latents` asks
+DIAGNOSED = 100  # `mtkv.evaluate.latents.QUESTIONS`, which imports torch
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,7 @@ def _predict(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ..
 def _latents(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
     """A prediction of the first questions under every condition, with the iterations of the latents."""
     latent = params["arm"]["latent"]
-    times = 4 + (
-        latent["tokens"] > 1
-    )  # unchanged, zeroed, swapped, cut to none, and to half where that is another number
+    times = 5 if latent["tokens"] > 1 else 4  # `latent_conditions.conditions`, which imports torch
     asked = {name: min(count, DIAGNOSED) for name, count in amounts.questions.items()}
     files = tuple(f"{name}.parquet" for name in asked)
     one = _predict({**params, "model": None}, replace(amounts, questions=asked), files, teacher)
