@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from mtkv.config.data import DataConfig
 from mtkv.data.build import build_data, draw_frames, split_facts
 from mtkv.data.items import Item, Task
 from mtkv.data.pocket import TASKS
@@ -21,8 +22,7 @@ CHINESE = ("pocket_cmmlu", "pocket_ceval")
 
 def config(**changes):
     sizes = {"train_rows": 300, "validation_rows": 60, "calibration_rows": 44, "test_items": 30}
-    fixed = {"mixture": "pocket", "seed": 0, "styles": ["cot", "direct"], "sources": None, "evaluate_on": "test"}
-    return SimpleNamespace(**(fixed | sizes | changes))
+    return DataConfig.model_validate(sizes | changes)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import socket
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from mtkv.config.data import DataConfig
 from mtkv.config.models import ModelConfig
 from mtkv.data.build import draw_frames
 from mtkv.data.pocket import TASKS
@@ -24,10 +24,8 @@ RECIPE = json.loads((POCKET / "recipe.json").read_text())
 
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
-    config = SimpleNamespace(
-        seed=1, styles=["cot", "direct"], train_rows=800, validation_rows=100, calibration_rows=100, test_items=5
-    )
-    frames, _ = draw_frames(config, list(TASKS))
+    sizes = {"train_rows": 800, "validation_rows": 100, "calibration_rows": 100, "test_items": 5}
+    frames, _ = draw_frames(DataConfig.model_validate({"seed": 1} | sizes), list(TASKS))
     return pd.concat(frames.values(), ignore_index=True)
 
 
