@@ -166,19 +166,19 @@ def capture_ratio(size: str, device: str, steps: int) -> dict[str, float]:
     is_target = np.arange(TOKENS) >= TOKENS // 3
     ends = np.arange(TOKENS, dtype=np.int32)
     rows = [EncodedRow(row, ends - 1, ends, is_target) for row in ids]
-    tokens = torch.from_numpy(ids).to(device)
+    tokens, asking = torch.from_numpy(ids).to(device), [is_target] * len(rows)
 
     def plain() -> None:
         student.base_model(tokens, use_cache=False)
 
     def written(select: bool) -> None:
-        readings = list(read_rows(student, rows, layers, ROWS, False, select, torch.float16))
+        readings = list(read_rows(student, rows, layers, ROWS, False, asking if select else None, torch.float16))
         stored = [StoredRow(str(n), found.kv, ends, ends - 1, importance=found.importance) for n, found in readings]
         with tempfile.TemporaryDirectory() as scratch:
             write_shard(Path(scratch) / "shard.safetensors", stored, layers)
         if select:
             kv = torch.stack([found.kv for _, found in readings]).float()
-            weight = torch.stack([found.importance for _, found in readings]).float()
+            weight = torch.stack([found.importance for _, found in readings]).float().mean(-1)
             keys = [kv[:, None, :, layer, KEY] for layer in layers]
             everywhere = torch.ones(ROWS, TOKENS, dtype=torch.bool)
             select_tokens("rkv", keys, 0.5, everywhere, importance=list(weight[:, None].unbind(-1)))

@@ -15,7 +15,7 @@ from mtkv.distill.latent_rows import LatentRows
 from mtkv.distill.latent_sources import ChainSource, OwnSource
 from mtkv.distill.own_kv import own_map
 from mtkv.distill.supervision import KVSupervision
-from mtkv.kv.extract import read_rows
+from mtkv.kv.extract import answer_tokens, read_rows
 from mtkv.kv.store import KVStore, StoredRow, write_index, write_shard
 from mtkv.models.encode import encode_rows
 from mtkv.models.latent import LatentStudent
@@ -57,7 +57,8 @@ class Setting:
             theirs = build_tokenizer()
             teacher = build_model(name, seed=1, vocab_size=len(theirs), **limit)
             encoded = encode_rows(theirs, list(ROWS["prompt"]), list(ROWS["target"]))
-            found = dict(read_rows(teacher, encoded, [0, 1, 2], 2, importance=True))
+            asking = [answer_tokens(e, end) for e, end in zip(encoded, ROWS["reasoning_end"], strict=True)]
+            found = dict(read_rows(teacher, encoded, [0, 1, 2], 2, asking=asking))
             rows = [
                 StoredRow(row, found[i].kv, e.byte_end, e.byte_start, -0.5 - i, found[i].importance)
                 for i, (row, e) in enumerate(zip(ROWS["id"], encoded, strict=True))

@@ -41,10 +41,10 @@ def build(seed: int = 0) -> tuple[dict[str, list], dict[str, list]]:
 
 
 def stored(folder: Path, spans: dict[str, list], layers: list[int], width: int, dtype: str = "float32", seed: int = 0):
-    """A store in two shards, and what was stored: KV `[time, layers, 2, width]` and importance `[time, layers]` of every row."""
+    """A store in two shards, and what was stored: KV `[time, layers, 2, width]` and importance `[time, layers, 2]` of every row."""
     generator = torch.Generator().manual_seed(seed)
     kv = {name: torch.randn(len(row), len(layers), 2, width, generator=generator) + 0.3 for name, row in spans.items()}
-    importance = {name: torch.rand(len(row), len(layers), generator=generator).half() for name, row in spans.items()}
+    importance = {name: torch.rand(len(row), len(layers), 2, generator=generator).half() for name, row in spans.items()}
     rows = []
     for number, (name, row) in enumerate(spans.items()):
         start, end = (np.array(side, dtype=np.int32) for side in zip(*row, strict=True))

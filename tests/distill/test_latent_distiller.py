@@ -118,7 +118,7 @@ def slots_of(setting, rows, index):
                     kv[None, None, :, layer, 0, part],
                     count,
                     torch.ones(1, len(kv), dtype=torch.bool),
-                    importance=importance[None, None, :, layer],
+                    importance=importance[None, None, :, layer, head],
                     rate=0.5,
                 ).index[0, 0]
                 picked[:, layer, :, part] = kv[chosen, layer, :, part]

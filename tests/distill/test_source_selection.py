@@ -90,7 +90,7 @@ def kept(method, budget, time, row, kv, importance):
     count = min(budget, len(places)) if isinstance(budget, int) else math.ceil(budget * len(places))
     score = np.mean(
         [
-            SCORES[method](kv[places, layer, 0], importance[places, layer], places, count, row)
+            SCORES[method](kv[places, layer, 0], importance[places, layer].mean(-1), places, count, row)
             for layer in range(LAYERS)
         ],
         0,

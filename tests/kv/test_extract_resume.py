@@ -59,6 +59,7 @@ def study(tmp_path_factory):
     frame = pd.DataFrame({"id": [f"row-{i}" for i in range(ROWS)]})
     frame["prompt"] = ["Question: Tom has" + " many" * (i * 7 % 11) + f" apples {i}.\nAnswer:" for i in range(ROWS)]
     frame["target"] = [f" {i * 4}" for i in range(ROWS)]
+    frame["reasoning_end"] = frame["prompt"].str.len()
     frame.to_parquet(folder / "rows.parquet")
 
     def run(root, output, dtype="float32"):
@@ -232,7 +233,7 @@ def test_a_part_gives_back_every_bit(tmp_path):
     kv = torch.randn(3, 2, 2, 4)
     kv[0, 0, 0, :2] = torch.tensor([float("nan"), -0.0])
     rows = {
-        7: RowReading(kv.bfloat16(), -1.0 / 3, torch.rand(3, 2).half()),
+        7: RowReading(kv.bfloat16(), -1.0 / 3, torch.rand(3, 2, 2).half()),
         2: RowReading(kv[1:].bfloat16()[:, :1], float("nan"), None),
     }
     write_part(tmp_path / "part", rows)

@@ -33,7 +33,7 @@ def saved(build_model, tmp_path):
 
 def readings(config, rows, placed="single"):
     model = load_model(config, placed)
-    return dict(read_rows(model, rows, LAYERS, 2, importance=True))
+    return dict(read_rows(model, rows, LAYERS, 2, asking=[row.is_target for row in rows]))
 
 
 def assert_equal(one, other, **tolerance):
@@ -74,7 +74,7 @@ def _part(rank, world, port, config, rows, results):
     torch.distributed.init_process_group("gloo")
     model = load_model(config, "tensor_parallel")
     heads = model.model.layers[0].self_attn.k_proj.weight.to_local().shape[0]
-    found = dict(read_rows(model, rows, LAYERS, 2, importance=True))
+    found = dict(read_rows(model, rows, LAYERS, 2, asking=[row.is_target for row in rows]))
     torch.save((heads, found), results / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

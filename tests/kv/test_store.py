@@ -42,7 +42,7 @@ def raw(tmp_path):
             np.arange(n, dtype=np.int32) + 1,
             np.arange(n, dtype=np.int32),
             -0.5 * i,
-            torch.rand(n, 2).half(),
+            torch.rand(n, 2, 3).half(),
         )
         for i, n in enumerate(LENGTHS)
     ]
@@ -371,7 +371,8 @@ def test_a_model_without_a_head_has_no_likelihood(build_model):
 def test_importance_is_the_attention_that_the_model_reports(build_model, name):
     model = build_model(name)
     rows = encoded_rows((5, 9, 12))
-    found = dict(read_rows(model, rows, [2, 0], 3, importance=True))
+    answers = [row.is_target & (np.arange(len(row.is_target)) % 2 == 0) for row in rows]
+    found = dict(read_rows(model, rows, [2, 0], 3, asking=answers))
     plain = dict(read_rows(model, rows, [2, 0], 3))
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
@@ -379,9 +380,9 @@ def test_importance_is_the_attention_that_the_model_reports(build_model, name):
         attentions = model(input_ids=torch.from_numpy(row.input_ids)[None], output_attentions=True).attentions
         kv_heads = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
         for place, layer in enumerate([2, 0]):
-            attention = attentions[layer][0][:, row.is_target].mean(1)
+            attention = attentions[layer][0][:, answers[number]].mean(1)
             group = len(attention) // kv_heads
-            want = sum(attention[h * group : (h + 1) * group].max(0).values for h in range(kv_heads)) / kv_heads
+            want = torch.stack([attention[h * group : (h + 1) * group].max(0).values for h in range(kv_heads)], -1)
             torch.testing.assert_close(found[number].importance[:, place].float(), want, atol=1e-3, rtol=1e-3)
         assert torch.equal(found[number].kv, plain[number].kv)
         assert plain[number].importance is None
@@ -413,6 +414,7 @@ def extraction(tmp_path_factory):
     frame = pd.DataFrame({"id": [f"row-{i}" for i in range(200)]})
     frame["prompt"] = [f"Question: Tom has {i} apples and buys {i * 3} more. How many?\nAnswer:" for i in range(200)]
     frame["target"] = [f" {i * 4}" for i in range(200)]
+    frame["reasoning_end"] = frame["prompt"].str.len()
     frame.to_parquet(folder / "rows.parquet")
 
     def run(output):

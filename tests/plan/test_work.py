@@ -111,14 +111,18 @@ def test_teachers_that_read_along_and_adapters_by_hand():
     assert work_of("train", planned(arm=adapters).params, AMOUNTS, ()).flops == plain - 2 * SIZE.parameters * 150 * 64 * 40  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
-def test_the_bytes_of_a_store_are_those_that_extraction_writes(dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "importance"), [("float32", False), ("float16", True), ("int8", False), ("int8", True)]
+)
+def test_the_bytes_of_a_store_are_those_that_extraction_writes(dtype, importance, tmp_path):
     teacher = ModelConfig(name="gpt2")
     prompts = [f"Question: Tom has {i} apples and buys {i + 7} more. How many?\nReason:" for i in range(60)]
     targets = [f" {i}+{i + 7}={2 * i + 7}.\nAnswer: {2 * i + 7}" for i in range(60)]
     rows = pd.DataFrame({"id": [str(i) for i in range(60)], "prompt": prompts, "target": targets})
+    rows["reasoning_end"] = rows["prompt"].str.len() + rows["target"].str.find("\n")
     rows.to_parquet(tmp_path / "rows.parquet")
-    facts = extract_shard(teacher, [0, 2, 3], [tmp_path / "rows.parquet"], 0, 2, dtype, 16, tmp_path / "shard")
+    paths = [tmp_path / "rows.parquet"]
+    facts = extract_shard(teacher, [0, 2, 3], paths, 0, 2, dtype, 16, tmp_path / "shard", importance)
     per_row = sum(len(row.input_ids) for row in encode_rows(load_tokenizer(teacher), prompts, targets)) / 60
     params = {
         "student": POCKET,
@@ -126,7 +130,7 @@ def test_the_bytes_of_a_store_are_those_that_extraction_writes(dtype, tmp_path):
         "layers": ["ratio"],
         "shards": 2,
         "dtype": dtype,
-        "importance": False,
+        "importance": importance,
     }
     amounts = replace(
         AMOUNTS, train=40, validation=10, calibration=10, tokens_per_row={"student": 1.0, "gpt2": per_row}

@@ -85,8 +85,7 @@ class ChainSource(RawSource):
     def _importance(
         self, rows: Sequence[str], chains: Sequence[np.ndarray]
     ) -> Float[Tensor, "batch layers kv_heads chain"]:
-        """Attention from the row's target, chain and answer, as the store keeps it: one value for all heads of a layer. KaVa's own, by
-        the answer alone and per head, is what the student's own KV is selected by."""
+        """Attention from the rows' answers, as the store keeps it."""
         if not isinstance(self.store, KVStore):
             raise ValueError(
                 f"selection {self.select and self.select.method!r} needs attention, which only a store keeps"
@@ -94,8 +93,7 @@ class ChainSource(RawSource):
         found = [
             torch.as_tensor(self.store.importance(row)[chain]).float() for row, chain in zip(rows, chains, strict=True)
         ]
-        layered = pad_sequence(found, batch_first=True).transpose(1, 2)
-        return layered[:, :, None].expand(-1, -1, self.kv_heads, -1)
+        return pad_sequence(found, batch_first=True).permute(0, 2, 3, 1)
 
 
 @dataclass(frozen=True)

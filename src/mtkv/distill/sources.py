@@ -93,7 +93,7 @@ class RawSource:
             torch.from_numpy(used)[None],
             importance=None
             if importance is None
-            else [torch.as_tensor(importance[:, layer]).float()[None, None] for layer in layers],
+            else [torch.as_tensor(importance[:, layer]).float().mean(-1)[None, None] for layer in layers],
             rate=self.select.rate,
             seeds=torch.tensor([row_seed(row)]),
         )

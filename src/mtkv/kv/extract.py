@@ -24,12 +24,13 @@ from mtkv.kv.parts import Parts, RowReading
 from mtkv.kv.store import StoredRow, write_shard
 from mtkv.models.encode import EncodedRow, encode_rows, pad_batch
 from mtkv.models.load import DTYPES, load_model, load_tokenizer
-from mtkv.models.placement import SINGLE, all_heads, input_device, mean_over_heads
+from mtkv.models.placement import SINGLE, all_heads, input_device
 
 if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig
     from mtkv.provenance.checkpoints import Checkpoint
 
+COLUMNS = ["id", "prompt", "target"]
 HEAD_CHUNK = 256  # target tokens that go through the output head at once
 # What some model families do to the head's output, by the name in their config.
 AFTER_HEAD: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -55,22 +56,27 @@ def extract_shard(
 ) -> dict[str, Any]:
     """Stage function: write shard `shard` of `shards` for one teacher.
 
-    Row i of all `rows` files taken together belongs to shard i·shards // rows. `importance` and `likelihood` cost a pass over the attention
-    and over the output head, so they are for arms that read them. The job holds its shard in memory about twice. With `checkpoint` the
-    rows read so far outlive the process, on disk until the shard is there, and the next attempt reads the others.
+    Row i of all `rows` files taken together belongs to shard i·shards // rows. `importance` (attention from a row's `answer_tokens`) and
+    `likelihood` cost a pass over the attention and over the output head, so they are for arms that read them. The job holds its shard
+    in memory about twice. With `checkpoint` the rows read so far outlive the process, on disk until the shard is there, and the next
+    attempt reads the others.
     Returns the facts for the card. Raises ValueError when a shard would be empty, SavedExit when asked to leave (USR1).
     """
     tokenizer, model = load_tokenizer(teacher), load_model(teacher, placement)
-    frame = pd.concat([pd.read_parquet(path, columns=["id", "prompt", "target"]) for path in rows], ignore_index=True)
+    columns = [*COLUMNS, "reasoning_end"] if importance else COLUMNS
+    frame = pd.concat([pd.read_parquet(path, columns=columns) for path in rows], ignore_index=True)
     if len(frame) < shards:
         raise ValueError(f"{len(frame)} rows cannot fill {shards} shards; lower teachers.shards")
     frame = frame[np.arange(len(frame)) * shards // len(frame) == shard]
     encoded = encode_rows(tokenizer, list(frame["prompt"]), list(frame["target"]))
+    asking = None
+    if importance:
+        asking = [answer_tokens(row, end) for row, end in zip(encoded, frame["reasoning_end"], strict=True)]
     kept = DTYPES.get(dtype)  # quantised formats need every row first
     with Parts(checkpoint, len(encoded), batch_size) as parts:
         readings = dict(parts.found)
         for index, reading in read_rows(
-            model, encoded, layers, batch_size, likelihood, importance, kept, skip=parts.found.keys()
+            model, encoded, layers, batch_size, likelihood, asking, kept, parts.found.keys()
         ):
             readings[index] = reading
             parts.add(index, reading)
@@ -90,6 +96,13 @@ def extract_shard(
     }
 
 
+def answer_tokens(row: EncodedRow, reasoning_end: int) -> Bool[np.ndarray, " time"]:
+    """The target tokens behind the reasoning, which ends at byte `reasoning_end` of the row; all of them where there are none behind it."""
+    within = np.flatnonzero((row.byte_end > 0) & (row.byte_end <= reasoning_end))
+    answer = row.is_target & (np.arange(len(row.is_target)) > within.max(initial=-1))
+    return answer if answer.any() else row.is_target
+
+
 def read_kv(
     model: PreTrainedModel, rows: Sequence[EncodedRow], layers: Sequence[int], batch_size: int
 ) -> Iterator[Float[Tensor, "time layers 2 width"]]:
@@ -106,13 +119,14 @@ def read_rows(
     layers: Sequence[int],
     batch_size: int,
     likelihood: bool = True,
-    importance: bool = False,
+    asking: Sequence[Bool[np.ndarray, " time"]] | None = None,
     dtype: torch.dtype | None = None,
     skip: Container[int] = (),
 ) -> Iterator[tuple[int, RowReading]]:
     """Number and reading of every row. Rows go through the model in batches of similar length, so not in order.
 
-    `dtype`: of the KV, the model's own unless given. A batch whose rows are all in `skip` is left out; the others are what they are
+    `asking`: of each row, the tokens whose attention makes up its importance; None leaves it out. `dtype`: of the KV, the model's own
+    unless given. A batch whose rows are all in `skip` is left out; the others are what they are
     without `skip`, to the last bit.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
@@ -127,12 +141,15 @@ def read_rows(
         )
         lengths = [len(rows[index].input_ids) for index in batch]
         mask = torch.arange(input_ids.shape[1]) < torch.tensor(lengths)[:, None]
-        attention = TargetAttention(model, is_target, layers) if importance else None
+        attention = None
+        if asking is not None:
+            marked = torch.from_numpy(pad_batch([asking[index] for index in batch], False)).to(device)
+            attention = AskedAttention(model, marked, layers)
         with KVCapture(model) as capture, attention or nullcontext():
             output = model.base_model(input_ids=input_ids, attention_mask=mask.long().to(device), use_cache=False)
             kv = packed_kv(capture, layers, dtype).cpu()
         found = target_likelihood(model, output.last_hidden_state, input_ids, is_target) if likelihood else None
-        weights = torch.stack([attention.found[layer].cpu() for layer in layers], 2).half() if attention else None
+        weights = attention.importance.half() if attention else None
         for i, (index, length) in enumerate(zip(batch, lengths, strict=True)):
             yield (
                 index,
@@ -170,24 +187,28 @@ def target_likelihood(
     return total / is_target[:, 1:].sum(1).to(total.device)
 
 
-class TargetAttention(AttentionInterception):
-    """Context manager: `found[layer] [batch, time]` is the `row_importance` of each of `layers` that ran inside."""
+class AskedAttention(AttentionInterception):
+    """Context manager: `found[layer] [batch, kv_heads, time]` is the `row_importance` of each of `layers` that ran inside."""
 
-    def __init__(self, model: PreTrainedModel, is_target: Bool[Tensor, "batch time"], layers: Sequence[int]) -> None:
+    def __init__(self, model: PreTrainedModel, asking: Bool[Tensor, "batch time"], layers: Sequence[int]) -> None:
         super().__init__(model)
         self._layers = layers
         self.found: dict[int, Tensor] = {}
-        self._is_target = is_target
+        self._asking = asking
         self._mask: Tensor | None = None
 
     def attend(self, layer: int, attended: Attended) -> tuple[Tensor, Tensor]:
         """Reduce the layer's attention at once, so that no queries are kept."""
         query, key = attended.query, attended.key
         if layer in self._layers:
-            answer = self._is_target.to(query.device)
-            importance = row_importance(query, key, answer, self._mask, attended.scaling)
-            self.found[layer] = mean_over_heads(importance, key.shape[1], self.model)
+            importance = row_importance(query, key, self._asking.to(query.device), self._mask, attended.scaling)
+            self.found[layer] = all_heads(importance, self.model)
         return key, attended.value
+
+    @property
+    def importance(self) -> Float[Tensor, "batch time layers kv_heads"]:
+        """All of `layers`, on the CPU."""
+        return torch.stack([self.found[layer].cpu().transpose(1, 2) for layer in self._layers], 2)
 
     def _before_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super()._before_layer(module, args, kwargs)
@@ -198,11 +219,11 @@ class TargetAttention(AttentionInterception):
 def row_importance(
     query: Float[Tensor, "batch heads time head_dim"],
     key: Float[Tensor, "batch kv_heads time head_dim"],
-    answer: Bool[Tensor, "batch time"],
+    asking: Bool[Tensor, "batch time"],
     mask: Bool[Tensor, "batch 1 time time"] | None,
     scaling: float,
-) -> Float[Tensor, "batch time"]:
-    """Mean attention from the answer tokens, max over the query heads of a KV group, mean over KV heads (KaVa, arXiv 2510.02312).
+) -> Float[Tensor, "batch kv_heads time"]:
+    """Mean attention from the asking tokens, max over the query heads of a KV group (KaVa, arXiv 2510.02312, section 3.2).
 
     `query`, `key` after RoPE; `mask` True where attention may look, None for plain causal.
     """
@@ -210,11 +231,11 @@ def row_importance(
     causal = torch.ones(time, time, dtype=torch.bool, device=key.device).tril()
     importance = []
     for row in range(len(key)):
-        hidden = ~(causal if mask is None else mask[row, 0])[answer[row]]
-        grouped = query[row][:, answer[row]].unflatten(0, (kv_heads, -1)).flatten(1, 2) * scaling
+        hidden = ~(causal if mask is None else mask[row, 0])[asking[row]]
+        grouped = query[row][:, asking[row]].unflatten(0, (kv_heads, -1)).flatten(1, 2) * scaling
         scores = (grouped @ key[row].mT).float().unflatten(1, (-1, len(hidden)))
         attention = scores.masked_fill_(hidden, -torch.inf).softmax(-1).mean(2)
-        importance.append(attention.amax(1).mean(0))
+        importance.append(attention.amax(1))
     return torch.stack(importance)
 
 

@@ -23,7 +23,7 @@ FILE = "rows.safetensors"
 
 
 class RowReading(NamedTuple):
-    """What one forward gives for one row, on the CPU: `kv [time, layers, 2, width]`, likelihood, `importance [time, layers]`."""
+    """What one forward gives for one row, on the CPU: `kv [time, layers, 2, width]`, likelihood, `importance [time, layers, kv_heads]`."""
 
     kv: Tensor
     likelihood: float

@@ -32,7 +32,7 @@ class StoredRow:
     """One row of the raw tier before it is packed: `kv [time, layers, 2, width]`, `byte_start`, `byte_end [time]`.
 
     `likelihood`: mean log-probability (nats) of the row's target tokens; NaN for a model without a head. `importance
-    [time, layers]`: attention that each token gets from the target tokens.
+    [time, layers, kv_heads]`: attention that each token gets from the answer's.
     """
 
     id: str

@@ -140,8 +140,8 @@ class KVStore(_Store):
         """Byte after the teacher's tokens of one row, −1 where they cannot be compared."""
         return self._column("byte_end", row)
 
-    def importance(self, row: str) -> Float[np.ndarray, "time layers"]:
-        """Attention that each token of one row gets from the row's target tokens."""
+    def importance(self, row: str) -> Float[np.ndarray, "time layers kv_heads"]:
+        """Attention that each token of one row gets from the row's answer, in each KV head of the teacher."""
         return self._column("importance", row)
 
     def likelihood(self, row: str) -> float:

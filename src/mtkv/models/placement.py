@@ -42,7 +42,8 @@ def is_split(model: PreTrainedModel) -> bool:
 
 
 def all_heads(x: Tensor, model: PreTrainedModel) -> Tensor:
-    """K or V `[batch, kv_heads here, time, head_dim]` with all KV heads of the model. Collective where it is split.
+    """K or V `[batch, kv_heads here, time, head_dim]`, or a number for each head and token, with all KV heads of the model. Collective
+    where it is split.
 
     Raises ValueError when the processes' heads do not make up the model's.
     """
@@ -56,15 +57,6 @@ def all_heads(x: Tensor, model: PreTrainedModel) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, x.contiguous())
     return torch.cat(parts, 1)
-
-
-def mean_over_heads(x: Tensor, here: int, model: PreTrainedModel) -> Tensor:
-    """A mean over the `here` KV heads of this process as that over all of the model's. Collective where it is split."""
-    if not is_split(model) or here == kv_heads(model):
-        return x
-    mean = x.clone()
-    distributed.all_reduce(mean)
-    return mean / distributed.get_world_size()
 
 
 def kv_heads(model: PreTrainedModel) -> int:

@@ -30,10 +30,11 @@ HIDDEN = ("hidden_size", "n_embd", "d_model")
 
 @dataclass(frozen=True)
 class ModelSize:
-    """`parameters` of all weights, tied ones once; `kv_width` = KV heads · width of a head."""
+    """`parameters` of all weights, tied ones once; `kv_width` = `kv_heads` · width of a head."""
 
     parameters: int
     layers: int
+    kv_heads: int
     kv_width: int
 
 
@@ -55,7 +56,7 @@ def folder_size(folder: Path, trust_remote_code: bool = False) -> ModelSize | No
     parameters = stored_parameters(folder) or (built_parameters(folder, trust_remote_code) if layers else 0)
     if not (layers and heads and head_dim and parameters):
         return None
-    return ModelSize(parameters, layers, heads * head_dim)
+    return ModelSize(parameters, layers, heads, heads * head_dim)
 
 
 def stored_parameters(folder: Path) -> int:

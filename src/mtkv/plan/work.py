@@ -58,7 +58,7 @@ def _teacher_kv(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str,
     reader, student = _size(params["teacher"]), _size(params["student"])
     tokens = amounts.read / params["shards"] * amounts.tokens(teacher)
     layers = len(stored_layers(params["layers"], reader.layers, student.layers))
-    importance = layers * 2 if params["importance"] else 0
+    importance = layers * 2 * reader.kv_heads if params["importance"] else 0
     written = tokens * (layers * 2 * reader.kv_width * BYTES[params["dtype"]] + importance)
     return Work(2 * reader.parameters * tokens, params["teacher"]["config"]["dtype"], written=written)
 
