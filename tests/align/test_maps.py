@@ -114,6 +114,8 @@ def test_targets_have_mean_zero_and_unit_scale_per_layer_and_kind(method):
     torch.testing.assert_close(target.mean(0), torch.zeros_like(target[0]), atol=1e-5, rtol=0)
     torch.testing.assert_close(target.square().mean((0, 3)), torch.ones(2, 2), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(target.square().mean(0).sqrt(), fitted.channel_std, atol=1e-4, rtol=1e-4)
+    unit = (x - fitted.x_mean) / (fitted.x_scale[..., None] * fitted.x_channel_std)
+    torch.testing.assert_close(unit.square().mean(0), torch.ones_like(unit[0]), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["ridge", "procrustes"])

@@ -97,6 +97,18 @@ SINGLE = {
     "weights off by a little": (f"{FIXED}.weights", [0.5, 0.50001], f"{FIXED}.weights", ["sums to 1.00001, not to 1"]),
     "weights too few": (f"{FIXED}.weights", [1.0], f"{FIXED}.weights", ["length 1", "2 teachers"]),
     "weights too many": (f"{FIXED}.weights", [0.5, 0.25, 0.25], f"{FIXED}.weights", ["length 3", "2 teachers"]),
+    "channels of a map that learns": (
+        "arms.other",
+        {"extends": "single", "kv": {"align": {"map": "linear"}, "loss": {"unit": "channel"}}},
+        "arms.other.kv.loss.unit",
+        ["needs a target whose channels have a fixed spread", "align.side student", "allowed: layer"],
+    ),
+    "channels of relations": (
+        "arms.other",
+        {"extends": "single", "kv": {"loss": {"unit": "channel", "distance": "relation"}}},
+        "arms.other.kv.loss.unit",
+        ["not distance relation", "allowed: layer"],
+    ),
     "weights negative": (f"{FIXED}.weights", [1.5, -0.5], f"{FIXED}.weights[1]", ["-0.5", "at least 0"]),
     "weights for a router": (
         "arms.learnable.kv.fusion.weights",

@@ -129,9 +129,11 @@ def slots_of(setting, rows, index):
     return targets
 
 
-def test_the_student_s_own_kv_is_selected_by_its_own_attention(setting):
+@pytest.mark.parametrize("unit", ["layer", "channel"])
+def test_the_student_s_own_kv_is_selected_by_its_own_attention(setting, unit):
     """Against attention that transformers itself gives out, one row at a time."""
-    distiller, rows = setting.make(OWN | {"select": {"method": "rkv", "rate": 0.5}, "loss": {"gamma": 0, "beta": 0}})
+    loss = {"gamma": 0, "beta": 0, "unit": unit}
+    distiller, rows = setting.make(OWN | {"select": {"method": "rkv", "rate": 0.5}, "loss": loss})
     model = distiller.student.model
     seen = []
     distiller.supervision.register_forward_pre_hook(lambda _m, args: seen.append(args))
@@ -170,7 +172,8 @@ def test_the_student_s_own_kv_is_selected_by_its_own_attention(setting):
         wanted.append(picked)
     wanted = torch.cat(wanted)
     torch.testing.assert_close(target, wanted, atol=1e-5, rtol=1e-4)
-    spread = (wanted - wanted.mean(0)).square().mean((0, 3)).sqrt()[..., None]
+    channel = (wanted - wanted.mean(0)).square().mean(0).sqrt()
+    spread = channel if unit == "channel" else channel.square().mean(-1, keepdim=True).sqrt()
     gap = ((student_kv - wanted) / spread).square().mean((0, 1, 3))
     torch.testing.assert_close(torch.stack([terms["key"], terms["value"]]), gap, atol=1e-5, rtol=1e-4)
 

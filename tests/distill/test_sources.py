@@ -98,7 +98,7 @@ def test_a_batch_without_any_supervised_token_is_empty(teacher):
 @pytest.fixture(scope="module")
 def kv_map():
     generator = torch.Generator().manual_seed(3)
-    shapes = {"weight": (WIDTH, 4), "x_mean": (WIDTH,), "y_mean": (4,), "channel_std": (4,)}
+    shapes = {"weight": (WIDTH, 4), "x_mean": (WIDTH,), "y_mean": (4,), "channel_std": (4,), "x_channel_std": (WIDTH,)}
     shapes |= dict.fromkeys(("x_scale", "y_scale", "scale"), ())
     tensors = {name: torch.rand(STUDENT_LAYERS, 2, *shape, generator=generator) + 0.1 for name, shape in shapes.items()}
     return KVMap(**tensors, layer_weights=torch.from_numpy(mix("interpolate")).float())

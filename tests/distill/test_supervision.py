@@ -1,6 +1,7 @@
 """The KV loss of an arm, every term added up by loops over tokens, layers, kinds and teachers in float64."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from mtkv.align.maps import KVMap
 from mtkv.config.kv import KVConfig
-from mtkv.distill.supervision import SMALLEST_SPREAD, KVSupervision
+from mtkv.distill.supervision import SMALLEST_SPREAD, FrozenMap, KVSupervision
 from mtkv.kv.store import KEY, VALUE
 
 LAYERS, WIDTH, HEADS, WIDTHS = 3, 4, 2, (6, 5)
@@ -32,7 +33,7 @@ def random(*shape, seed=0, positive=False):
 def kv_map(width, seed):
     shapes = {"weight": (width, WIDTH), "x_mean": (width,), "y_mean": (WIDTH,)}
     tensors = {name: random(LAYERS, 2, *shape, seed=seed) for name, shape in shapes.items()}
-    spreads = {"x_scale": (), "y_scale": (), "scale": (), "channel_std": (WIDTH,)}
+    spreads = {"x_scale": (), "y_scale": (), "scale": (), "channel_std": (WIDTH,), "x_channel_std": (width,)}
     tensors |= {
         name: random(LAYERS, 2, *shape, seed=seed + number, positive=True)
         for number, (name, shape) in enumerate(spreads.items())
@@ -77,7 +78,7 @@ def likelihood_weights():
 PLACES = [(n, layer, kind) for n in range(len(SAMPLE)) for layer in range(LAYERS) for kind in range(2)]
 
 
-def student_and_units():
+def student_and_units(unit="layer"):
     """The student centred on the mean of the maps' means in the mean of their spreads; each teacher in its own unit."""
     y_mean = sum(double(m.y_mean) for m in MAPS) / 2
     y_scale = sum(double(m.y_scale) for m in MAPS) / 2
@@ -85,8 +86,9 @@ def student_and_units():
     for n, layer, kind in PLACES:
         at = (layer, kind)
         student[n][at] = (double(STUDENT)[n][at] - y_mean[at]) / y_scale[at]
-        for unit, x, m in zip(units, TEACHERS, MAPS, strict=True):
-            unit[n][at] = (double(x)[n][at] - double(m.x_mean)[at]) / double(m.x_scale)[at]
+        for found, x, m in zip(units, TEACHERS, MAPS, strict=True):
+            found[n][at] = (double(x)[n][at] - double(m.x_mean)[at]) / double(m.x_scale)[at]
+            found[n][at] /= double(m.x_channel_std)[at] if unit == "channel" else 1
     return student, units
 
 
@@ -118,15 +120,15 @@ def terms(comparisons, distance, layers):
     return found
 
 
-def fused(weights):
-    """Target in the student's space without its mean, and its scale `[tokens, layers, 2, (width)]`."""
-    target, scale = np.zeros(STUDENT.shape), np.zeros(STUDENT.shape[:3])
+def fused(weights, unit="layer"):
+    """Target in the student's space without its mean, and its scale, both `[tokens, layers, 2, width]`."""
+    target, scale = np.zeros(STUDENT.shape), np.zeros(STUDENT.shape)
     for n, layer, kind in PLACES:
         at = (layer, kind)
         for i, (x, m) in enumerate(zip(TEACHERS, MAPS, strict=True)):
             share = weights[SAMPLE[n], i, layer]
             target[n][at] += share * (double(x)[n][at] - double(m.x_mean)[at]) @ double(m.weight)[at]
-            scale[n][at] += share * double(m.scale)[at]
+            scale[n][at] += share * double(m.scale)[at] * (double(m.channel_std)[at] if unit == "channel" else 1)
     return target, scale
 
 
@@ -181,14 +183,15 @@ def learned_weights(module):
     return double(module.router(torch.from_numpy(query).float(), torch.from_numpy(prototypes).float()))
 
 
+@pytest.mark.parametrize("unit", ["layer", "channel"])
 @pytest.mark.parametrize("layers", ["all", [1, 2]])
 @pytest.mark.parametrize("distance", DISTANCE)
-def test_closed_form_maps_are_compared_in_the_scale_that_is_mixed_as_the_teachers_are(distance, layers):
+def test_closed_form_maps_are_compared_in_the_scale_that_is_mixed_as_the_teachers_are(distance, layers, unit):
     weights, counted = likelihood_weights(), range(3) if layers == "all" else [1, 2]
-    got = run(make(loss=LOSS | {"distance": distance, "layers": layers}))
-    target, scale = fused(weights)
+    got = run(make(loss=LOSS | {"distance": distance, "layers": layers, "unit": unit}))
+    target, scale = fused(weights, unit)
     y_mean = sum(double(m.y_mean) for m in MAPS) / 2
-    scaled = [(x / scale[..., None]) for x in (double(STUDENT) - y_mean, target)]
+    scaled = [x / scale for x in (double(STUDENT) - y_mean, target)]
     want = terms([(*scaled, np.ones((len(SAMPLE), LAYERS)))], distance, counted)
     check(got, want, weights, counted)
     np.testing.assert_allclose(double(got["fused"]), target + y_mean, atol=1e-5)
@@ -201,12 +204,13 @@ def test_the_mapped_tier_gives_the_terms_of_the_raw_one():
         torch.testing.assert_close(mapped[name], raw[name], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("unit", ["layer", "channel"])
 @pytest.mark.parametrize("distance", DISTANCE)
 @pytest.mark.parametrize("map_name", ["linear", "two_step", "elastic"])
-def test_a_map_on_the_student_turns_it_to_each_teacher_which_counts_by_its_weight(map_name, distance):
+def test_a_map_on_the_student_turns_it_to_each_teacher_which_counts_by_its_weight(map_name, distance, unit):
     align = {"map": map_name, "side": "student"}
-    module = make(align=align, loss=LOSS | {"distance": distance, "layers": [0, 1]})
-    student, units = student_and_units()
+    module = make(align=align, loss=LOSS | {"distance": distance, "layers": [0, 1], "unit": unit})
+    student, units = student_and_units(unit)
     weights = likelihood_weights()
     got = run(module)
     turned = [
@@ -215,6 +219,12 @@ def test_a_map_on_the_student_turns_it_to_each_teacher_which_counts_by_its_weigh
     ]
     pairs = [(mine, unit, weights[SAMPLE, i]) for i, (mine, unit) in enumerate(zip(turned, units, strict=True))]
     check(got, terms(pairs, distance, [0, 1]), weights, [0, 1])
+
+
+def test_a_channel_that_hardly_moves_is_not_blown_up():
+    still = replace(MAPS[0], x_channel_std=torch.zeros_like(MAPS[0].x_channel_std))
+    found = FrozenMap(still).unit(TEACHERS[0], "channel")
+    torch.testing.assert_close(found, FrozenMap(still).unit(TEACHERS[0]) * 100)
 
 
 def test_z_space_compares_both_sides_in_units_of_the_teachers_spread():
@@ -253,7 +263,7 @@ def test_weights_per_layer_fuse_scale_and_count_layer_by_layer(sign):
     assert np.ptp(weights, 2).max() > 0.01  # layers differ
     target, scale = fused(weights)
     y_mean = sum(double(m.y_mean) for m in MAPS) / 2
-    pair = [(x / scale[..., None]) for x in (double(STUDENT) - y_mean, target)]
+    pair = [x / scale for x in (double(STUDENT) - y_mean, target)]
     want = terms([(*pair, np.ones((len(SAMPLE), LAYERS)))], "mse", range(3))
     want["part.entropy"] = sign * 0.6 * entropy(weights)
     check(run(module), want, weights)

@@ -26,7 +26,7 @@ class KVMap:
 
     target(x) = ((x − x_mean) @ weight) / scale, to be compared with (y − y_mean) / scale for the student's y.
     `x_scale`, `y_scale` and `scale` are the standard deviations of teacher, raw student and mapped teacher per layer and kind;
-    `channel_std` is that of the scaled target per channel.
+    `channel_std` is that of the scaled target per channel, `x_channel_std` that of the teacher's scaled KV.
     `layer_weights` says which teacher layers x was combined from.
     """
 
@@ -37,6 +37,7 @@ class KVMap:
     y_scale: Float[Tensor, "student_layers 2"]
     scale: Float[Tensor, "student_layers 2"]
     channel_std: Float[Tensor, "student_layers 2 student_width"]
+    x_channel_std: Float[Tensor, "student_layers 2 teacher_width"]
     layer_weights: Float[Tensor, "student_layers teacher_layers"]
 
     @property
@@ -153,13 +154,18 @@ def _fit_layer(x: Tensor, y: Tensor, function: MapFunction, strength: float) -> 
     weight = function(x, y, strength)
     mapped = x @ weight
     scale = _spread(mapped)
-    channel_std = (mapped / scale[:, None, None]).square().mean(dim=1).sqrt()
-    found = {"weight": weight, "x_mean": x_mean, "y_mean": y_mean, "x_scale": _spread(x), "y_scale": _spread(y)}
-    return found | {"scale": scale, "channel_std": channel_std}
+    x_scale = _spread(x)
+    found = {"weight": weight, "x_mean": x_mean, "y_mean": y_mean, "x_scale": x_scale, "y_scale": _spread(y)}
+    found |= {"channel_std": _channel_std(mapped, scale), "x_channel_std": _channel_std(x, x_scale)}
+    return found | {"scale": scale}
 
 
 def _spread(centred: Float[Tensor, "*b tokens width"]) -> Float[Tensor, "*b"]:
     return centred.square().mean(dim=(-2, -1)).sqrt().clamp_min(1e-8)
+
+
+def _channel_std(centred: Float[Tensor, "2 tokens width"], spread: Float[Tensor, "2"]) -> Float[Tensor, "2 width"]:
+    return (centred / spread[:, None, None]).square().mean(dim=1).sqrt()
 
 
 def _weight_matrix(layers: Tensor | np.ndarray | Sequence[int]) -> Float[Tensor, "student_layers teacher_layers"]:

@@ -173,6 +173,10 @@ class KVLossConfig(Section):
         default="mse",
         description="Distance of keys and of values, per element. relation: of the dot products between a row's tokens.",
     )
+    unit: Literal["layer", "channel"] = Field(
+        default="layer",
+        description="What one unit of distance is: the spread of a layer's keys or values as a whole, or that of each channel.",
+    )
     lambda_k: float = Field(default=1.0, ge=0, description="Weight of the keys' distance.")
     lambda_v: float = Field(default=1.0, ge=0, description="Weight of the values' distance.")
     beta: float = Field(
@@ -245,6 +249,18 @@ class KVConfig(Section):
         if count == 1 and self.fusion.strategy != "fixed":
             raise problem(
                 f"{self.fusion.strategy!r} needs two teachers or more; allowed for one: fixed", "fusion", "strategy"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _unit_fits(self) -> Self:
+        moving = self.align.trained and self.align.side == "teacher"
+        if self.loss.unit == "channel" and (moving or self.loss.distance == "relation"):
+            raise problem(
+                "'channel' needs a target whose channels have a fixed spread: a map of closed form or align.side student, and not "
+                "distance relation; allowed: layer",
+                "loss",
+                "unit",
             )
         return self
 

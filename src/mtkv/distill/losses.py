@@ -32,7 +32,7 @@ def kv_terms(
     kinds: Sequence[int] = (KEY, VALUE),
     layer_weight: LayerWeight | None = None,
     token_weight: Float[Tensor, "tokens ..."] | None = None,
-    scale: Float[Tensor, "*tokens layers 2 1"] | None = None,
+    scale: Float[Tensor, "*tokens layers 2 _"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """d(K), d(V) and 1 − centred cosine, each a mean. The cosine is over `kinds`: those whose distance counts in the loss.
 
@@ -61,7 +61,7 @@ def kv_terms(
 def _layer_terms(
     student: Float[Tensor, "tokens 2 width"],
     target: Float[Tensor, "tokens 2 width"],
-    scale: Float[Tensor, "tokens 2 1"] | None,
+    scale: Float[Tensor, "tokens 2 _"] | None,
     count: Float[Tensor, " tokens"],
     distance: Callable[..., Tensor],
     kinds: Sequence[int],

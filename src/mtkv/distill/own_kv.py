@@ -110,6 +110,7 @@ def own_map(layers: int, width: int) -> KVMap:
         y_scale=scale.clone(),
         scale=scale.clone(),
         channel_std=torch.ones(layers, 2, width),
+        x_channel_std=torch.ones(layers, 2, width),
         layer_weights=torch.eye(layers),
     )
 
@@ -126,4 +127,5 @@ def measure(own: FrozenMap, kv: Float[Tensor, "tokens layers 2 width"]) -> None:
         getattr(own, name).copy_(value)
     for name in ("x_scale", "y_scale", "scale"):
         getattr(own, name).copy_(spread)
-    own.channel_std.copy_(channel / spread[..., None])
+    for name in ("channel_std", "x_channel_std"):
+        getattr(own, name).copy_(channel / spread[..., None])

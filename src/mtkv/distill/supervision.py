@@ -7,6 +7,8 @@ In: the student's KV at the supervised tokens of a batch and each teacher's KV t
 - trained, `side: teacher`: the fused outputs of the maps with the student, both divided by the target's own spread, so that a map cannot
   lower the loss by shrinking;
 - trained, `side: student`, and z_space: for each teacher a trained turn of the student with that teacher, weighted by the router.
+
+With `loss.unit: channel` the first and a fixed teacher of `side: student` are divided by the spread of each channel.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from mtkv.config.kv import KVConfig
 
 SMALLEST_SPREAD = 0.1  # a trained map's output may start near zero
+SMALLEST_CHANNEL = 0.01  # of the spread of its layer and kind: a channel that hardly moves is not blown up to noise
 # Control arms that change how much the KV term counts (method.md §9).
 WEIGHT_OF_CONTROL = {"zero_weight": 0.0}
 
@@ -42,7 +45,7 @@ StudentKV = Float[Tensor, "tokens student_layers 2 width"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two tensors of one space `[tokens, layers, 2, _]`, to be divided by `scale [.., layers, 2, 1]`; `weight [tokens]` or
+    """Two tensors of one space `[tokens, layers, 2, _]`, to be divided by `scale [.., layers, 2, 1 or _]`; `weight [tokens]` or
     `[tokens, layers]`, None for 1."""
 
     student: Tensor
@@ -61,15 +64,20 @@ class FrozenMap(nn.Module):
     y_scale: Tensor
     scale: Tensor
     channel_std: Tensor
+    x_channel_std: Tensor
 
     def __init__(self, kv_map: KVMap) -> None:
         super().__init__()
         for name in self.__class__.__annotations__:
             self.register_buffer(name, getattr(kv_map, name), persistent=False)
 
-    def unit(self, x: Float[Tensor, "tokens student_layers 2 teacher_width"]) -> Tensor:
-        """The teacher's KV centred and divided by its own spread."""
-        return (x.float() - self.x_mean) / self.x_scale[..., None]
+    def unit(self, x: Float[Tensor, "tokens student_layers 2 teacher_width"], unit: str = "layer") -> Tensor:
+        """The teacher's KV centred and divided by its own spread, of each layer and kind or (`unit` channel) of each channel."""
+        return (x.float() - self.x_mean) / _in_unit(self.x_scale, self.x_channel_std, unit)
+
+    def target_scale(self, unit: str) -> Float[Tensor, "student_layers 2 _"]:
+        """What the mapped teacher and the student are divided by before they are compared."""
+        return _in_unit(self.scale, self.channel_std, unit)
 
     def forward(self, x: Float[Tensor, "tokens student_layers 2 teacher_width"]) -> StudentKV:
         """Mapped into the student's space: centred, in the student's own unit. Layer by layer, so that only the result is large."""
@@ -130,18 +138,18 @@ class KVSupervision(nn.Module):
         if config.control == "projector_only":
             student_kv = student_kv.detach()
         y_mean = torch.stack([kv_map.y_mean for kv_map in self.frozen]).mean(0)
-        scales = torch.stack([kv_map.scale for kv_map in self.frozen])
+        spread = torch.stack([kv_map.scale for kv_map in self.frozen]).mean(0)[..., None]
         centred = student_kv.float() - y_mean
         teachers = list(zip(self.frozen, teacher_kv, strict=True))
         kvs = torch.stack([self._in_student_space(kv_map, kv) for kv_map, kv in teachers], 1)
         units = [self._unit(kv_map, kv) for kv_map, kv in teachers] if self.reads_units else []
-        routed = self._route(centred, kvs, scales.mean(0)[..., None], sample, batch, context)
+        routed = self._route(centred, kvs, spread, sample, batch, context)
         fused = fuse(kvs, routed, sample) if len(teachers) > 1 else kvs[:, 0]  # a single teacher's weight is 1
         weights, target = routed, fused
         if config.fusion.objective == "injected_ce":  # which trains the router, with its entropy; the KV loss does not
             weights, target = routed.detach(), fused.detach()
         layer_weight = layer_schedule(self.student_layers, *self.layers, config.loss.anneal, self.progress)
-        comparisons = self._comparisons(centred, units, target, scales, weights, sample)
+        comparisons = self._comparisons(centred, units, target, weights, sample)
         terms = self._distances(comparisons, centred, units, weights, sample, layer_weight)
         if config.loss.gamma > 0 and queries is not None:
             # The mean that both lack would shift all logits of a query alike.
@@ -158,7 +166,7 @@ class KVSupervision(nn.Module):
     def _unit(self, kv_map: FrozenMap, kv: Tensor) -> Tensor:
         if self.config.control == "gaussian":
             return torch.randn(kv.shape, device=kv.device)
-        return kv_map.unit(kv)
+        return kv_map.unit(kv, self.config.loss.unit)
 
     def _in_student_space(self, kv_map: FrozenMap, kv: Tensor) -> StudentKV:
         scale = kv_map.scale[..., None]
@@ -176,12 +184,13 @@ class KVSupervision(nn.Module):
         return self.router(query, prototypes, **context)
 
     def _comparisons(
-        self, centred: StudentKV, units: list[Tensor], fused: Tensor, scales: Tensor, weights: Tensor, sample: Tensor
+        self, centred: StudentKV, units: list[Tensor], fused: Tensor, weights: Tensor, sample: Tensor
     ) -> list[Comparison]:
         align = self.config.align
         if not align.trained:
             # The fused target's scale: each teacher's own, mixed with the same weights as its KV.
-            scale = fuse(scales.expand(len(sample), -1, -1, -1), weights.detach(), sample)[..., None]
+            scales = torch.stack([kv_map.target_scale(self.config.loss.unit) for kv_map in self.frozen])
+            scale = fuse(scales.expand(len(sample), *scales.shape), weights.detach(), sample)
             return [Comparison(centred, fused, scale=scale)]
         student = centred / torch.stack([kv_map.y_scale for kv_map in self.frozen]).mean(0)[..., None]
         if align.side == "teacher" and align.map != "z_space":
@@ -264,6 +273,13 @@ def start_from(adapter: LinearAdapter, kv_map: KVMap) -> None:
     in_units = kv_map.weight * (kv_map.x_scale / kv_map.y_scale)[..., None, None]
     with torch.no_grad():
         adapter.weight.copy_(in_units)
+
+
+def _in_unit(
+    spread: Float[Tensor, "student_layers 2"], channel_std: Float[Tensor, "student_layers 2 width"], unit: str
+) -> Float[Tensor, "student_layers 2 _"]:
+    whole = spread[..., None]
+    return whole * channel_std.clamp_min(SMALLEST_CHANNEL) if unit == "channel" else whole
 
 
 def _in_units_of_target(student: Tensor, target: Tensor) -> Comparison:
