@@ -18,6 +18,7 @@ from tiny_study import TRAINING, TinyStudy, kv, same, weights
 from transformers import TrainerCallback, TrainerState
 
 from mtkv.config.arms import LoraConfig, TrainingConfig
+from mtkv.config.latent import LatentConfig
 from mtkv.distill import resume
 from mtkv.distill.keeping import Keeping
 from mtkv.distill.order import RowOrder
@@ -50,16 +51,16 @@ def kept(root, identity=IDENTITY, **how):
     return Checkpoint(root, identity, RUN, **how)
 
 
-def resumed(study, name, root, cut_at, arm=None, training=SHORT, every=1):
+def resumed(study, name, root, cut_at, arm=None, training=SHORT, every=1, **more):
     """Train with a cut after step `cut_at` (saved at the last multiple of `every`) and a second start; output and facts of the second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             resume.Pace, "on_step_begin", lambda self, args, state, control, **_: _cut(state, cut_at), raising=False
         )
         with kept(root) as checkpoint, pytest.raises(CutOffError):
-            study.train(name, arm, training=training, keeping=Keeping(checkpoint, steps=every))
+            study.train(name, arm, training=training, keeping=Keeping(checkpoint, steps=every), **more)
     with kept(root) as checkpoint:
-        return study.train(name, arm, training=training, keeping=Keeping(checkpoint, steps=every))
+        return study.train(name, arm, training=training, keeping=Keeping(checkpoint, steps=every), **more)
 
 
 def _cut(state, step):
@@ -109,6 +110,32 @@ def test_every_kind_of_arm_goes_on_to_the_same_result(study, tmp_path, name, arm
     assert facts["resumed_at"] == []
     for fact in ("steps", "rows_seen", "tokens"):
         assert facts[fact] == again[fact], fact
+
+
+LATENT = LatentConfig(tokens=4, iterations=2, keep_last_step=True, codi_weight=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "arm", "changes"),
+    [
+        ("latents", None, {}),
+        ("latents, lora", None, {"lora": LoraConfig(rank=2, dropout=0.1)}),
+        ("latents, own kv", {"teachers": ["student"], "align": {"map": "identity"}, "select": {"method": "rkv"}}, {}),
+        ("latents, router", {"select": {"method": "random"}, "fusion": {"strategy": "learnable"}}, {}),
+        ("latents, noise", {"align": {"map": "linear", "side": "student"}, "control": "gaussian"}, {}),
+    ],
+)
+def test_every_kind_of_arm_with_latents_goes_on_to_the_same_result(study, tmp_path, name, arm, changes):
+    arm = arm and kv(**{"loss": {"gamma": 0.0}} | arm)
+    training = SHORT.model_copy(update=changes)
+    undisturbed, _ = study.train(f"{name}, undisturbed", arm, training=training, latent=LATENT)
+    output, again = resumed(study, name, tmp_path, 2, arm, training, latent=LATENT)
+    assert again["resumed_at"] == [2]
+    assert same_tables(undisturbed, output)
+    assert same(weights(undisturbed), weights(output))
+    latents, found = (load_file(folder / "model" / "latent.safetensors") for folder in (undisturbed, output))
+    assert latents.keys() == found.keys() >= {"latents", "begin", "end"}
+    assert same(latents, found)
 
 
 def test_only_what_is_trained_is_kept_and_nothing_is_pickled_but_the_optimizer(study, tmp_path):
