@@ -312,3 +312,25 @@ def test_a_batch_without_any_target_trains_on_its_text(setting):
     terms = distiller(**rows.collate([1]))
     assert float(terms["key"]) == 0
     terms["loss"].backward()
+
+
+@pytest.mark.parametrize("kv", [None, BY_ATTENTION, STUDENT_SIDE, OWN], ids=["none", "fused", "student side", "own"])
+def test_under_autocast_terms_and_gradients_are_those_of_full_precision_but_for_rounding(setting, kv):
+    """As training in bfloat16 runs on a GPU (transformers' Trainer refuses it on a CPU)."""
+    distiller, rows = setting.make(kv, codi_weight=0.5)
+    batch, found, directions = rows.collate(INDICES), {}, {}
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            found[dtype] = distiller(**batch)
+        directions[dtype] = gradients(distiller, found[dtype]["loss"])
+    exact, rounded = found.values()
+    assert exact.keys() == rounded.keys() >= {"ce", "chain_ce", "codi"}
+    for name in {"ce", "chain_ce", "codi", "key", "value"} & exact.keys():
+        assert rounded[name].dtype == torch.float32
+        assert float(rounded[name].detach()) == pytest.approx(float(exact[name].detach()), rel=0.03), name
+    assert rounded["ce"] != exact["ce"]  # it did compute in another format
+    for name, gradient in directions[torch.float32].items():
+        other = directions[torch.bfloat16][name]
+        assert (gradient is None) == (other is None), name
+        if gradient is not None and gradient.norm() > 1e-3:
+            assert torch.cosine_similarity(gradient.flatten(), other.flatten(), dim=0) > 0.98, name
