@@ -15,36 +15,12 @@ from mtkv.distill.slots import gather_slots, select_slots
 from mtkv.distill.supervision import FrozenMap
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv
-from mtkv.kv.importance import answer_importance, window_mask
-from mtkv.kv.intercept import Attended, AttentionInterception
+from mtkv.kv.importance import AskedAttention, window_mask
 
 if TYPE_CHECKING:
     from mtkv.config.kv import SelectConfig
 
 SMALLEST_SPREAD = 1e-6
-
-
-class HeadAttention(AttentionInterception):
-    """Context manager: `found[layer] [batch, kv_heads, time]` is the `answer_importance` of the layers that ran inside."""
-
-    def __init__(self, model: PreTrainedModel, asking: Bool[Tensor, "batch time"]) -> None:
-        super().__init__(model)
-        self.asking = asking
-        self.found: dict[int, Tensor] = {}
-
-    def attend(self, layer: int, attended: Attended) -> tuple[Tensor, Tensor]:
-        """Reduce the layer's attention at once, so that no queries are kept."""
-        if layer not in self.found:
-            with torch.no_grad():
-                everything = torch.ones_like(self.asking)  # rows are padded on the right, where no token looks
-                scores = answer_importance(attended.query, attended.key, self.asking, everything, attended.scaling)
-            self.found[layer] = scores
-        return attended.key, attended.value
-
-    @property
-    def importance(self) -> Float[Tensor, "batch layers kv_heads time"]:
-        """All layers."""
-        return torch.stack([self.found[layer] for layer in sorted(self.found)], 1)
 
 
 class OwnReading:
@@ -63,7 +39,7 @@ class OwnReading:
         asking = window_mask(chain) if config.method == "rkv_decode" else answer
         self.config, self.chain, self.done = config, chain, False
         self.capture = KVCapture(model)
-        self.attention = HeadAttention(model, asking) if config.needs_attention else None
+        self.attention = AskedAttention(model, asking) if config.needs_attention else None
 
     def __enter__(self) -> "OwnReading":
         self.capture.__enter__()

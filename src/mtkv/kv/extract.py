@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from mtkv.kv.capture import KVCapture
-from mtkv.kv.intercept import Attended, AttentionInterception
+from mtkv.kv.importance import AskedAttention
 from mtkv.kv.parts import Parts, RowReading
 from mtkv.kv.store import StoredRow, write_shard
 from mtkv.models.encode import EncodedRow, encode_rows, pad_batch
@@ -144,12 +144,12 @@ def read_rows(
         attention = None
         if asking is not None:
             marked = torch.from_numpy(pad_batch([asking[index] for index in batch], False)).to(device)
-            attention = AskedAttention(model, marked, layers)
+            attention = AskedAttention(model, marked, layers, rows_at_once=1)
         with KVCapture(model) as capture, attention or nullcontext():
             output = model.base_model(input_ids=input_ids, attention_mask=mask.long().to(device), use_cache=False)
             kv = packed_kv(capture, layers, dtype).cpu()
         found = target_likelihood(model, output.last_hidden_state, input_ids, is_target) if likelihood else None
-        weights = attention.importance.half() if attention else None
+        weights = attention.importance.cpu().permute(0, 3, 1, 2).half() if attention else None
         for i, (index, length) in enumerate(zip(batch, lengths, strict=True)):
             yield (
                 index,
@@ -185,58 +185,6 @@ def target_likelihood(
         following = input_ids[rows, times + 1].to(logits.device)
         total.index_add_(0, rows, -F.cross_entropy(logits, following, reduction="none").to(total.device))
     return total / is_target[:, 1:].sum(1).to(total.device)
-
-
-class AskedAttention(AttentionInterception):
-    """Context manager: `found[layer] [batch, kv_heads, time]` is the `row_importance` of each of `layers` that ran inside."""
-
-    def __init__(self, model: PreTrainedModel, asking: Bool[Tensor, "batch time"], layers: Sequence[int]) -> None:
-        super().__init__(model)
-        self._layers = layers
-        self.found: dict[int, Tensor] = {}
-        self._asking = asking
-        self._mask: Tensor | None = None
-
-    def attend(self, layer: int, attended: Attended) -> tuple[Tensor, Tensor]:
-        """Reduce the layer's attention at once, so that no queries are kept."""
-        query, key = attended.query, attended.key
-        if layer in self._layers:
-            importance = row_importance(query, key, self._asking.to(query.device), self._mask, attended.scaling)
-            self.found[layer] = all_heads(importance, self.model)
-        return key, attended.value
-
-    @property
-    def importance(self) -> Float[Tensor, "batch time layers kv_heads"]:
-        """All of `layers`, on the CPU."""
-        return torch.stack([self.found[layer].cpu().transpose(1, 2) for layer in self._layers], 2)
-
-    def _before_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super()._before_layer(module, args, kwargs)
-        mask = kwargs.get("attention_mask")
-        self._mask = None if mask is None else mask if mask.dtype == torch.bool else mask == 0
-
-
-def row_importance(
-    query: Float[Tensor, "batch heads time head_dim"],
-    key: Float[Tensor, "batch kv_heads time head_dim"],
-    asking: Bool[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch 1 time time"] | None,
-    scaling: float,
-) -> Float[Tensor, "batch kv_heads time"]:
-    """Mean attention from the asking tokens, max over the query heads of a KV group (KaVa, arXiv 2510.02312, section 3.2).
-
-    `query`, `key` after RoPE; `mask` True where attention may look, None for plain causal.
-    """
-    kv_heads, time = key.shape[1:3]
-    causal = torch.ones(time, time, dtype=torch.bool, device=key.device).tril()
-    importance = []
-    for row in range(len(key)):
-        hidden = ~(causal if mask is None else mask[row, 0])[asking[row]]
-        grouped = query[row][:, asking[row]].unflatten(0, (kv_heads, -1)).flatten(1, 2) * scaling
-        scores = (grouped @ key[row].mT).float().unflatten(1, (-1, len(hidden)))
-        attention = scores.masked_fill_(hidden, -torch.inf).softmax(-1).mean(2)
-        importance.append(attention.amax(1))
-    return torch.stack(importance)
 
 
 def packed_kv(

@@ -1,8 +1,15 @@
 """How much attention the answer pays to each earlier token: the `importance` of the selection methods (method.md §6)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mtkv.kv.intercept import Attended, AttentionInterception
+from mtkv.models.placement import all_heads
 
 
 def answer_importance(
@@ -11,12 +18,14 @@ def answer_importance(
     answer_mask: Bool[Tensor, "batch time"],
     mask: Bool[Tensor, "batch time"],
     scaling: float | None = None,
+    visible: Bool[Tensor, "batch 1 time time"] | None = None,
 ) -> Float[Tensor, "batch kv_heads time"]:
-    """Causal softmax attention from the answer's tokens: mean over them, then max over the query heads of a KV group (KaVa, section 3.2).
+    """Softmax attention from the answer's tokens: mean over them, then max over the query heads of a KV group (KaVa, section 3.2).
 
     `queries` and `keys` as the model attends with them (after RoPE where it has one); `mask`: tokens that are not padding;
-    `scaling`: of the logits, 1/√head_dim unless given. Zeros for a row without answer tokens. Sliding windows and soft-capped logits
-    are not modelled. Raises ValueError when the query heads cannot be divided among the KV heads.
+    `scaling`: of the logits, 1/√head_dim unless given; `visible`: where a token may look, as in a sliding window, causal unless given.
+    Zeros for a row without answer tokens. Soft-capped logits are not modelled. Raises ValueError when the query heads cannot be
+    divided among the KV heads.
     """
     heads, kv_heads = queries.shape[1], keys.shape[1]
     if heads % kv_heads:
@@ -28,11 +37,58 @@ def answer_importance(
     scale = queries.shape[-1] ** -0.5 if scaling is None else scaling
     logits = torch.einsum("bkgad,bktd->bkgat", grouped, real) * scale
     time = torch.arange(keys.shape[2], device=keys.device)
-    visible = mask[:, None] & (time <= position[..., None])
-    weights = logits.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1)
+    seen = time <= position[..., None]
+    if visible is not None:
+        seen = visible[:, 0].to(time.device).gather(1, position[..., None].expand(-1, -1, len(time)))
+    weights = logits.masked_fill(~(mask[:, None] & seen)[:, None, None], -torch.inf).softmax(-1)
     weights = torch.where(is_answer[:, None, None, :, None], weights, 0)
     mean = weights.sum(3) / is_answer.sum(1).clamp_min(1)[:, None, None, None]
     return mean.amax(2)
+
+
+class AskedAttention(AttentionInterception):
+    """Context manager: the `answer_importance` of the layers that run inside, reduced at once, so that no queries are kept.
+
+    `asking`: the tokens whose attention counts. Rows are padded on the right, where no token looks. `layers`: only those, in their order;
+    None for all. `rows_at_once`: how many rows' attention is in memory at a time; None for all.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        asking: Bool[Tensor, "batch time"],
+        layers: Sequence[int] | None = None,
+        rows_at_once: int | None = None,
+    ) -> None:
+        super().__init__(model)
+        self.asking, self.wanted, self.rows_at_once = asking, layers, rows_at_once or max(1, len(asking))
+        self.found: dict[int, Float[Tensor, "batch kv_heads time"]] = {}
+        self._visible: Tensor | None = None
+
+    @torch.no_grad()
+    def attend(self, layer: int, attended: Attended) -> tuple[Tensor, Tensor]:
+        """Changes nothing."""
+        if layer not in self.found and (self.wanted is None or layer in self.wanted):
+            query, key, asking = attended.query, attended.key, self.asking.to(attended.query.device)
+            found = []
+            for start in range(0, len(asking), self.rows_at_once):
+                rows = slice(start, start + self.rows_at_once)
+                seen = None if self._visible is None else self._visible.expand(len(asking), -1, -1, -1)[rows]
+                real = torch.ones_like(asking[rows])
+                found.append(answer_importance(query[rows], key[rows], asking[rows], real, attended.scaling, seen))
+            self.found[layer] = all_heads(torch.cat(found), self.model)
+        return attended.key, attended.value
+
+    @property
+    def importance(self) -> Float[Tensor, "batch layers kv_heads time"]:
+        """All layers that were asked for, on the device of the first."""
+        found = [self.found[layer] for layer in self.wanted or sorted(self.found)]
+        return torch.stack([scores.to(found[0].device) for scores in found], 1)
+
+    def _before_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super()._before_layer(module, args, kwargs)
+        mask = kwargs.get("attention_mask")
+        self._visible = None if mask is None else mask if mask.dtype == torch.bool else mask == 0
 
 
 def answer_positions(
