@@ -1,6 +1,7 @@
 """Rows and module of an arm with latents: what `train_arm` trains in the view `latent`."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -14,6 +15,7 @@ from mtkv.distill.opening import TeacherFiles, open_store
 from mtkv.distill.own_kv import own_map
 from mtkv.distill.supervision import KVSupervision
 from mtkv.models.latent import LatentStudent
+from mtkv.models.placement import kv_shape
 
 if TYPE_CHECKING:
     from mtkv.config.arms import TrainingConfig
@@ -41,9 +43,8 @@ def latent_arm(
     maps = [KVMap.load(teacher.map) for teacher in teachers]
     supervision = None
     if kv and kv.own:
-        text = student.model.config.get_text_config()
-        width = heads[0] * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-        maps = [own_map(text.num_hidden_layers, width)]
+        config = student.model.config
+        maps = [own_map(config.get_text_config().num_hidden_layers, prod(kv_shape(config)))]
         supervision = KVSupervision(kv, maps, (heads[0], [heads[0]]))
     elif kv:
         supervision = KVSupervision(kv, maps, heads)

@@ -1,6 +1,7 @@
 """How many texts are read at once: as many as asked for, fewer where memory does not hold them, half of that when it runs out."""
 
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,6 +9,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from mtkv.evaluate.tasks import UnanswerableError
+from mtkv.models.placement import kv_shape
 
 Item = TypeVar("Item")
 SHARE = 0.7  # of the free memory, for what is not counted below
@@ -33,9 +35,7 @@ def row_bytes(model: Any, length: int, scored: int) -> int:
     """Memory that one more text of `length` tokens takes: its KV twice (it is copied as it grows), one layer's activations, its mask
     and `scored` rows of logits, as they come and twice in float32."""
     settings, size = model.config.get_text_config(), model.dtype.itemsize
-    heads = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
-    width = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
-    kv = 2 * settings.num_hidden_layers * heads * width * size
+    kv = 2 * settings.num_hidden_layers * prod(kv_shape(settings)) * size
     inner = getattr(settings, "intermediate_size", None) or 4 * settings.hidden_size
     activations = (6 * settings.hidden_size + 3 * inner) * size
     return length * (2 * kv + activations + length * size) + scored * settings.vocab_size * (size + 8)

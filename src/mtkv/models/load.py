@@ -23,7 +23,7 @@ from mtkv.models.check import check_loaded, check_vocabulary, check_weights
 from mtkv.models.digest import pocket_folder
 from mtkv.models.gguf import converted_folder
 from mtkv.models.latent_files import LATENT_FILE, is_latent
-from mtkv.models.placement import SINGLE, placement_arguments
+from mtkv.models.placement import SINGLE, kv_shape, placement_arguments
 from mtkv.models.places import cached_commit, cached_snapshot, hub_folder, read_card
 from mtkv.models.quantized import four_bit
 from mtkv.models.reading import Reading
@@ -144,9 +144,8 @@ def model_layers(config: "ModelConfig") -> int:
 
 
 def model_kv_heads(config: "ModelConfig") -> int:
-    """Number of KV heads, read from the config file alone; that of query heads where the two are not told apart."""
-    text = _settings(config).get_text_config()
-    return int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+    """Number of KV heads, read from the config file alone."""
+    return kv_shape(_settings(config))[0]
 
 
 def _settings(config: "ModelConfig") -> Any:

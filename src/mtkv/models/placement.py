@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 SINGLE = "single"
@@ -61,5 +61,11 @@ def all_heads(x: Tensor, model: PreTrainedModel) -> Tensor:
 
 def kv_heads(model: PreTrainedModel) -> int:
     """KV heads of each layer, as the config has it."""
-    text = model.config.get_text_config()
-    return int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+    return kv_shape(model.config)[0]
+
+
+def kv_shape(config: PretrainedConfig) -> tuple[int, int]:
+    """KV heads of each layer, those of the queries where the two are not told apart, and the width of one."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return int(heads), int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
