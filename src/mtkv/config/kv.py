@@ -84,7 +84,8 @@ class SelectConfig(Section):
     ] = Field(
         default="full",
         description="full: all. keep_first, keep_last (= right_crop), uniform, random: by place. attention: those the answer looks at. "
-        "cosine: the least redundant. rkv: both, as KaVa does. rkv_decode: as R-KV does while decoding.",
+        "cosine: the least redundant. rkv: both, as KaVa does. rkv_decode: as R-KV does while decoding, but for a stored "
+        "teacher's attention, which is the answer's.",
     )
     budget: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
