@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ from mtkv.distill.share import amounts, of_whole_batch
 from mtkv.distill.supervision import KVSupervision
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv_at
-from mtkv.kv.inject import KVInjection
+from mtkv.kv.inject import KVInjection, scattered
 from mtkv.models.crossentropy import target_logits, target_loss
 
 if TYPE_CHECKING:
@@ -121,11 +121,8 @@ class Distiller(nn.Module):
         position: Int[Tensor, " tokens"],
     ) -> Float[Tensor, ""]:
         """CE of the student as it is when it attends to the fused KV: a gradient for the router, none for the student."""
-        dense = fused.new_zeros(*input_ids.shape, *fused.shape[1:]).index_put((sample, position), fused)
-        mask: Bool[Tensor, "batch time"] = torch.zeros_like(input_ids, dtype=torch.bool)
-        mask[sample, position] = True
         frozen = {name: parameter.detach() for name, parameter in self.student.named_parameters()}
-        with KVInjection(self.student, dense, mask):
+        with KVInjection(self.student, *scattered(fused, sample, position, input_ids)):
             return torch.func.functional_call(
                 _TargetLoss(self.student), {f"model.{n}": p for n, p in frozen.items()}, (input_ids, labels)
             )

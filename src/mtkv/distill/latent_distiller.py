@@ -22,7 +22,7 @@ from mtkv.distill.own_kv import OwnReading, measure
 from mtkv.distill.supervision import KVSupervision
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv_at
-from mtkv.kv.inject import KVInjection
+from mtkv.kv.inject import KVInjection, scattered
 from mtkv.models.crossentropy import IGNORED_LABEL, logits_only_at
 from mtkv.models.latent import LatentStudent
 from mtkv.models.latent_reuse import ReadQuestions, can_reuse, read_questions, since
@@ -179,11 +179,8 @@ class LatentDistiller(nn.Module):
         position: Int[Tensor, " tokens"],
     ) -> Float[Tensor, ""]:
         """CE of the student as it is when its latents hold the fused KV: a gradient for the router, none for the student."""
-        dense = fused.new_zeros(*labels.shape, *fused.shape[1:]).index_put((sample, position), fused)
-        mask = torch.zeros_like(labels, dtype=torch.bool)
-        mask[sample, position] = True
         frozen = {f"student.{name}": parameter.detach() for name, parameter in self.student.named_parameters()}
-        with KVInjection(self.student.model, dense, mask):
+        with KVInjection(self.student.model, *scattered(fused, sample, position, labels)):
             return torch.func.functional_call(_AnswerLoss(self), frozen, (embeds.detach(), labels))
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from mtkv.distill.latent_kept import kept_places
 from mtkv.distill.opening import TeacherFiles
+from mtkv.distill.train import of_styles
 from mtkv.evaluate.latent_conditions import Condition, Unchanged, conditions
 from mtkv.evaluate.latent_decoded import decoded_tokens
 from mtkv.evaluate.latent_model import LatentEvaluationModel
@@ -68,8 +69,7 @@ def diagnose_latents(
             continue
         accuracy.append(rows.assign(dataset=name))
         decoded.append(said.assign(dataset=name))
-    frame = pd.read_parquet(data_folder / "val.parquet")
-    frame = frame if training.styles is None else frame[frame["style"].isin(training.styles)]
+    frame = of_styles(data_folder / "val.parquet", training.styles)
     kept = kept_places(student, tokenizer, training, latent, kv, teachers, frame.head(training.eval_rows))
     empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in ACCURACY.items()})
     write_parquet(output / "accuracy.parquet", pd.concat(accuracy)[list(ACCURACY)] if accuracy else empty)

@@ -3,7 +3,8 @@
 In: KV before RoPE in the model's own space, packed as in the store. Out: an ordinary forward whose loss has a gradient in that KV.
 """
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
@@ -63,3 +64,15 @@ class KVInjection(AttentionInterception):
         if given.shape != wanted:
             raise ValueError(f"layer {layer}: kv of [batch, time, width] {tuple(given.shape)}, the model's is {wanted}")
         return given.unflatten(-1, (own.shape[1], own.shape[3])).transpose(1, 2).to(own)
+
+
+def scattered(
+    kv: Float[Tensor, "tokens layers 2 width"],
+    sample: Int[Tensor, " tokens"],
+    position: Int[Tensor, " tokens"],
+    like: Tensor,
+) -> tuple[Float[Tensor, "batch time layers 2 width"], Bool[Tensor, "batch time"]]:
+    """KV of single tokens where they stand in a batch of the shape of `like [batch, time]`, zeros elsewhere; and the mask of the tokens."""
+    mask = torch.zeros_like(like, dtype=torch.bool)
+    mask[sample, position] = True
+    return kv.new_zeros(*like.shape, *kv.shape[1:]).index_put((sample, position), kv), mask
