@@ -1,5 +1,8 @@
 """The latent student against the same thing written out by hand, one question at a time (`latent_by_hand`)."""
 
+import hashlib
+import json
+
 import latent_by_hand as by_hand
 import pytest
 import torch
@@ -249,24 +252,37 @@ def test_saved_and_loaded_it_answers_the_same(student, tmp_path, tokenizer, shap
     assert len({tuple(row) for row in said(one)}) > 1
 
 
+def test_the_same_latents_give_the_same_bytes(student, tmp_path, tokenizer):
+    made = student("llama")
+    digests = set()
+    for number in range(4):
+        made.save(tmp_path / str(number), tokenizer)
+        digests.add(hashlib.sha256((tmp_path / str(number) / LATENT_FILE).read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
 def test_a_spoilt_file_is_refused_by_name(student, tmp_path, tokenizer):
     with pytest.raises(FileNotFoundError, match="no latent student"):
         load_latents(tmp_path)
     one, path = student("llama"), tmp_path / LATENT_FILE
     one.save(tmp_path, tokenizer)
     good = load_file(path)
-    settings = {name: str(int(value)) for name, value in one.latent.settings().items()} | {"format": "1"}
+    settings = {name: int(value) for name, value in one.latent.settings().items()} | {"format": 2}
     spoilt = {
         "latents has shape": (good | {"latents": good["latents"][:2].clone()}, settings),
         "it is missing": ({name: good[name] for name in good if name != "end"}, settings),
         "no such tensor": (good | {"more": torch.zeros(1)}, settings),
-        "format '9'": (good, settings | {"format": "9"}),
+        "format 9, this version reads 2": (good, settings | {"format": 9}),
+        "format None": (good, {}),
         "do not say iterations": (good, {name: settings[name] for name in settings if name != "iterations"}),
     }
     for message, (tensors, metadata) in spoilt.items():
-        save_file(tensors, path, metadata=metadata)
+        save_file(tensors, path, metadata={"latent": json.dumps(metadata)})
         with pytest.raises(ValueError, match=message):
             LatentStudent.load(tmp_path)
+    save_file(good, path, metadata={"latent": "{"})
+    with pytest.raises(ValueError, match="not a sound safetensors file"):
+        LatentStudent.load(tmp_path)
     path.write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="not a sound safetensors file"):
         LatentStudent.load(tmp_path)

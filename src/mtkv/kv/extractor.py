@@ -3,6 +3,7 @@
 Studies use `mtkv.kv.extract`, which writes the sharded store; this is the same capture for a notebook or a script.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,20 +98,20 @@ def save_kvs(kvs: Sequence[TextKV], path: str | Path) -> None:
             tensors |= {f"{index}.{kind}.{i}": layer.contiguous() for i, layer in enumerate(getattr(kv, kind))}
     layers = len(kvs[0].keys) if kvs else 0
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"texts": str(len(kvs)), "layers": str(layers)})
+        save_file(tensors, temporary, metadata={"kvs": json.dumps({"texts": len(kvs), "layers": layers})})
 
 
 def load_kvs(path: str | Path) -> list[TextKV]:
     """What `save_kvs` wrote."""
     with safe_open(path, "pt") as file:
-        texts, layers = (int(file.metadata()[name]) for name in ("texts", "layers"))
+        size = json.loads(file.metadata()["kvs"])
         return [
             TextKV(
                 file.get_tensor(f"{index}.input_ids"),
-                [file.get_tensor(f"{index}.keys.{layer}") for layer in range(layers)],
-                [file.get_tensor(f"{index}.values.{layer}") for layer in range(layers)],
+                [file.get_tensor(f"{index}.keys.{layer}") for layer in range(size["layers"])],
+                [file.get_tensor(f"{index}.values.{layer}") for layer in range(size["layers"])],
             )
-            for index in range(texts)
+            for index in range(size["texts"])
         ]
 
 

@@ -1,8 +1,10 @@
 """A latent student on disk: an ordinary model folder plus one small file of the latents.
 
-`latent.safetensors` holds the tensors of `LatentTokens` in float32; its metadata hold the format, M, T and which parts there are.
+`latent.safetensors` holds the tensors of `LatentTokens` in float32; its metadata hold the format, M, T and which parts there are, in
+one entry: safetensors writes several in random order, and the same latents would not give the same bytes.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from mtkv.models.latent_tokens import LatentTokens
 
 LATENT_FILE = "latent.safetensors"
-FORMAT = "1"
+FORMAT = 2
 
 
 def is_latent(folder: Path) -> bool:
@@ -28,8 +30,8 @@ def save_latent_folder(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in latent.state_dict().items()}
-    metadata = {name: str(int(value)) for name, value in latent.settings().items()} | {"format": FORMAT}
-    save_file(tensors, Path(folder) / LATENT_FILE, metadata=metadata)
+    settings = {"format": FORMAT} | {name: int(value) for name, value in latent.settings().items()}
+    save_file(tensors, Path(folder) / LATENT_FILE, metadata={"latent": json.dumps(settings)})
 
 
 def load_latent_folder(folder: Path, **model_options: Any) -> tuple[PreTrainedModel, LatentTokens]:
@@ -46,13 +48,13 @@ def load_latents(folder: Path) -> LatentTokens:
         raise FileNotFoundError(f"{folder}: no {LATENT_FILE}, so this is no latent student; load it as a plain model")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            settings = json.loads((file.metadata() or {}).get("latent", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a sound safetensors file ({error}); train or copy it again") from None
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: format {metadata.get('format')!r}, this version reads {FORMAT!r}; train it again")
-    latent = LatentTokens(**_settings(path, metadata))
+    if settings.get("format") != FORMAT:
+        raise ValueError(f"{path}: format {settings.get('format')!r}, this version reads {FORMAT!r}; train it again")
+    latent = LatentTokens(**_checked(path, settings))
     wanted = {name: tuple(tensor.shape) for name, tensor in latent.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
@@ -65,8 +67,8 @@ def load_latents(folder: Path) -> LatentTokens:
     return latent
 
 
-def _settings(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+def _checked(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     numbers, switches = ("width", "tokens", "iterations"), ("projection", "markers")
-    if absent := [name for name in numbers + switches if not metadata.get(name, "").isdigit()]:
+    if absent := [name for name in numbers + switches if not isinstance(settings.get(name), int)]:
         raise ValueError(f"{path}: its metadata do not say {', '.join(absent)}; train or copy it again")
-    return {name: int(metadata[name]) for name in numbers} | {name: metadata[name] != "0" for name in switches}
+    return {name: settings[name] for name in numbers} | {name: bool(settings[name]) for name in switches}
