@@ -129,11 +129,11 @@ def slots_of(setting, rows, index):
     return targets
 
 
-@pytest.mark.parametrize("unit", ["layer", "channel"])
-def test_the_student_s_own_kv_is_selected_by_its_own_attention(setting, unit):
+@pytest.mark.parametrize(("method", "unit"), [("rkv", "layer"), ("attention", "channel")])
+def test_the_student_s_own_kv_is_selected_by_its_own_attention(setting, method, unit):
     """Against attention that transformers itself gives out, one row at a time."""
     loss = {"gamma": 0, "beta": 0, "unit": unit}
-    distiller, rows = setting.make(OWN | {"select": {"method": "rkv", "rate": 0.5}, "loss": loss})
+    distiller, rows = setting.make(OWN | {"select": {"method": method, "rate": 0.5}, "loss": loss})
     model = distiller.student.model
     seen = []
     distiller.supervision.register_forward_pre_hook(lambda _m, args: seen.append(args))
@@ -161,7 +161,7 @@ def test_the_student_s_own_kv_is_selected_by_its_own_attention(setting, unit):
                 importance = mean[2 * head : 2 * head + 2].amax(0)[tokens]
                 part = slice(8 * head, 8 * head + 8)
                 chosen = select(
-                    "rkv",
+                    method,
                     kv[None, None, tokens, layer, 0, part],
                     count,
                     torch.ones(1, len(tokens), dtype=torch.bool),
