@@ -3,7 +3,6 @@
 Studies use `mtkv.kv.extract`, which writes the sharded store; this is the same capture for a notebook or a script.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,22 +95,23 @@ def save_kvs(kvs: Sequence[TextKV], path: str | Path) -> None:
         tensors[f"{index}.input_ids"] = kv.input_ids
         for kind in ("keys", "values"):
             tensors |= {f"{index}.{kind}.{i}": layer.contiguous() for i, layer in enumerate(getattr(kv, kind))}
-    layers = len(kvs[0].keys) if kvs else 0
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"kvs": json.dumps({"texts": len(kvs), "layers": layers})})
+        save_file(tensors, temporary)
 
 
 def load_kvs(path: str | Path) -> list[TextKV]:
     """What `save_kvs` wrote."""
     with safe_open(path, "pt") as file:
-        size = json.loads(file.metadata()["kvs"])
+        names = list(file.keys())
+        texts = sum(name.endswith(".input_ids") for name in names)
+        layers = sum(name.startswith("0.keys.") for name in names)
         return [
             TextKV(
                 file.get_tensor(f"{index}.input_ids"),
-                [file.get_tensor(f"{index}.keys.{layer}") for layer in range(size["layers"])],
-                [file.get_tensor(f"{index}.values.{layer}") for layer in range(size["layers"])],
+                [file.get_tensor(f"{index}.keys.{layer}") for layer in range(layers)],
+                [file.get_tensor(f"{index}.values.{layer}") for layer in range(layers)],
             )
-            for index in range(size["texts"])
+            for index in range(texts)
         ]
 
 
