@@ -190,7 +190,8 @@ class KVSupervision(nn.Module):
         if not align.trained:
             # The fused target's scale: each teacher's own, mixed with the same weights as its KV.
             scales = torch.stack([kv_map.target_scale(self.config.loss.unit) for kv_map in self.frozen])
-            scale = fuse(scales.expand(len(sample), *scales.shape), weights.detach(), sample)
+            mixed = len(scales) > 1  # a single teacher's weight is 1
+            scale = fuse(scales.expand(len(sample), *scales.shape), weights.detach(), sample) if mixed else scales[0]
             return [Comparison(centred, fused, scale=scale)]
         student = centred / torch.stack([kv_map.y_scale for kv_map in self.frozen]).mean(0)[..., None]
         if align.side == "teacher" and align.map != "z_space":
