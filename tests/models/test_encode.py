@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers_for_tests import CORPUS, KINDS
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers_for_tests import CORPUS, KINDS, SPECIAL
+from transformers import PreTrainedTokenizerFast
 
 from mtkv.models.encode import byte_ends, encode_rows
 
@@ -53,6 +55,30 @@ def test_a_row_over_the_limit_is_refused_not_cut():
 def test_empty_text_and_empty_spans():
     assert byte_ends("", []).tolist() == []
     assert byte_ends("小a", [(0, 0), (0, 1), (0, 1), (1, 2)]).tolist() == [-1, -1, 3, 4]
+    assert byte_ends("小a", [(0, 1), (0, 0), (0, 2), (0, 0)]).tolist() == [-1, -1, 4, -1]
+
+
+def straddling_bpe():
+    """Byte-level BPE with a token of the last byte of 小 and the first of 问, as real ones of 150,000 tokens have some."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    name = {byte: token for token, byte in zip("å°ıéĹ®", "小问".encode(), strict=True)}
+    last, first = name["小".encode()[-1]], name["问".encode()[0]]
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet, last + first])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [(last, first)]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="小问a", min_size=2, max_size=12))
+def test_a_token_across_two_characters_ends_neither(text):
+    """A token counts as having read as many bytes as the tokens up to it hold, where that is a whole number of characters."""
+    tokenizer = straddling_bpe()
+    (row,) = encode_rows(tokenizer, [text], [""], None)
+    lengths = np.cumsum([len(piece) for piece in tokenizer.convert_ids_to_tokens(row.input_ids[:-1].tolist())])
+    complete = {len(text[:i].encode()) for i in range(len(text) + 1)}
+    assert row.byte_end[:-1].tolist() == [e if e in complete and i > 0 else -1 for i, e in enumerate(lengths.tolist())]
 
 
 @settings(max_examples=100, deadline=None)

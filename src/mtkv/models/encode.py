@@ -7,6 +7,7 @@ Every model reads the same characters through its own tokenizer; byte ends are w
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -23,8 +24,8 @@ class EncodedRow:
     """One row as one model reads it. All arrays have shape [time].
 
     `byte_end`: UTF-8 byte of the row's own text (prompt + target) at which the token ends, or −1 where nothing may be compared:
-    special tokens, those of a chat template, the first token (attention sink) and all but the last of the tokens that share one
-    multi-byte character.
+    special tokens, those of a chat template, the first token (attention sink) and a token whose last character the next token still
+    covers: it holds only some bytes of it.
     `byte_start`: end of the boundary before it, so that the spans of a row share no byte and leave no gap between them; −1
     wherever `byte_end` is.
     `is_target`: tokens of the target part and the token that ends it, on which the cross-entropy is taken.
@@ -111,9 +112,11 @@ def byte_ends(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     """End of each token in UTF-8 bytes of `text`, [time]; −1 where the token is no boundary (see `EncodedRow`)."""
     byte_at = np.cumsum([0] + [len(character.encode()) for character in text])
     ends = np.array([byte_at[end] if end > start else NOT_A_BOUNDARY for start, end in offsets], dtype=np.int32)
-    # Byte-level tokenizers give every piece of one character the span of the whole; only the last piece has read it all.
-    unfinished = np.append(ends[:-1] == ends[1:], False) if len(ends) else np.zeros(0, dtype=bool)
-    ends[unfinished] = NOT_A_BOUNDARY
+    # A token with a piece of a character gets the span of the whole: it has not read what the next token still covers.
+    spans = [(index, start) for index, (start, end) in enumerate(offsets) if end > start]
+    for (index, _), (_, following) in pairwise(spans):
+        if following < offsets[index][1]:
+            ends[index] = NOT_A_BOUNDARY
     return ends
 
 
