@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import statistics
 
+import numpy as np
 import pytest
 import torch
 from kv_references import outputs
@@ -59,6 +61,23 @@ def cross_entropy(readings):
     return torch.stack(nats).mean()
 
 
+def codi_of_layer(student, teacher):
+    """smooth_l1(student, teacher) / std(teacher), element by element."""
+    total = 0.0
+    for a, b in zip(student.ravel().tolist(), teacher.ravel().tolist(), strict=True):
+        total += 0.5 * (a - b) ** 2 if abs(a - b) < 1 else abs(a - b) - 0.5
+    return total / teacher.size / statistics.stdev(teacher.ravel().tolist())
+
+
+@pytest.mark.parametrize("size", [0.05, 20.0])
+def test_codi_divides_the_distance_and_not_what_is_compared(size):
+    """Small states lie in the square of smooth L1, large ones in its lines; either way a·L1(x, y)/std, not L1(x/std, y/std)."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = ([size * torch.randn(2, 3, generator=generator) for _ in range(2)] for _ in range(2))
+    want = [codi_of_layer(a.numpy(), b.numpy()) for a, b in zip(student, teacher, strict=True)]
+    assert codi_loss(student, teacher).item() == pytest.approx(np.mean(want), rel=1e-5)
+
+
 @torch.no_grad()
 def test_every_term_equals_a_loop_over_rows_slots_layers_and_heads(setting):
     distiller, rows = setting.make(BY_ATTENTION, codi_weight=0.3, chain_weight=0.7)
@@ -80,9 +99,8 @@ def test_every_term_equals_a_loop_over_rows_slots_layers_and_heads(setting):
     distances = []
     for layer in range(3):
         mine, theirs = (torch.stack([pair[side][layer] for pair in states]) for side in (0, 1))
-        spread = (theirs - theirs.mean()).square().mean().sqrt()
-        distances.append(F.smooth_l1_loss(mine / spread, theirs / spread))
-    torch.testing.assert_close(terms["codi"], torch.stack(distances).mean())
+        distances.append(codi_of_layer(mine.numpy(), theirs.numpy()))
+    assert terms["codi"].item() == pytest.approx(np.mean(distances), rel=1e-5)
     y_mean = (setting.maps["llama"].y_mean + setting.maps["gpt2"].y_mean) / 2
     scale = 0.25 * setting.maps["llama"].scale + 0.75 * setting.maps["gpt2"].scale
     gap = (torch.stack(found) - y_mean - torch.stack(wanted)) / scale[..., None]

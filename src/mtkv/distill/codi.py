@@ -24,13 +24,14 @@ def states_at(hidden: Sequence[Hidden], position: Int[Tensor, " batch"]) -> list
 def codi_loss(
     student: Sequence[Float[Tensor, "batch hidden"]], teacher: Sequence[Float[Tensor, "batch hidden"]]
 ) -> Float[Tensor, ""]:
-    """Smooth L1 between both, divided by the standard deviation of the teacher's layer, mean over elements and layers.
+    """smooth_l1(a, b) / std(b) of each layer, mean over elements and layers; std over batch and hidden, unbiased, of the teacher b,
+    which gets no gradient.
 
-    The teacher gets no gradient.
+    As CODI's code (zhenyi4/codi, `distill_loss_div_std`) and PCCoT's (whyNLP/PCCoT) have it, so that a weight means the same. Of the
+    layers those of PCCoT: CODI also counts the embeddings, which are equal in both passes but for learned positions.
     """
     found = []
     for own, other in zip(student, teacher, strict=True):
         target = other.detach().float()
-        spread = target.std(correction=0).clamp_min(SMALLEST_SPREAD)
-        found.append(F.smooth_l1_loss(own.float() / spread, target / spread))
+        found.append(F.smooth_l1_loss(own.float(), target) / target.std().clamp_min(SMALLEST_SPREAD))
     return torch.stack(found).mean()
