@@ -9,7 +9,6 @@ import pytest
 import torch
 from kv_references import outputs
 from latent_setting import ROWS, TEACHERS, Setting
-from torch.nn import functional as F
 
 from mtkv.config.kv import SelectConfig
 from mtkv.distill.codi import codi_loss

@@ -5,7 +5,7 @@ import pytest
 import torch
 from latent_setting import CHAINS, ROWS, Setting
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tokenizers_for_tests import CORPUS, SPECIAL
+from tokenizers_for_tests import CORPUS, SPECIAL, byte_level_bpe, unigram
 from transformers import PreTrainedTokenizerFast
 
 from mtkv.config.latent import LatentConfig
@@ -46,6 +46,49 @@ def crossing_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
+def assert_predicts(tokenizer, row, part):
+    """The token behind `row.value` is the first that says any of the answer's value; neither it nor those before leave out a blank."""
+    said, following = (tokenizer.decode(row.input_ids[row.value + n :].tolist()) for n in (1, 2))
+    value = part.answer.removeprefix(part.announced)
+    assert said.strip() == f"{value}<eos>"
+    assert not following.strip().startswith(value)
+
+
+def digits_apart():
+    """Byte-level BPE that cuts every digit off, so that the blank before a number is a token, as in SmolLM2's and Qwen's."""
+    tokenizer = byte_level_bpe(300)
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("build", "answer", "compared"),
+    [
+        (digits_apart, "\nAnswer: 42", "Ġ"),
+        (lambda: byte_level_bpe(600), "\nAnswer: 42", ":"),  # " 42" is one token, as in GPT-2's
+        (unigram, "\nAnswer: 42", "▁"),
+        (byte_level_bpe, "\nAnswer: 七", "Ġ"),  # a value of three tokens, no one of which has read it
+        (digits_apart, "\n#### 42", "Ġ"),
+        (digits_apart, "答案：42", None),
+        (digits_apart, "42", None),  # nothing announces it: the end marker, and the end of the chain
+    ],
+)
+def test_codi_compares_the_token_that_predicts_the_value(setting, build, answer, compared):
+    """As CODI's code, which moves by one where a blank stands between ":" and the value, and compares there in both passes."""
+    tokenizer, student = build(), setting.student(LatentConfig(tokens=4))
+    value = answer[-1:] if answer.endswith("七") else "42"
+    frame = ROWS.iloc[:1].assign(answer=value, target=CHAINS[0][0] + answer)
+    parts = chain_rows(frame, keep_last_step=True)
+    (latent,), (trace,) = encode_latent(tokenizer, student, parts, None), encode_traces(tokenizer, parts, None)
+    for row in (latent, trace):
+        assert_predicts(tokenizer, row, parts[0])
+        if compared:
+            assert tokenizer.convert_ids_to_tokens([row.input_ids[row.value]]) == [compared]
+
+
 @pytest.mark.parametrize("markers", [True, False])
 @pytest.mark.parametrize("crossing", [False, True])
 def test_question_and_answer_stand_around_the_slots(setting, markers, crossing):
@@ -63,9 +106,7 @@ def test_question_and_answer_stand_around_the_slots(setting, markers, crossing):
         assert student.slots == 4 + 2 * markers
         assert tokenizer.decode(answer) == part.answer + "<eos>"
         assert row.is_target.tolist() == [False] * (len(question) + student.slots) + [True] * len(answer)
-        spoken = [int(i) for i in row.input_ids[len(question) + student.slots : row.value + 1]]
-        said = tokenizer.decode(spoken)
-        assert said == part.announced or (crossing and part.announced.startswith(said) and len(said) > 2)
+        assert_predicts(tokenizer, row, part)
 
 
 def test_the_trace_is_the_row_without_its_last_step(setting):
@@ -76,7 +117,7 @@ def test_the_trace_is_the_row_without_its_last_step(setting):
         ):
             said = setting.tokenizer.decode(row.input_ids[row.is_target].tolist())
             assert said == (target if keep else target.replace(last, "")) + "<eos>"
-            assert setting.tokenizer.decode(row.input_ids[: row.value + 1].tolist()).endswith(part.announced)
+            assert_predicts(setting.tokenizer, row, part)
 
 
 def test_too_long_rows_are_refused(setting):

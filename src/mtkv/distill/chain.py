@@ -13,13 +13,13 @@ _CALCULATION = re.compile(r"<<[^<>]*>>")
 # The end of a sentence: a full stop that is no decimal point and ends no abbreviation, its Chinese kin, or a line break.
 _ABBREVIATION = r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bMrs)(?<!\bi\.e)(?<!\be\.g)(?<!\ba\.m)(?<!\bp\.m)"
 _SENTENCE = re.compile(rf"{_ABBREVIATION}[.!?]+[\"')\]]*(?=\s|$)|[。！？]+[”」』）]*|\n+")
-_ANNOUNCED = re.compile(r".*[:：]", re.DOTALL)
+_ANNOUNCED = re.compile(r".*[:：]\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class ChainRow:
     """One row's parts as text. `chain`: the steps that teach; `answer`: with the words that announce it, `announced` of them, up to
-    the value itself, without the blank before it."""
+    the value itself, with the blank before it."""
 
     id: str
     prompt: str
@@ -76,6 +76,6 @@ def _chain_row(row: str, prompt: str, target: str, length: int, value: str | Non
 
 def _announced(answer: str, value: str | None) -> str:
     if value and answer.endswith(value):
-        return answer.removesuffix(value).rstrip()
+        return answer.removesuffix(value)
     found = _ANNOUNCED.match(answer)
     return found.group() if found else ""

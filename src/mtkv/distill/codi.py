@@ -1,7 +1,7 @@
 """CODI's distance between the pass that reads the chain and the pass that reads latents (arXiv 2502.21074, section 3).
 
-Both are looked at where the answer is about to be said, at the token before its value (the ":" of "Answer:"): if the latents hold what
-the chain says, the model's state there is the same.
+Both are looked at where the answer is about to be said, at the token before its value (`LatentRow.value`): if the latents hold what the
+chain says, the model's state there is the same.
 """
 
 from collections.abc import Sequence

@@ -17,8 +17,8 @@ from mtkv.models.reading import check_lengths
 
 @dataclass(frozen=True)
 class LatentRow(EncodedRow):
-    """One row of a latent student. `latent_start`: position of its first latent; `value`: of the last token before the answer's
-    value (the ":" of "Answer:"), whose hidden states CODI compares."""
+    """One row of a latent student. `latent_start`: position of its first latent; `value`: of the token that predicts the first of the
+    answer's value, whose hidden states CODI compares: the ":" of "Answer:", or the blank behind it where that is a token."""
 
     latent_start: int
     value: int
@@ -87,11 +87,12 @@ def _laid_out(
     starts = byte_starts(ends)
     starts[:1] = NOT_A_BOUNDARY
     is_target = np.arange(len(ids)) >= len(ids) - len(answer_ids)
-    value = _value(ends, row, len(row.prompt.encode()))
+    value = max(_value(ends, row, len(row.prompt.encode())), len(ids) - len(answer_ids) - 1)
     return LatentRow(np.array(ids, dtype=np.int64), starts, ends, is_target, latent_start, value)
 
 
 def _value(byte_end: np.ndarray, row: ChainRow, answer_start: int) -> int:
-    """The last token that ends within the words that announce the answer."""
+    """The last token before the answer's value. CODI (zhenyi4/codi) takes the one behind its ":" for Llama and Qwen, whose tokenizers
+    write a blank before digits; here each row's own tokens say."""
     before = (byte_end >= 0) & (byte_end <= answer_start + len(row.announced.encode()))
     return int(np.flatnonzero(before).max(initial=0))
