@@ -9,6 +9,8 @@ import pytest
 import torch
 from kv_references import outputs
 from latent_setting import ROWS, TEACHERS, Setting
+from torch.nn import functional as F
+from transformers.models.llama import modeling_llama
 
 from mtkv.config.kv import SelectConfig
 from mtkv.distill.codi import codi_loss
@@ -147,12 +149,20 @@ def slots_of(setting, rows, index):
     return targets
 
 
-@pytest.mark.parametrize(("method", "unit"), [("rkv", "layer"), ("attention", "channel")])
-def test_the_student_s_own_kv_is_selected_by_its_own_attention(setting, method, unit):
-    """Against attention that transformers itself gives out, one row at a time."""
+@pytest.mark.parametrize(("method", "unit"), [("rkv", "layer"), ("attention", "channel"), ("rkv_decode", "layer")])
+def test_the_student_s_own_kv_is_selected_by_its_own_attention(setting, monkeypatch, method, unit):
+    """Against attention that transformers itself gives out, one row at a time; R-KV's against the queries and keys behind it."""
     loss = {"gamma": 0, "beta": 0, "unit": unit}
-    distiller, rows = setting.make(OWN | {"select": {"method": method, "rate": 0.5}, "loss": loss})
+    decoding = {"tokens": 11, "keep_last_step": True} if method == "rkv_decode" else {}  # more than its window of 8
+    distiller, rows = setting.make(OWN | {"select": {"method": method, "rate": 0.5}, "loss": loss}, **decoding)
     model = distiller.student.model
+    with torch.no_grad():  # attention far from uniform, so that picks hang on it
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight *= 300
+    eager, attended = modeling_llama.eager_attention_forward, []
+    monkeypatch.setattr(
+        modeling_llama, "eager_attention_forward", lambda *a, **k: attended.append(a[1:3]) or eager(*a, **k)
+    )
     seen = []
     distiller.supervision.register_forward_pre_hook(lambda _m, args: seen.append(args))
     terms = distiller(**rows.collate(INDICES))
@@ -168,15 +178,21 @@ def test_the_student_s_own_kv_is_selected_by_its_own_attention(setting, method, 
         if not count:
             continue
         ids = torch.tensor(trace.input_ids)[None]
+        attended.clear()
         with torch.no_grad():
             weights = model(ids, output_attentions=True).attentions
+            asked = list(attended)
             _, _, kv = read(distiller.student, trace.input_ids.tolist())
         asking = [t for t in range(len(trace.input_ids)) if trace.is_target[t] and t > tokens.max()]
         picked = torch.zeros(count, 3, 2, 16)
         for layer in range(3):
-            mean = weights[layer][0, :, asking].mean(1)  # [query heads, time]
             for head in range(2):
-                importance = mean[2 * head : 2 * head + 2].amax(0)[tokens]
+                group = slice(2 * head, 2 * head + 2)
+                importance = weights[layer][0, group, asking].amax(0).mean(0)[tokens]
+                if method == "rkv_decode":
+                    queries, keys = asked[layer]
+                    logits = queries[0, group, tokens[-8:]] @ keys[0, head, tokens[:-8]].T / math.sqrt(8)
+                    importance = F.pad(logits.amax(0).softmax(-1).mean(0), (0, min(8, len(tokens))))
                 part = slice(8 * head, 8 * head + 8)
                 chosen = select(
                     method,

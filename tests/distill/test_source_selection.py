@@ -34,8 +34,7 @@ def cosines(keys):
 
 
 def redundancy(keys):
-    others = max(1, len(keys) - 1)
-    return np.array([sum(row) / others for row in cosines(keys)])
+    return np.array([sum(row) / len(keys) for row in cosines(keys)])
 
 
 def softmax(x):

@@ -64,6 +64,5 @@ def test_a_store_keeps_the_answer_s_attention_in_every_head(tmp_path, name):
         found = torch.as_tensor(store.importance("abcd"[i])).float()
         assert found.shape == (len(row.input_ids), len(layers), heads)
         for place, layer in enumerate(layers):
-            mean = attentions[layer][0, :, -count:].mean(1)
-            want = mean.unflatten(0, (heads, -1)).amax(1).T
+            want = attentions[layer][0, :, -count:].unflatten(0, (heads, -1)).amax(1).mean(1).T
             torch.testing.assert_close(found[:, place], want, atol=1e-3, rtol=1e-3)

@@ -67,8 +67,9 @@ def cosines(keys):
     return unit @ unit.T
 
 
-def mean_to_others(keys):
-    return np.array([np.mean(np.delete(row, i)) if len(row) > 1 else 0.0 for i, row in enumerate(cosines(keys))])
+def redundancy(keys):
+    """KaVa's listing: the diagonal is zero and counts."""
+    return np.array([np.sum(np.delete(row, i)) / len(row) for i, row in enumerate(cosines(keys))])
 
 
 def rkv_decode_scores(keys, importance, positions, time):
@@ -102,8 +103,8 @@ def reference(method, keys, importance, positions, k, time, rate=0.1):
         return [math.floor(Fraction(2 * i + 1, 2) * Fraction(n, k)) for i in range(k)]
     scores = {
         "attention": lambda: importance,
-        "cosine": lambda: -mean_to_others(keys),
-        "rkv": lambda: rate * importance / importance.sum() + (1 - rate) * softmax(-mean_to_others(keys)),
+        "cosine": lambda: -redundancy(keys),
+        "rkv": lambda: rate * importance / importance.sum() + (1 - rate) * softmax(-redundancy(keys)),
         "rkv_decode": lambda: rkv_decode_scores(keys, importance, positions, time),
     }[method]()
     return sorted(sorted(range(n), key=lambda i: (-round(scores[i], 12), i))[:k])
@@ -339,9 +340,35 @@ def test_importance_is_the_models_own_attention_from_the_answer(build_model, mon
         for row in range(3):
             for head in range(keys.shape[1]):
                 own = weights[row, head * group : (head + 1) * group][:, answer[row]]
-                torch.testing.assert_close(got[row, head], own.mean(1).max(0).values, atol=1e-6, rtol=1e-5)
+                torch.testing.assert_close(got[row, head], own.max(0).values.mean(0), atol=1e-6, rtol=1e-5)
         assert got[3].abs().sum() == 0
         assert got[1, :, 9:].abs().sum() == got[2, :, :3].abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama_mqa_wide"])
+def test_importance_of_a_window_is_r_kv_s(build_model, monkeypatch, name):
+    """A loop over its window's queries: the group's largest logit of each token before, softmax over those, mean over the queries."""
+    model, time, window = build_model(name), 12, 4
+    input_ids = torch.randint(3, VOCABULARY, (3, time), generator=torch.Generator().manual_seed(2))
+    chain = torch.ones(3, time, dtype=torch.bool)
+    chain[0, :2] = chain[0, 11:] = chain[1, :9] = (
+        False  # a question and an answer around the chain; one no longer than the window
+    )
+    asking = window_mask(chain, window)
+    _, found = attended(model, input_ids, torch.ones(3, time), monkeypatch)
+    for queries, keys in found:
+        got = answer_importance(queries, keys, asking, torch.ones(3, time, dtype=torch.bool), past=chain & ~asking)
+        group = queries.shape[1] // keys.shape[1]
+        for row in range(3):
+            cache = chain[row].nonzero()[:, 0].tolist()
+            past, last = cache[:-window], cache[-window:]
+            for head in range(keys.shape[1]):
+                want = np.zeros(time)
+                for query in last if past else []:
+                    heads = [queries[row, head * group + member, query] for member in range(group)]
+                    logits = [max(float(q @ keys[row, head, t]) for q in heads) for t in past]
+                    want[past] += softmax(np.array(logits) / math.sqrt(keys.shape[-1])) / window
+                np.testing.assert_allclose(got[row, head].numpy(), want, atol=1e-6)
 
 
 def test_importance_refuses_heads_that_do_not_group_and_the_window_is_the_last_real_tokens():

@@ -26,7 +26,8 @@ SMALLEST_SPREAD = 1e-6
 class OwnReading:
     """Context manager around a forward of the chain's rows; `at` then gives the KV at the slots, without gradient.
 
-    `chain`: tokens to select from; `answer`: those whose attention says which of them matter.
+    `chain`: tokens to select from; `answer`: those whose attention says which of them matter. For `rkv_decode` it is that of the chain's
+    last tokens to those before; its cache is the chain alone, without the question that R-KV has before it.
     """
 
     def __init__(
@@ -36,10 +37,13 @@ class OwnReading:
         chain: Bool[Tensor, "batch time"],
         answer: Bool[Tensor, "batch time"],
     ) -> None:
-        asking = window_mask(chain) if config.method == "rkv_decode" else answer
+        asking, past = answer, None
+        if config.method == "rkv_decode":
+            asking = window_mask(chain)
+            past = chain & ~asking
         self.config, self.chain, self.done = config, chain, False
         self.capture = KVCapture(model)
-        self.attention = AskedAttention(model, asking) if config.needs_attention else None
+        self.attention = AskedAttention(model, asking, past=past) if config.needs_attention else None
 
     def __enter__(self) -> "OwnReading":
         self.capture.__enter__()

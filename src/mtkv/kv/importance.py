@@ -19,13 +19,19 @@ def answer_importance(
     mask: Bool[Tensor, "batch time"],
     scaling: float | None = None,
     visible: Bool[Tensor, "batch 1 time time"] | None = None,
+    past: Bool[Tensor, "batch time"] | None = None,
 ) -> Float[Tensor, "batch kv_heads time"]:
-    """Softmax attention from the answer's tokens: mean over them, then max over the query heads of a KV group (KaVa, section 3.2).
+    """Softmax attention from the answer's tokens: max over the query heads of a KV group, then mean over the tokens (KaVa,
+    arXiv 2510.02312, section 3.2).
 
     `queries` and `keys` as the model attends with them (after RoPE where it has one); `mask`: tokens that are not padding;
     `scaling`: of the logits, 1/√head_dim unless given; `visible`: where a token may look, as in a sliding window, causal unless given.
-    Zeros for a row without answer tokens. Soft-capped logits are not modelled. Raises ValueError when the query heads cannot be
-    divided among the KV heads.
+    `past`: R-KV's order instead (its code, Zefan-Cai/R-KV): the max is that of the group's logits, and the softmax behind it runs over
+    these tokens alone. Zeros for a row without answer tokens and where they see none. Soft-capped logits are not modelled. Raises
+    ValueError when the query heads cannot be divided among the KV heads.
+
+    Not KaVa's: its listing takes the softmax over the chain's tokens; here it is the model's own, over all that the answer sees, so that
+    one store serves every choice of chain, and `mtkv.kv.scores` divides by the sum over the chain.
     """
     heads, kv_heads = queries.shape[1], keys.shape[1]
     if heads % kv_heads:
@@ -40,17 +46,19 @@ def answer_importance(
     seen = time <= position[..., None]
     if visible is not None:
         seen = visible[:, 0].to(time.device).gather(1, position[..., None].expand(-1, -1, len(time)))
-    weights = logits.masked_fill(~(mask[:, None] & seen)[:, None, None], -torch.inf).softmax(-1)
-    weights = torch.where(is_answer[:, None, None, :, None], weights, 0)
-    mean = weights.sum(3) / is_answer.sum(1).clamp_min(1)[:, None, None, None]
-    return mean.amax(2)
+    seen = seen & mask[:, None]
+    if past is not None:
+        logits, seen = logits.amax(2, keepdim=True), seen & past[:, None]
+    weights = logits.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1).amax(2)
+    weights = torch.where((is_answer & seen.any(-1))[:, None, :, None], weights, 0)
+    return weights.sum(2) / is_answer.sum(1).clamp_min(1)[:, None, None]
 
 
 class AskedAttention(AttentionInterception):
     """Context manager: the `answer_importance` of the layers that run inside, reduced at once, so that no queries are kept.
 
     `asking`: the tokens whose attention counts. Rows are padded on the right, where no token looks. `layers`: only those, in their order;
-    None for all. `rows_at_once`: how many rows' attention is in memory at a time; None for all.
+    None for all. `rows_at_once`: how many rows' attention is in memory at a time; None for all. `past`: as in `answer_importance`.
     """
 
     def __init__(
@@ -59,8 +67,10 @@ class AskedAttention(AttentionInterception):
         asking: Bool[Tensor, "batch time"],
         layers: Sequence[int] | None = None,
         rows_at_once: int | None = None,
+        past: Bool[Tensor, "batch time"] | None = None,
     ) -> None:
         super().__init__(model)
+        self.past = past
         self.asking, self.wanted, self.rows_at_once = asking, layers, rows_at_once or max(1, len(asking))
         self.found: dict[int, Float[Tensor, "batch kv_heads time"]] = {}
         self._visible: Tensor | None = None
@@ -74,8 +84,9 @@ class AskedAttention(AttentionInterception):
             for start in range(0, len(asking), self.rows_at_once):
                 rows = slice(start, start + self.rows_at_once)
                 seen = None if self._visible is None else self._visible.expand(len(asking), -1, -1, -1)[rows]
-                real = torch.ones_like(asking[rows])
-                found.append(answer_importance(query[rows], key[rows], asking[rows], real, attended.scaling, seen))
+                past = None if self.past is None else self.past[rows].to(query.device)
+                real, scaling = torch.ones_like(asking[rows]), attended.scaling
+                found.append(answer_importance(query[rows], key[rows], asking[rows], real, scaling, seen, past))
             self.found[layer] = all_heads(torch.cat(found), self.model)
         return attended.key, attended.value
 
@@ -101,5 +112,6 @@ def answer_positions(
 
 
 def window_mask(mask: Bool[Tensor, "batch time"], window: int = 8) -> Bool[Tensor, "batch time"]:
-    """The last `window` tokens of each row: as `answer_mask` they give the importance that R-KV observes while decoding."""
+    """The last `window` tokens of each row: as `answer_mask`, with those before them as `past`, they give the importance that R-KV
+    observes while decoding."""
     return mask & (mask.cumsum(1) > mask.sum(1, keepdim=True) - window)

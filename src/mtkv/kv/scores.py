@@ -83,14 +83,15 @@ def attention(tokens: Tokens) -> Scores:
 
 
 def cosine(tokens: Tokens) -> Scores:
-    """Minus the mean cosine to the other selectable keys of the same head: the least redundant first."""
+    """Minus the sum of the cosines to the other selectable keys of the same head, divided by the number of all: the least redundant
+    first."""
     unit = unit_keys(tokens)
     total = (unit * unit.sum(2, keepdim=True)).sum(-1) - unit.square().sum(-1)
-    return -total / (tokens.length - 1).clamp_min(1)
+    return -total / tokens.length.clamp_min(1)
 
 
 def rkv(tokens: Tokens) -> Scores:
-    """KaVa's S = λ·I + (1 − λ)·R (arXiv 2510.02312, section 3.2), λ = `rate`, R = softmax(−mean cosine to the other keys).
+    """KaVa's S = λ·I + (1 − λ)·R (arXiv 2510.02312, section 3.2 and its listing), λ = `rate`, R = softmax(−Σ cosine to the other keys / N).
 
     I is `importance` divided by its sum over the selectable tokens: like R it then sums to 1 in every head, and λ mixes like with like.
     """
@@ -101,9 +102,9 @@ def rkv(tokens: Tokens) -> Scores:
 def rkv_decode(tokens: Tokens) -> Scores:
     """R-KV's own Z = λ·I − (1 − λ)·R with λ = 0.07 (arXiv 2505.24133). The last `window` tokens come first, latest before earlier.
 
-    Taken from the paper and its code: I is the attention from the window's queries to the tokens before it, max-pooled over 7
-    positions. R is the softmax of the mean cosine to the other keys; each token first forgets the latest key more similar to it
-    than 0.5, so that the newest of several copies does not look redundant. The window counts towards the budget.
+    Taken from the paper and its code: I is the attention from the window's queries to the tokens before it (`answer_importance` with
+    `past`), max-pooled over 7 positions. R is the softmax of the mean cosine to the other keys; each token first forgets the latest key
+    more similar to it than 0.5, so that the newest of several copies does not look redundant. The window counts towards the budget.
     Not taken: the index 0 that their code forgets for a token without a similar key, and the scores of the first row for all rows.
     """
     window = tokens.rank >= tokens.length - tokens.window

@@ -59,7 +59,7 @@ def select(
 
     `budget`: a count (int ≥ 1), a share in (0, 1] (float) of each row's own selectable tokens, rounded up, or a count per row.
     `sinks`: the first n selectable tokens of a row are kept in any case, outside the budget and the scores. `importance`: for
-    attention, rkv and rkv_decode (see `answer_importance`; for the last with `window_mask`). `rate`: λ of rkv. `window`: of
+    attention, rkv and rkv_decode (see `answer_importance`; for the last with `window_mask` and `past`). `rate`: λ of rkv. `window`: of
     rkv_decode. `seeds` (one per row, independent of the batch) or `generator`: for random. Raises ValueError for an unknown method,
     budget or missing input.
     """
