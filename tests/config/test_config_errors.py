@@ -109,6 +109,12 @@ SINGLE = {
         "arms.other.kv.loss.unit",
         ["not distance relation", "allowed: layer"],
     ),
+    "heads of no relation": (
+        "arms.single.kv.loss.relation_heads",
+        48,
+        "arms.single.kv.loss.relation_heads",
+        ["48 given, but distance is mse", "allowed: 1"],
+    ),
     "weights negative": (f"{FIXED}.weights", [1.5, -0.5], f"{FIXED}.weights[1]", ["-0.5", "at least 0"]),
     "weights for a router": (
         "arms.learnable.kv.fusion.weights",

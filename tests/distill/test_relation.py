@@ -26,8 +26,8 @@ def routing(batch, teachers, *layers, seed=1):
     return torch.randn(batch, teachers, *layers, generator=generator, dtype=torch.float64).softmax(1)
 
 
-def reference(student, teachers, weights, sample, layer_share, sharpness=None):
-    """Token by token: softmax over the earlier tokens of the row, mixed teachers, KL from scipy."""
+def reference(student, teachers, weights, sample, layer_share, sharpness=None, heads=1):
+    """Token by token: softmax over the earlier tokens of the row, mixed teachers, KL from scipy; of each relation head apart."""
 
     def relation(x, token, earlier):
         s = np.sqrt(x.shape[-1]) if sharpness is None else sharpness
@@ -41,12 +41,10 @@ def reference(student, teachers, weights, sample, layer_share, sharpness=None):
                 row = int(sample[token])
                 earlier = [j for j in range(token + 1) if int(sample[j]) == row]
                 alpha = weights[row] if weights.ndim == 2 else weights[row, :, layer]
-                mixed = sum(
-                    float(a) * relation(teacher[:, layer, kind].numpy(), token, earlier)
-                    for a, teacher in zip(alpha, teachers, strict=True)
-                )
-                own = relation(student[:, layer, kind].numpy(), token, earlier)
-                totals[name] += share * entropy(mixed, own) / len(sample)
+                for head in range(heads):
+                    own, *others = (np.split(x[:, layer, kind].numpy(), heads, -1)[head] for x in (student, *teachers))
+                    mixed = sum(float(a) * relation(x, token, earlier) for a, x in zip(alpha, others, strict=True))
+                    totals[name] += share * entropy(mixed, relation(own, token, earlier)) / len(sample) / heads
     return totals
 
 
@@ -54,14 +52,16 @@ def values(terms):
     return {name: term.item() for name, term in terms.items()}
 
 
+@pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("sharpness", [None, 3.0])
 @pytest.mark.parametrize("by_layer", [(), (3,)])
-def test_equals_a_loop_with_scipy(by_layer, sharpness):
+def test_equals_a_loop_with_scipy(by_layer, sharpness, heads):
+    """MiniLMv2's relation heads cut models of other widths into as many parts, whatever heads of attention they have."""
     lengths = [4, 0, 1, 3]
-    sample, (student, first, second) = packed(lengths, [6, 4, 8])
+    sample, (student, first, second) = packed(lengths, [12, 4, 8])
     weights = routing(len(lengths), 2, *by_layer)
-    terms = relation_terms(student, [first, second], weights, sample, torch.tensor([1.0, 0.0, 3.0]), sharpness)
-    expected = reference(student, [first, second], weights, sample, [0.25, 0, 0.75], sharpness)
+    terms = relation_terms(student, [first, second], weights, sample, torch.tensor([1.0, 0.0, 3.0]), sharpness, heads)
+    expected = reference(student, [first, second], weights, sample, [0.25, 0, 0.75], sharpness, heads)
     assert values(terms) == pytest.approx(expected)
     assert min(expected.values()) > 0.01
 

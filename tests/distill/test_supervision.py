@@ -297,3 +297,15 @@ def test_the_entropy_term_trains_the_router_under_either_objective(objective):
     module = make(fusion={"strategy": "learnable", "entropy": {"strength": 0.5}, "objective": objective})
     (gradient,) = torch.autograd.grad(run(module)["part.entropy"], [list(module.router.parameters())[-1]])
     assert gradient.abs().max() > 0
+
+
+def test_relation_heads_that_do_not_divide_a_model_s_channels_are_refused():
+    def build(heads, maps):
+        loss = {"distance": "relation", "relation_heads": heads}
+        return KVSupervision(KVConfig.model_validate({"teachers": ["one"], "loss": loss}), maps, (HEADS, (1,)))
+
+    with pytest.raises(ValueError, match=r"relation_heads 4: must divide .* \(student 4, one 6\); allowed: 1, 2$"):
+        build(4, MAPS[:1])
+    with pytest.raises(ValueError, match=r"\(student 4, one 5\); allowed: 1$"):
+        build(2, MAPS[1:])
+    assert build(2, MAPS[:1]).config.loss.relation_heads == 2

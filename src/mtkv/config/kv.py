@@ -192,6 +192,12 @@ class KVLossConfig(Section):
         description="Distance relation only: factor of the dot products per channel; null: √width, which in wide models lets every "
         "token see just itself. 8 is what a width of 64 has.",
     )
+    relation_heads: int = Field(
+        default=1,
+        ge=1,
+        description="Distance relation only: parts into which the KV channels of student and teachers are cut, each with a relation of its "
+        "own (MiniLMv2's relation heads, 48 there). Must divide every model's KV width; 1: all channels at once.",
+    )
     layers: Literal["all", "first", "middle", "last"] | list[Annotated[int, Field(ge=0)]] = Field(
         default="all",
         description="Student layers that are supervised: all, a third of them, or [first, last] by number.",
@@ -202,6 +208,12 @@ class KVLossConfig(Section):
         le=1,
         description="Share of the steps in which only the first third of these layers is supervised.",
     )
+
+    @model_validator(mode="after")
+    def _relations_have_heads(self) -> Self:
+        if self.relation_heads > 1 and self.distance != "relation":
+            raise problem(f"{self.relation_heads} given, but distance is {self.distance}; allowed: 1", "relation_heads")
+        return self
 
     @model_validator(mode="after")
     def _layer_range(self) -> Self:

@@ -4,6 +4,10 @@ MiniLMv2 (arXiv 2012.15828, §3.1): relation = softmax(x·xᵀ / √width), here
 side by side. x·xᵀ is the same in every orthonormal basis, so permuting a teacher's heads or turning its space changes
 nothing, and its width is free.
 
+`heads`: MiniLMv2's relation heads. The channels, all heads side by side, are cut into as many equal parts in student and teachers alike
+(there 48 or 64, whatever the models' own heads), and each part has a relation of its own, compared with the same part of the other. The
+finer, the more is said and the more it hangs on each model's order of channels.
+
 With unit rms a token's logit to itself is √width, so wide spaces look at themselves only: mean self-probability 0.5 at width 32 and
 0.75 at 144 (the embedded models), 1.00 at 256 (white noise), where the term teaches nothing. `sharpness` s replaces √width by s:
 logits s·x·xᵀ/width, which mean the same at every width; 8 is what width 64 has.
@@ -37,8 +41,10 @@ def relation_terms(
     sample: Int[Tensor, " tokens"],
     layer_weight: LayerWeight | None = None,
     sharpness: float | None = None,
+    heads: int = 1,
 ) -> dict[str, Float[Tensor, ""]]:
-    """KL(Σᵢ αᵢ·relation of teacher i ‖ relation of the student) as `key` and `value`, in nats, mean over tokens and layers.
+    """KL(Σᵢ αᵢ·relation of teacher i ‖ relation of the student) as `key` and `value`, in nats, mean over tokens, heads and
+    layers. `heads` must divide every width.
 
     Inputs are centred and of unit rms per layer and kind (see `unit_rms`); teachers hold the layers mapped to the student's.
     `weights [batch, teachers]` or `[batch, teachers, layers]` sum to 1 over the teachers and get a gradient. Rows with one token give 0,
@@ -57,6 +63,7 @@ def relation_terms(
             checkpoint(  # keeps [batch, time, time] of one layer at a time
                 _divergence,
                 sharpness,
+                heads,
                 mask,
                 per_layer[..., layer],
                 rows[:, :, layer, kind],
@@ -73,21 +80,23 @@ def relation_terms(
 
 def _divergence(
     sharpness: float | None,
+    heads: int,
     mask: Bool[Tensor, "batch time"],
     weights: Float[Tensor, "batch teachers"],
     student: Float[Tensor, "batch time width"],
     *teachers: Float[Tensor, "batch time _"],
 ) -> Float[Tensor, ""]:
-    allowed = causal_pairs(mask)
-    relations = torch.stack([_log_relation(teacher, allowed, sharpness).exp() for teacher in teachers])
-    mixed = (weights.T[:, :, None, None].to(student.dtype) * relations).sum(0)
+    own, *others = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (student, *teachers))
+    allowed = causal_pairs(mask)[:, None]
+    relations = torch.stack([_log_relation(teacher, allowed, sharpness).exp() for teacher in others])
+    mixed = (weights.T[:, :, None, None, None].to(student.dtype) * relations).sum(0)
     log_mixed = mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()
-    return mean_divergence(mixed, log_mixed, _log_relation(student, allowed, sharpness), allowed, mask)
+    return mean_divergence(mixed, log_mixed, _log_relation(own, allowed, sharpness), allowed, mask)
 
 
 def _log_relation(
-    x: Float[Tensor, "batch time width"], allowed: Bool[Tensor, "batch time time"], sharpness: float | None
-) -> Float[Tensor, "batch time time"]:
+    x: Float[Tensor, "batch heads time width"], allowed: Bool[Tensor, "batch 1 time time"], sharpness: float | None
+) -> Float[Tensor, "batch heads time time"]:
     width = x.shape[-1]
     scale = (math.sqrt(width) if sharpness is None else sharpness) / width
     with torch.autocast(x.device.type, enabled=False):  # bfloat16 would round logits of 16 by 0.06
