@@ -14,7 +14,7 @@ logits s·x·xᵀ/width, which mean the same at every width; 8 is what width 64 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +24,17 @@ from torch.utils.checkpoint import checkpoint
 from mtkv.distill.packed import causal_log_softmax, causal_pairs, full_precision, mean_divergence, to_padded
 from mtkv.distill.schedule import LayerWeight, layer_shares
 from mtkv.kv.store import KEY, VALUE
+
+
+def check_heads(heads: int, widths: Mapping[str, int]) -> None:
+    """Raises ValueError where the channels of a model (name → KV width) cannot be cut into that many relation heads."""
+    common = math.gcd(*widths.values())
+    if common % heads:
+        allowed = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+        found = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise ValueError(
+            f"kv.loss.relation_heads {heads}: must divide the KV width of every model ({found}); allowed: {allowed}"
+        )
 
 
 def unit_rms(x: Float[Tensor, "tokens layers 2 width"]) -> Float[Tensor, "tokens layers 2 width"]:

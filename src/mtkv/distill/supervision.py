@@ -11,7 +11,6 @@ In: the student's KV at the supervised tokens of a batch and each teacher's KV t
 With `loss.unit: channel` the first and a fixed teacher of `side: student` are divided by the spread of each channel.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ from mtkv.align.maps import KVMap
 from mtkv.distill.attention import attention_kl
 from mtkv.distill.losses import kv_terms
 from mtkv.distill.processes import mean_square, world
-from mtkv.distill.relation import relation_terms
+from mtkv.distill.relation import check_heads, relation_terms
 from mtkv.distill.schedule import layer_range, layer_schedule
 from mtkv.fuse.combine import fuse
 from mtkv.fuse.entropy import entropy, entropy_loss
@@ -109,7 +108,8 @@ class KVSupervision(nn.Module):
         self.student_heads, teacher_heads = heads
         self.maps = nn.ModuleList(FrozenMap(kv_map) for kv_map in maps)
         self.student_layers, _, self.width = maps[0].y_mean.shape
-        self._check_relation_heads(maps)
+        widths = {name: kv_map.x_mean.shape[-1] for name, kv_map in zip(config.teachers, maps, strict=True)}
+        check_heads(config.loss.relation_heads, {"student": self.width} | widths)
         self.reads_units = config.align.trained or config.loss.distance == "relation"
         self.layers = layer_range(self.student_layers, config.loss.layers)
         self.router = build_router(config.fusion, len(maps), self.student_layers, 2 * self.width)
@@ -236,18 +236,6 @@ class KVSupervision(nn.Module):
         if any(parameter.requires_grad for parameter in self.router.parameters()):
             parts["entropy"] = scale * entropy_loss(weights, regulariser.target, regulariser.strength)
         return parts
-
-    def _check_relation_heads(self, maps: Sequence[KVMap]) -> None:
-        """Raises ValueError where the channels of the student or of a teacher cannot be cut into that many parts."""
-        count, names = self.config.loss.relation_heads, self.config.teachers
-        widths = {"student": self.width} | {n: m.x_mean.shape[-1] for n, m in zip(names, maps, strict=True)}
-        common = math.gcd(*widths.values())
-        if common % count:
-            allowed = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
-            raise ValueError(
-                f"kv.loss.relation_heads {count}: must divide the KV width of every model "
-                f"({', '.join(f'{name} {width}' for name, width in widths.items())}); allowed: {allowed}"
-            )
 
     def _adapter(self, kv_map: KVMap, teacher_heads: int) -> nn.Module:
         align = self.config.align
