@@ -37,6 +37,12 @@ def lines_of(config: Any) -> list[str]:
 
 # One edit of the default study → exactly one line, which starts with the path and holds the fragments.
 SINGLE = {
+    "weights trained in float16": (
+        "student.dtype",
+        "float16",
+        "student.dtype",
+        ["'float16'", "'sft' trains all weights", "bfloat16", "training.lora"],
+    ),
     "unknown top key": ("armes", {}, "armes", ["unknown key", "did you mean 'arms'?"]),
     "unknown key in section": ("data.train_row", 1, "data.train_row", ["unknown key", "did you mean 'train_rows'?"]),
     "unknown key in arm": ("arms.sft.trainning", {}, "arms.sft.trainning", ["did you mean 'training'?"]),

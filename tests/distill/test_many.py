@@ -135,6 +135,22 @@ def test_bfloat16_is_the_same_autocast_under_fsdp_and_ddp(study, words, tmp_path
     assert all(weight.dtype == torch.float32 for weight in fsdp[0].values())
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_trained_weights_are_float32_and_saved_as_the_student_is(study, words, tmp_path, monkeypatch, strategy):
+    began = ResumableTrainer.begin
+
+    def write_formats(self):
+        formats = {str(parameter.dtype) for parameter in self.model_wrapped.parameters()}
+        (tmp_path / f"formats-{os.environ['RANK']}").write_text(" ".join(formats))
+        began(self)
+
+    monkeypatch.setattr(ResumableTrainer, "begin", write_formats)
+    monkeypatch.setitem(study.models, "student", study.models["student"].model_copy(update={"dtype": "bfloat16"}))
+    saved, *_ = train(study, tmp_path / "out", "kv", strategy, 2, steps=1, dtype="bfloat16")
+    assert [path.read_text() for path in tmp_path.glob("formats-*")] == ["torch.float32"] * 2
+    assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
+
+
 def forget_checkpoints(folder):
     """The same run once more, from the start."""
     for path in sorted((folder / "checkpoints").rglob("*"), reverse=True):

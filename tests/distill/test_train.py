@@ -3,10 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_study import STEPS, TinyStudy, kv, same, weights
+import torch
+from safetensors.torch import load_file
+from tiny_study import STEPS, TRAINING, TinyStudy, kv, same, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mtkv.config.arms import LoraConfig
 from mtkv.config.kv import AlignConfig
+from mtkv.distill.train import trainable_student
 from mtkv.kv.store import KVStore
 
 
@@ -115,3 +119,41 @@ def test_every_control_trains(study):
     for control in ("shuffle_items", "shuffle_time", "gaussian"):
         _, facts = study.train(control, kv(control=control))
         assert facts["steps"] == STEPS
+
+
+def test_a_bfloat16_student_is_trained_as_a_float32_one_and_saved_in_bfloat16(study, monkeypatch):
+    """At learning rate 2e-5 a step is far below bfloat16's spacing: what was trained must be that of float32, rounded once, at the end."""
+    model = AutoModelForCausalLM.from_pretrained(study.models["student"].name, dtype="bfloat16")
+    folder = study.folder / "rounded"
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(study.models["student"].name).save_pretrained(folder)
+    training = TRAINING.model_copy(update={"learning_rate": 2e-5, "steps": 20})
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        student = study.models["student"].model_copy(update={"name": str(folder), "dtype": dtype})
+        monkeypatch.setitem(study.models, "student", student)
+        found[dtype] = weights(study.train(f"in-{dtype}", training=training)[0])
+    before = load_file(folder / "model.safetensors")
+    for name, trained in found["float32"].items():
+        assert trained.dtype == torch.float32
+        assert found["bfloat16"][name].dtype == torch.bfloat16, name
+        assert torch.equal(found["bfloat16"][name], trained.bfloat16()), name
+        moved = (trained != before[name].float()).float().mean()
+        assert moved > (0.1 if "embed" in name else 0.9), name  # embeddings of absent tokens stand still
+
+
+def test_bfloat16_is_autocast_over_float32_weights_in_one_process_too(study):
+    training = TRAINING.model_copy(update={"dtype": "bfloat16"})
+    exact, half = (weights(study.train(name, training=t)[0]) for name, t in (("exact", TRAINING), ("half", training)))
+    assert not same(exact, half)
+    distance = {name: (half[name] - exact[name]).abs().max() for name in exact}
+    assert all(weight.dtype == torch.float32 for weight in half.values())
+    assert max(distance.values()) < 2 * STEPS * TRAINING.learning_rate  # a step of AdamW is the rate at most
+
+
+def test_adapters_leave_the_frozen_weights_in_their_own_format(study):
+    config = study.models["student"].model_copy(update={"dtype": "bfloat16"})
+    training = TRAINING.model_copy(update={"lora": LoraConfig(rank=2)})
+    formats = {p.requires_grad: p.dtype for p in trainable_student(config, training, quantized=False).parameters()}
+    assert formats == {True: torch.float32, False: torch.bfloat16}
+    assert {p.dtype for p in trainable_student(config, TRAINING, quantized=False).parameters()} == {torch.float32}

@@ -129,17 +129,31 @@ def test_memory_by_the_name_of_a_type(name, size):
 
 
 def test_training_memory_is_the_stated_sum(clinic):
-    """By hand: the pocket student's parameters by torch, 4 copies of 4 bytes, and the activations of the formula."""
+    """By hand: what torch holds after a step of the pocket student in float32, and the activations of the formula."""
+    import torch
+
     from mtkv.models.load import load_model
 
     study = clinic.patient().study
     model = load_model(study.student)
+    optimizer = torch.optim.AdamW(model.parameters())
     parameters = sum(weight.numel() for weight in model.parameters())
     width, layers, words = model.config.hidden_size, model.config.num_hidden_layers, model.config.vocab_size
     arm = study.arms["sft"]
     tokens = arm.training.batch_size * arm.training.max_length
-    by_hand = 16 * parameters + 2 * 34 * tokens * width * layers + 8 * tokens * words
+    sum(weight.sum() for weight in model.parameters()).backward()
+    optimizer.step()
+    moments = [x for state in optimizer.state.values() for x in state.values() if x.ndim]
+    held = [*model.parameters(), *(weight.grad for weight in model.parameters()), *moments]
+    state = sum(x.nbytes for x in held)
+    by_hand = state + 2 * 34 * tokens * width * layers + 8 * tokens * words
     assert training_gb(study.student, arm, study.resources.train, []) == pytest.approx(by_hand / 1e9)
+    # Saved in bfloat16 it is trained in float32 all the same; autocast makes one copy in bfloat16.
+    saved_in_half = study.student.model_copy(update={"dtype": "bfloat16"})
+    assert training_gb(saved_in_half, arm, study.resources.train, []) == pytest.approx(by_hand / 1e9)
+    in_half = arm.model_copy(update={"training": arm.training.model_copy(update={"dtype": "bfloat16"})})
+    by_hand = state + 2 * parameters + 34 * tokens * width * layers + 8 * tokens * words
+    assert training_gb(saved_in_half, in_half, study.resources.train, []) == pytest.approx(by_hand / 1e9)
 
 
 def test_memory_falls_with_adapters_checkpointing_and_more_gpus(clinic):

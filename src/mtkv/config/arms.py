@@ -59,7 +59,10 @@ class TrainingConfig(Section):
     logging_steps: int = Field(default=10, ge=1, description="Steps between entries of the training log.")
     eval_steps: int = Field(default=100, ge=1, description="Steps between validation losses.")
     eval_rows: int = Field(default=128, ge=1, description="Validation rows used for validation losses.")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Number format of the computation.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Number format of the computation; trained weights are float32 in either (bfloat16 by autocast).",
+    )
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations backwards, to save memory.")
     lora: LoraConfig | None = Field(
         default=None, description="Train adapters of low rank only; null: all weights. Needs the extra mtkv[lora]."

@@ -41,7 +41,9 @@ class ModelConfig(Section):
         default=None, min_length=1, description="GGUF file inside the folder `name`; null when `name` is the file."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="Number format of the weights."
+        default="float32",
+        description="Number format of the weights. A student's that are trained are float32 while they are, and saved in this format; "
+        "float16 is for models that are not trained, or by adapters only.",
     )
     trust_remote_code: bool = Field(default=False, description="Whether Python code shipped with the model may run.")
     prompt: Literal["plain", "chat"] = Field(

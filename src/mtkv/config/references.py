@@ -27,6 +27,7 @@ def reference_problems(study: "Study", arms: Iterable[str], teachers: Iterable[s
         *_dataset_problems(study),
         *_model_problems(study),
         *_arm_problems(study, teachers),
+        *_dtype_problems(study),
         *_style_problems(study),
         *_stream_problems(study),
         *_comparison_problems(study, arms),
@@ -104,6 +105,15 @@ def _arm_problems(study: "Study", teachers: list[str]) -> Iterator[Problem]:
         for index, teacher in enumerate(arm.kv.teachers if arm.kv else []):
             if teacher not in teachers:
                 yield Problem(("arms", name, "kv", "teachers", index), unknown(teacher, "a teacher id", teachers))
+
+
+def _dtype_problems(study: "Study") -> Iterator[Problem]:
+    """float16 has five bits of exponent: what training makes of weights may not fit (largest 65,504)."""
+    whole = [name for name, arm in study.arms.items() if arm.training and not arm.training.lora]
+    if study.student.dtype == "float16" and whole:
+        allowed = "bfloat16 or float32 (weights are trained in float32 and saved in this), or training.lora"
+        message = f"'float16' given, but arm {whole[0]!r} trains all weights; allowed: {allowed}"
+        yield Problem(("student", "dtype"), message)
 
 
 def _style_problems(study: "Study") -> Iterator[Problem]:

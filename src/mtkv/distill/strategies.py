@@ -1,7 +1,8 @@
 """How a model lies on several GPUs, by name: a YAML file each, with arguments of transformers' TrainingArguments.
 
 They reach accelerate through the Trainer. What a preset must not do is change a result: the batch, the loss and its precision are the
-study's, so neither a preset nor the number of processes is in them.
+study's, so neither a preset nor the number of processes is in them. Trained weights are float32 under each; bfloat16 is autocast of the
+forward, never a strategy's own mixed precision, which would round weights, teachers' KV and router before they are used.
 """
 
 import importlib.util
@@ -75,8 +76,8 @@ def join_processes(strategy: str) -> None:
     PartialState(cpu=on_cpu())
 
 
-def spread_arguments(strategy: str, batch_size: int, dtype: str, **plain: Any) -> TrainingArguments:
-    """The Trainer's arguments `plain` for this strategy; `batch_size` rows over all processes, computed with in `dtype`.
+def spread_arguments(strategy: str, batch_size: int, **plain: Any) -> TrainingArguments:
+    """The Trainer's arguments `plain` for this strategy; `batch_size` rows over all processes.
 
     Raises ValueError when the processes cannot share the rows evenly.
     """
@@ -90,7 +91,6 @@ def spread_arguments(strategy: str, batch_size: int, dtype: str, **plain: Any) -
         **preset(strategy),
         per_device_train_batch_size=batch_size // world(),
         per_device_eval_batch_size=batch_size // world(),
-        bf16=dtype == "bfloat16" and not own_autocast(strategy),
         use_cpu=world() > 1 and on_cpu(),
     )
     if strategy == "fsdp2" and arguments.device.type == "cpu":
@@ -100,7 +100,7 @@ def spread_arguments(strategy: str, batch_size: int, dtype: str, **plain: Any) -
 
 
 def take_over(trainer: Trainer, strategy: str, dtype: str) -> None:
-    """Before the training: random numbers of this process's own, and `own_autocast` in place.
+    """Before the training: random numbers of this process's own, and the forward computed in `dtype`.
 
     Raises RuntimeError when the Trainer did not understand the preset, where accelerate would use DDP without a word; ValueError for an arm
     that the strategy cannot train.
@@ -119,14 +119,6 @@ def take_over(trainer: Trainer, strategy: str, dtype: str) -> None:
         )
     if world() > 1:
         torch.manual_seed(torch.initial_seed() + rank())  # else dropout and noise would be the same in every process
-    if own_autocast(strategy) and dtype == "bfloat16":
+    if dtype == "bfloat16":
         kind = next(model.parameters()).device.type
         model.forward = convert_outputs_to_fp32(torch.autocast(kind, torch.bfloat16)(model.forward))
-
-
-def own_autocast(strategy: str) -> bool:
-    """Whether bfloat16 is by autocast of the forward, as DDP has it, in place of the strategy's own mixed precision.
-
-    FSDP's would round weights, teachers' KV and router before they are used, and the numbers would depend on the strategy.
-    """
-    return strategy == "fsdp2"

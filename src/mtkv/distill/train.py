@@ -31,7 +31,7 @@ from mtkv.distill.streamed import StreamedRows, check_streamable
 from mtkv.distill.supervision import KVSupervision
 from mtkv.distill.trainer import GROUPED, DistillationTrainer, training_log
 from mtkv.distill.whole import whole
-from mtkv.models.load import load_model, load_tokenizer, model_kv_heads
+from mtkv.models.load import DTYPES, load_model, load_tokenizer, model_kv_heads
 from mtkv.models.lora import add_lora, merge_lora
 from mtkv.provenance.files import atomic_path, write_parquet
 
@@ -125,8 +125,10 @@ def train_arm(
     apart = quantized or splits_weights(strategy)
     trained = whole(trainer, apart, lambda: untrained(student, training, latent))
     if trained is not None:
+        text_model = trained.student.model if latent else trained.student
         if training.lora:
-            merge_lora(trained.student.model if latent else trained.student)
+            merge_lora(text_model)
+        text_model.to(DTYPES[student.dtype])
         save_student(trained, tokenizer, model_folder)
         write_parquet(log_path, training_log(trainer.state.log_history))
         write_parquet(routing_path, routing)
@@ -164,7 +166,11 @@ def untrained(
 
 
 def trainable_student(config: "ModelConfig", training: "TrainingConfig", quantized: bool) -> PreTrainedModel:
-    """The raw student as it is trained, with `quantized` its frozen weights in four bits. ValueError for a model that generates nothing."""
+    """The raw student as it is trained: what is trained in float32, weights frozen under adapters in the config's dtype, with `quantized`
+    in four bits. A step of AdamW at learning rate 2e-5 is far below bfloat16's spacing of weights (2⁻⁸ of each), so most would never move.
+
+    Raises ValueError for a model that generates nothing.
+    """
     model = load_model(config, quantized=quantized)
     if model.get_output_embeddings() is None:
         raise ValueError(
@@ -173,6 +179,8 @@ def trainable_student(config: "ModelConfig", training: "TrainingConfig", quantiz
     model.train()
     if training.lora:
         add_lora(model, training.lora)
+    else:
+        model.float()
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
@@ -185,7 +193,6 @@ def training_arguments(
     return spread_arguments(
         strategy,
         training.batch_size,
-        training.dtype,
         output_dir=scratch,
         max_steps=training.steps or -1,
         num_train_epochs=training.epochs or 1,

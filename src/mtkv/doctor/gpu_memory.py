@@ -1,8 +1,9 @@
 """GPU memory against the study's models, by a stated formula: N parameters of b bytes, B rows of T tokens, L layers of width h, V words.
 
-training     4·b·N (weights, gradients, AdamW's two moments in the weights' format), with adapters b·N; over n GPUs divided by n (fsdp2,
-             zero3) or all but the weights (zero2); and activations 34·B·T·h·L (Korthikanti et al., 2022, arXiv 2205.05198, eq. 2 without
-             attention scores; with checkpointing 2·B·T·h·L + 34·B·T·h), and 8·B·T·V of logits. With teachers that read along, their b·N.
+training     16·N (weights, gradients, AdamW's two moments, all float32 whatever format they are saved in), with adapters b·N; over n GPUs
+             divided by n (fsdp2, zero3) or all but the weights (zero2); in bfloat16 2·N on each GPU where the weights are float32 (the
+             copies of autocast); and activations 34·B·T·h·L (Korthikanti et al., 2022, arXiv 2205.05198, eq. 2 without attention
+             scores; with checkpointing 2·B·T·h·L + 34·B·T·h), and 8·B·T·V of logits. With teachers that read along, their b·N.
 teacher, predictions   b·N and 1 GB; the batch is fitted to the rest by the stages themselves.
 """
 
@@ -119,7 +120,7 @@ def training_gb(
     training, shape = arm.training, shape_of(config)
     if training is None or shape is None or any(shape_of(teacher) is None for teacher in teachers):
         return None
-    size, processes = BYTES[config.dtype], asked.workers
+    size, processes = BYTES[config.dtype] if training.lora else BYTES["float32"], asked.workers
     weights, rest = shape.parameters * size, 0.0 if training.lora else 3 * shape.parameters * size
     shared = {"fsdp2": (processes, processes), "zero3": (processes, processes), "zero2": (1, processes)}.get(
         asked.strategy, (1, 1)
@@ -127,9 +128,10 @@ def training_gb(
     tokens = max(1, training.batch_size // processes) * training.max_length
     layers = 2 * shape.layers + 34 if training.gradient_checkpointing else 34 * shape.layers
     wide = 2 if training.dtype == "float32" else 1  # the formula is for 16 bit
+    copies = 2 * shape.parameters if training.dtype == "bfloat16" and size == BYTES["float32"] else 0
     activations = wide * tokens * shape.hidden * layers + 8 * tokens * shape.vocabulary
     readers = sum(found.parameters * BYTES[teacher.dtype] for teacher in teachers if (found := shape_of(teacher)))
-    return float(weights / shared[0] + rest / shared[1] + activations + readers) / 1e9
+    return float(weights / shared[0] + rest / shared[1] + copies + activations + readers) / 1e9
 
 
 def shape_of(config: "ModelConfig") -> Shape | None:

@@ -52,7 +52,7 @@ def cuda(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"{kinds}: bfloat16 is emulated and slow",
-            "set dtype: float16 or float32 for models and training",
+            "set dtype: float32 for the student and its training, float16 or float32 for teachers",
         )
     asked = max(getattr(patient.study.resources, stage).gpu for stage in STAGES)
     if not patient.profile.remote and asked > len(found):
