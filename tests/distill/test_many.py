@@ -111,12 +111,13 @@ def alone(study, tmp_path_factory):
     [
         ("ddp", 2, "sft", "train", {"gradient_accumulation": 3, "gradient_checkpointing": True}),
         ("ddp", 4, "sft", "odd", {"steps": None, "epochs": 1}),
-        ("ddp", 2, "kv", "train", {"gradient_checkpointing": True}),
+        ("ddp", 2, "kv", "train", {"gradient_checkpointing": True, "gradient_accumulation": 3}),
         ("ddp", 4, "kv", "odd", {"steps": None, "epochs": 1}),
-        ("ddp", 2, "injected", "train", {}),
+        ("ddp", 2, "injected", "train", {"gradient_accumulation": 2}),
+        ("ddp", 4, "injected", "odd", {"steps": None, "epochs": 1}),
         ("ddp", 2, "relation", "odd", {"steps": 6}),
         ("fsdp2", 2, "sft", "train", {"gradient_accumulation": 3, "gradient_checkpointing": True}),
-        ("fsdp2", 4, "kv", "odd", {"steps": None, "epochs": 1}),
+        ("fsdp2", 4, "kv", "odd", {"steps": None, "epochs": 1, "gradient_accumulation": 2}),
         ("fsdp2", 2, "kv", "train", {"lora": {"rank": 4}}),
     ],
 )

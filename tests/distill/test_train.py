@@ -157,3 +157,18 @@ def test_adapters_leave_the_frozen_weights_in_their_own_format(study):
     formats = {p.requires_grad: p.dtype for p in trainable_student(config, training, quantized=False).parameters()}
     assert formats == {True: torch.float32, False: torch.bfloat16}
     assert {p.dtype for p in trainable_student(config, TRAINING, quantized=False).parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "loss", "message"),
+    [
+        ({"learning_rate": 1e30, "warmup_ratio": 0.0}, None, "step 2: loss term ce is nan"),
+        ({"ce_weight": 3e37}, None, "step 1: gradient norm is inf, of ce 5"),
+        ({}, {"lambda_v": 1e39}, "validation after step 0: loss term value is inf"),
+    ],
+)
+def test_a_training_that_diverges_stops_and_says_where(study, changes, loss, message):
+    training = TRAINING.model_copy(update=changes)
+    with pytest.raises(FloatingPointError, match=message):
+        study.train("diverged", kv(loss=loss) if loss else None, training=training)
+    assert not (study.folder / "arms/diverged").exists()

@@ -253,3 +253,11 @@ def test_memory_is_asked_for_rows_with_their_slots(student, tokenizer, monkeypat
     scored(LatentEvaluationModel(one, tokenizer, 3))
     longest = max(len(tokenizer(text + choice)["input_ids"]) for text in QUESTIONS for choice in CHOICES)
     assert lengths == [longest + one.slots]
+
+
+@pytest.mark.parametrize("which", ["llama", "no markers", "windows"])  # the last by lm-eval's own loop
+def test_a_student_of_nan_says_nothing(student, tokenizer, which):
+    model = LatentEvaluationModel(student(which), tokenizer, 2)
+    model.model.get_output_embeddings().weight.data.fill_(float("nan"))
+    with pytest.raises(UnanswerableError, match="logits are not finite"):
+        asked(model)

@@ -262,3 +262,35 @@ def test_infinite_loglikelihoods_are_a_failure(tmp_path, data_folder, model_fold
     outputs = {"pocket_ceval": tmp_path / "out.parquet"}
     predict(model_folders["llama"], ["pocket_ceval"], data_folder, study_tools.config(), outputs, load=load)
     assert "not finite" in read_predictions(outputs["pocket_ceval"])[1]
+
+
+@pytest.mark.parametrize("beams", [1, 2])  # 2: by lm-eval's own loop
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_model_of_nan_says_nothing(tmp_path, data_folder, model_folders, study_tools, beams, broken):
+    def load(folder):
+        model, tokenizer = loaded(folder)
+        model.get_output_embeddings().weight.data[3] = broken
+        model.generation_config.num_beams = beams
+        return model, tokenizer
+
+    outputs = {"pocket_gsm8k": tmp_path / "out.parquet"}
+    facts = predict(model_folders["llama"], ["pocket_gsm8k"], data_folder, study_tools.config(), outputs, load=load)
+    rows, reason = read_predictions(outputs["pocket_gsm8k"])
+    assert rows.empty
+    assert "logits are not finite" in reason
+    assert facts["failed"]["pocket_gsm8k"] == reason
+
+
+def test_a_token_that_a_model_never_says_is_no_failure(tmp_path, data_folder, model_folders, study_tools):
+    """Some models put −∞ on tokens of their padded vocabulary."""
+
+    def load(folder):
+        model, tokenizer = loaded(folder)
+        head, never = model.get_output_embeddings(), torch.zeros(len(tokenizer))
+        never[3] = float("-inf")
+        head.register_forward_hook(lambda module, inputs, logits: logits + never)
+        return model, tokenizer
+
+    outputs = {"pocket_gsm8k": tmp_path / "out.parquet"}
+    predict(model_folders["llama"], ["pocket_gsm8k"], data_folder, study_tools.config(), outputs, load=load)
+    assert read_predictions(outputs["pocket_gsm8k"])[1] is None

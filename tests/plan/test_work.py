@@ -100,7 +100,7 @@ def test_a_training_by_hand():
 
 
 def test_teachers_that_read_along_and_adapters_by_hand():
-    kv = {"fusion": {"objective": "kv"}, "teachers": ["gpt2"]}
+    kv = {"fusion": {"objective": "kv"}, "teachers": ["gpt2"], "align": {}}
     arm = ARM | {"kv": kv, "teachers": [GPT2], "tier": "online"}
     seen = (150 * 64 + 4 * 128) * 40
     plain = work_of("train", planned().params, AMOUNTS, ()).flops
@@ -109,6 +109,19 @@ def test_teachers_that_read_along_and_adapters_by_hand():
     assert stored == plain
     adapters = ARM | {"training": ARM["training"] | {"lora": {"rank": 4}}}
     assert work_of("train", planned(arm=adapters).params, AMOUNTS, ()).flops == plain - 2 * SIZE.parameters * 150 * 64 * 40  # fmt: skip
+
+
+def test_a_step_of_several_passes_is_measured_first_where_a_term_needs_it():
+    def flops(accumulation, **align):
+        kv = {"fusion": {"objective": "kv"}, "teachers": ["gpt2"], "align": align}
+        training = ARM["training"] | {"batch_size": 64 // accumulation, "gradient_accumulation": accumulation}
+        return work_of("train", planned(arm=ARM | {"kv": kv, "training": training}).params, AMOUNTS, ()).flops
+
+    looked = 2 * SIZE.parameters * 150 * 64 * 40
+    assert flops(4) == flops(4, map="linear", side="student") == flops(1)
+    for align in ({"map": "linear", "side": "teacher"}, {"map": "z_space"}):
+        assert flops(1, **align) == flops(1)
+        assert flops(4, **align) == flops(1) + looked
 
 
 @pytest.mark.parametrize(
@@ -223,7 +236,7 @@ def test_other_amounts_are_scaled_by_the_work():
 
 
 def test_the_sample_with_as_many_teachers_is_preferred():
-    kv = {"fusion": {"objective": "kv"}, "teachers": ["gpt2"]}
+    kv = {"fusion": {"objective": "kv"}, "teachers": ["gpt2"], "align": {}}
     with_kv = planned(arm=ARM | {"kv": kv, "teachers": [GPT2]}).params
     other = planned(arm=ARM | {"kv": kv | {"teachers": ["qwen2"]}, "teachers": [GPT2]})
     far = [sample(planned(), 20.0) for _ in range(2)]

@@ -62,6 +62,11 @@ class AlignConfig(Section):
         return self.map in TRAINED_MAPS
 
     @property
+    def measured(self) -> bool:
+        """Whether the loss measures the spread of the map's output, which changes with every step, on the step's own rows."""
+        return self.trained and (self.side == "teacher" or self.map == "z_space")
+
+    @property
     def slug(self) -> str:
         """Readable and unique name for files that depend on these settings, for instance `ratio-ridge-1a2b3c`."""
         return f"{self.layers}-{self.map}-{digest_of(self)[:6]}"

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtkv.distill.pooled import mean_of_step
+
 Hidden = Float[Tensor, "batch time hidden"]
 SMALLEST_SPREAD = 1e-6
 
@@ -24,14 +26,24 @@ def states_at(hidden: Sequence[Hidden], position: Int[Tensor, " batch"]) -> list
 def codi_loss(
     student: Sequence[Float[Tensor, "batch hidden"]], teacher: Sequence[Float[Tensor, "batch hidden"]]
 ) -> Float[Tensor, ""]:
-    """smooth_l1(a, b) / std(b) of each layer, mean over elements and layers; std over batch and hidden, unbiased, of the teacher b,
-    which gets no gradient.
+    """smooth_l1(a, b) / std(b) of each layer, mean over elements and layers; std over the step's rows and hidden, unbiased, of the
+    teacher b, which gets no gradient.
 
     As CODI's code (zhenyi4/codi, `distill_loss_div_std`) and PCCoT's (whyNLP/PCCoT) have it, so that a weight means the same. Of the
     layers those of PCCoT: CODI also counts the embeddings, which are equal in both passes but for learned positions.
     """
     found = []
-    for own, other in zip(student, teacher, strict=True):
-        target = other.detach().float()
-        found.append(F.smooth_l1_loss(own.float(), target) / target.std().clamp_min(SMALLEST_SPREAD))
+    for own, other, spread in zip(student, teacher, spreads(teacher), strict=True):
+        found.append(F.smooth_l1_loss(own.float(), other.detach().float()) / spread)
     return torch.stack(found).mean()
+
+
+def spreads(states: Sequence[Float[Tensor, "batch hidden"]]) -> list[Float[Tensor, ""]]:
+    """Unbiased standard deviation of each layer over all rows of the step."""
+    found = []
+    for layer, x in enumerate(states):
+        mean, count = mean_of_step(f"codi {layer}", x.double(), (0, 1))
+        square, _ = mean_of_step(f"codi {layer}, squared", x.double().square(), (0, 1))
+        variance = (square - mean.square()) * count / (count - 1)
+        found.append(variance.clamp_min(SMALLEST_SPREAD**2).sqrt().float())
+    return found

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.distill.logits import kd_loss
-from mtkv.distill.share import amounts, of_whole_batch
+from mtkv.distill.share import summed
 from mtkv.distill.supervision import KVSupervision
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv_at
@@ -59,6 +59,11 @@ class Distiller(nn.Module):
             *([] if supervision is None else ["KVSupervision"]),
         ]
 
+    @property
+    def pools(self) -> bool:
+        """Whether a loss term measures the rows it sees (see `mtkv.distill.pooled`)."""
+        return self.supervision is not None and self.supervision.pools
+
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write student and tokenizer into a folder."""
         self.student.save_pretrained(folder)
@@ -79,7 +84,7 @@ class Distiller(nn.Module):
         Rows are padded on the right. `attention_mask` only counts tokens: causal attention does not need it.
         """
         if self.supervision is None or kv_sample is None or kv_position is None or teacher_kv is None:
-            return summed(of_whole_batch(self._text_terms(input_ids, labels), amounts(labels, None)))
+            return summed(self._text_terms(input_ids, labels))
         wants_queries = self.supervision.config.loss.gamma > 0
         with KVCapture(self.student, queries=wants_queries) as capture:
             terms = self._text_terms(input_ids, labels)
@@ -102,7 +107,7 @@ class Distiller(nn.Module):
             terms["part.route_ce"] = terms["route_ce"] = self._injected_ce(
                 input_ids, labels, fused, kv_sample, kv_position
             )
-        return summed(of_whole_batch(terms, amounts(labels, kv_sample)))
+        return summed(terms)
 
     def _text_terms(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         logits, following = target_logits(self.student, input_ids, labels)
@@ -135,9 +140,3 @@ class _TargetLoss(nn.Module):
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         return target_loss(self.model, input_ids, labels)
-
-
-def summed(terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The terms and their `loss`, the sum of what each adds (`part.*`)."""
-    parts = [value for name, value in terms.items() if name.startswith("part.")]
-    return {"loss": torch.stack(parts).sum()} | terms

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from mtkv.distill.codi import codi_loss, states_at
-from mtkv.distill.distiller import summed
+from mtkv.distill.codi import codi_loss, spreads, states_at
 from mtkv.distill.own_kv import OwnReading, measure
+from mtkv.distill.pooled import looking
+from mtkv.distill.share import summed
 from mtkv.distill.supervision import KVSupervision
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv_at
@@ -54,6 +55,12 @@ class LatentDistiller(nn.Module):
         super().__init__()
         self.student, self.ce_weight, self.settings, self.supervision = student, ce_weight, settings, supervision
 
+    @property
+    def pools(self) -> bool:
+        """Whether a loss term measures the rows it sees (see `mtkv.distill.pooled`)."""
+        supervision = self.supervision
+        return self.settings.codi_weight > 0 or bool(supervision and (supervision.config.own or supervision.pools))
+
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the student, its latents and its tokenizer into a folder."""
         self.student.save(folder, tokenizer)
@@ -81,6 +88,13 @@ class LatentDistiller(nn.Module):
         if reading and not reading.done:  # another row's chain
             with torch.no_grad(), reading:
                 self.student.model.base_model(input_ids=own["input_ids"], use_cache=False)
+        if self.supervision and reading and kv_sample is not None:
+            teacher_kv = [reading.at(kv_sample, own["ordinal"], own["count"], own["seed"])]
+            measure(self.supervision.frozen[0], teacher_kv[0])
+        if looking() and not (self.supervision and self.supervision.pools):  # all that is measured is in the chain
+            if self.settings.codi_weight > 0 and chain and chain.states:
+                spreads(chain.states)
+            return terms
         embeds, first = None, torch.zeros_like(latent_start)
         if questions is None:
             embeds = self.student.embed(input_ids, latent_start)
@@ -97,8 +111,6 @@ class LatentDistiller(nn.Module):
             terms["codi"] = codi_loss(answer.states, chain.states)
             terms["part.codi"] = self.settings.codi_weight * terms["codi"]
         if captured is not None:
-            if reading and kv_sample is not None:
-                teacher_kv = [reading.at(kv_sample, own["ordinal"], own["count"], own["seed"])]
             terms |= self._kv_terms(captured, kv_sample, kv_position, teacher_kv, embeds, labels, context)
         return summed(terms)
 
@@ -161,8 +173,6 @@ class LatentDistiller(nn.Module):
         context: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         assert self.supervision is not None
-        if self.supervision.config.own:
-            measure(self.supervision.frozen[0], teacher_kv[0])
         student_kv, queries, scaling = captured
         terms = self.supervision(student_kv, sample, teacher_kv, len(labels), queries, scaling, **context)
         fused = terms.pop("fused")

@@ -1,6 +1,6 @@
 """The student as its own teacher (KaVa): its KV of the chain, selected by its own attention and keys, in a pass that reads the chain.
 
-It changes with every step, so its mean and spread are those of the batch, where another teacher's come from calibration rows.
+It changes with every step, so its mean and spread are those of the step's rows, where another teacher's come from calibration rows.
 """
 
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mtkv.align.maps import KVMap
+from mtkv.distill.pooled import mean_of_step
 from mtkv.distill.slots import gather_slots, select_slots
 from mtkv.distill.supervision import FrozenMap
 from mtkv.kv.capture import KVCapture
@@ -97,11 +98,13 @@ def own_map(layers: int, width: int) -> KVMap:
 
 @torch.no_grad()
 def measure(own: FrozenMap, kv: Float[Tensor, "tokens layers 2 width"]) -> None:
-    """Set the map's means (per channel) and spreads (per layer and kind) to those of a batch of two tokens or more."""
-    if len(kv) < 2:
+    """Set the map's means (per channel) and spreads (per layer and kind) to those of the step's tokens, of which there are two or more."""
+    exact = kv.double()
+    mean, count = mean_of_step("own", exact, (0,))
+    squares, _ = mean_of_step("own, squared", exact.square(), (0,))
+    if count < 2:
         return
-    mean = kv.mean(0)
-    channel = (kv - mean).square().mean(0).sqrt()
+    channel = (squares - mean.square()).clamp_min(0).sqrt()
     spread = channel.square().mean(-1).sqrt().clamp_min(SMALLEST_SPREAD)
     for name, value in {"x_mean": mean, "y_mean": mean}.items():
         getattr(own, name).copy_(value)

@@ -34,14 +34,3 @@ def means(values: Mapping[str, float], device: torch.device) -> dict[str, float]
     names = sorted(values)
     averaged = total(torch.tensor([values[name] for name in names], dtype=torch.float64, device=device)) / world()
     return dict(zip(names, averaged.tolist(), strict=True))
-
-
-def mean_square(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Mean of x² over `dims`, the first among them counted over all processes; no gradient. Collective."""
-    squares = x.detach().square()
-    if world() == 1:
-        return squares.mean(dims)
-    sums = squares.sum(dims)
-    elements = sums.new_tensor([squares.numel() / sums.numel()])
-    together = total(torch.cat([sums.flatten(), elements]))
-    return (together[:-1] / together[-1].clamp_min(1)).view(sums.shape)

@@ -1,7 +1,8 @@
-"""One batch spread over processes: each gets a share of the rows, and the means stay those of the whole batch.
+"""One optimiser step spread over processes and over the forward passes that it accumulates: the means stay those of all its rows.
 
-With n tokens here, N in the whole batch and P processes, the mean here times n·P/N, averaged over the processes as gradients are, is the
-mean over all N tokens. So the loss curve does not depend on the number of processes, whatever the rows' lengths.
+With n tokens in a part, N in the whole step and P parts (processes times forward passes), the mean in the part times n·P/N, averaged over
+the parts as gradients are, is the mean over all N tokens. So neither the loss curve nor the weights depend on how the rows of a step
+are cut, whatever their lengths: 8 rows as 8 × 1, 4 × 2, 2 × 4 or 1 × 8 (rows × passes) are one and the same step.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +17,11 @@ from torch.utils.data import BatchSampler, DataLoader
 from mtkv.distill.processes import rank, total, world
 from mtkv.models.crossentropy import IGNORED_LABEL
 
-# term of the loss → what it is a mean over: target tokens, supervised tokens, or rows
+# term of the loss → what it is a mean over: target tokens (of the rows with their chain), supervised tokens, or rows
 MEAN_OVER = {
     "ce": "targets",
+    "chain_ce": "chain_targets",
+    "codi": "rows",
     "kd": "targets",
     "route_ce": "targets",
     "key": "tokens",
@@ -27,6 +30,7 @@ MEAN_OVER = {
     "attention": "tokens",
     "entropy": "rows",
 }
+KINDS = sorted(set(MEAN_OVER.values()))
 PART = "part."
 
 
@@ -68,28 +72,40 @@ def rows_in(labels: Tensor) -> int:
     return int((labels != IGNORED_LABEL).any(1).sum())
 
 
-def amounts(labels: Tensor, supervised: Tensor | None) -> dict[str, int]:
-    """How much of each kind this process's batch holds; the first token of a row is never predicted."""
-    targets = int((labels[:, 1:] != IGNORED_LABEL).sum())
-    return {"targets": targets, "rows": rows_in(labels), "tokens": 0 if supervised is None else len(supervised)}
+def amounts(batch: Mapping[str, Any]) -> dict[str, int]:
+    """How much of each of `KINDS` a part holds; the first token of a row is never predicted."""
+    held = {"rows": rows_in(batch["labels"]), "tokens": len(batch.get("kv_sample", ()))}
+    for kind, labels in (("targets", "labels"), ("chain_targets", "text_labels")):
+        held[kind] = int((batch[labels][:, 1:] != IGNORED_LABEL).sum()) if labels in batch else 0
+    return held
 
 
-def of_whole_batch(terms: Mapping[str, Tensor], here: Mapping[str, int]) -> dict[str, Tensor]:
-    """Terms of this process's share, weighted so that their mean over the processes is that over the whole batch; others as they are.
+def per_part(batches: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, float]:
+    """Mean amounts of the parts of one step: the `batches` of this process and as many of each other. Collective."""
+    held = [amounts(batch) for batch in batches]
+    sums = torch.tensor([sum(part[kind] for part in held) for kind in KINDS], dtype=torch.float64, device=device)
+    return dict(zip(KINDS, (total(sums) / (world() * len(held))).tolist(), strict=True))
 
-    Adds `row_share`, the weight of a mean over rows. Alone: the terms as they are. Raises KeyError for a part of the loss that `MEAN_OVER`
-    does not know. Collective.
+
+def of_whole_step(
+    terms: Mapping[str, Tensor], here: Mapping[str, float], mean: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """Terms of a part that holds `here`, weighted so that their mean over the parts is that over the whole step; others as they are.
+
+    `mean`: what the parts hold on average (see `per_part`). Adds `row_share`, the weight of a mean over rows. Raises KeyError for a part
+    of the loss that `MEAN_OVER` does not know.
     """
-    if world() == 1:
-        return dict(terms)
-    device = next(iter(terms.values())).device
-    names = sorted(here)
-    local = torch.tensor([here[name] for name in names], dtype=torch.float64, device=device)
-    share = dict(zip(names, (local * world() / total(local).clamp_min(1)).tolist(), strict=True))
-    weighted = {name: _weighted(name, term, share) for name, term in terms.items()}
-    return weighted | {"row_share": local.new_tensor(share["rows"])}
+    share = {kind: here[kind] / mean[kind] if mean[kind] else 0.0 for kind in KINDS}
+    weighted = {name: term if (kind := kind_of(name)) is None else term * share[kind] for name, term in terms.items()}
+    return summed(weighted) | {"row_share": torch.tensor(share["rows"])}
 
 
-def _weighted(name: str, term: Tensor, share: Mapping[str, float]) -> Tensor:
-    kind = MEAN_OVER[name.removeprefix(PART)] if name.startswith(PART) else MEAN_OVER.get(name)
-    return term if kind is None else term * share[kind]
+def kind_of(name: str) -> str | None:
+    """What a term is a mean over; None for what is no term. Raises KeyError for a part of the loss that is not known."""
+    return MEAN_OVER[name.removeprefix(PART)] if name.startswith(PART) else MEAN_OVER.get(name)
+
+
+def summed(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The terms and their `loss`, the sum of what each adds (`part.*`)."""
+    parts = [value for name, value in terms.items() if name.startswith(PART)]
+    return {**terms, "loss": torch.stack(parts).sum()}

@@ -23,7 +23,8 @@ from mtkv.align.heads import LinearAdapter, ZSpacePair, build_adapter
 from mtkv.align.maps import KVMap
 from mtkv.distill.attention import attention_kl
 from mtkv.distill.losses import kv_terms
-from mtkv.distill.processes import mean_square, world
+from mtkv.distill.pooled import mean_of_step
+from mtkv.distill.processes import world
 from mtkv.distill.relation import check_heads, relation_terms
 from mtkv.distill.schedule import layer_range, layer_schedule
 from mtkv.fuse.combine import fuse
@@ -124,6 +125,11 @@ class KVSupervision(nn.Module):
         """The closed-form maps, one per teacher."""
         return [kv_map for kv_map in self.maps if isinstance(kv_map, FrozenMap)]
 
+    @property
+    def pools(self) -> bool:
+        """Whether a term measures the tokens it sees: a trained map's output is divided by its own spread."""
+        return self.config.align.measured
+
     def forward(
         self,
         student_kv: StudentKV,
@@ -198,11 +204,11 @@ class KVSupervision(nn.Module):
         student = centred / torch.stack([kv_map.y_scale for kv_map in self.frozen]).mean(0)[..., None]
         if align.side == "teacher" and align.map != "z_space":
             targets = torch.stack([adapter(unit) for adapter, unit in zip(self.adapters, units, strict=True)], 1)
-            return [_in_units_of_target(student, fuse(targets, weights, sample))]
+            return [_in_units_of_target("fused", student, fuse(targets, weights, sample))]
         pairs = []
         for number, (adapter, unit) in enumerate(zip(self.adapters, units, strict=True)):
             if isinstance(adapter, ZSpacePair):
-                pair = _in_units_of_target(adapter.project_student(student), adapter(unit))
+                pair = _in_units_of_target(f"pair {number}", adapter.project_student(student), adapter(unit))
             else:
                 pair = Comparison(adapter(student), unit)
             pairs.append(replace(pair, weight=weights[:, number][sample]))
@@ -285,6 +291,6 @@ def _in_unit(
     return whole * channel_std.clamp_min(SMALLEST_CHANNEL) if unit == "channel" else whole
 
 
-def _in_units_of_target(student: Tensor, target: Tensor) -> Comparison:
-    spread = mean_square(target, (0, 3)).sqrt().clamp_min(SMALLEST_SPREAD)[..., None]
-    return Comparison(student, target, scale=spread)
+def _in_units_of_target(name: str, student: Tensor, target: Tensor) -> Comparison:
+    squares, _ = mean_of_step(name, target.square(), (0, 3))
+    return Comparison(student, target, scale=squares.sqrt().clamp_min(SMALLEST_SPREAD)[..., None].to(target))

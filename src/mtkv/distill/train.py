@@ -208,6 +208,7 @@ def training_arguments(
         eval_on_start=True,
         save_strategy="no",
         report_to="none",
+        logging_nan_inf_filter=False,  # such a loss stops the training
         disable_tqdm=True,
         seed=seed,
         data_seed=seed,

@@ -1,6 +1,11 @@
-"""transformers' Trainer with the log this project needs: every loss term, routing weights and gradient shares."""
+"""transformers' Trainer with the log this project needs: every loss term, routing weights and gradient shares.
 
+It stops at the first loss or gradient that is not finite: what follows would be a model of NaN with a log that looks well.
+"""
+
+import math
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -12,13 +17,17 @@ from torch.utils.data import DataLoader
 from mtkv.distill.counters import Counters, summed
 from mtkv.distill.gradients import gradient_shares
 from mtkv.distill.order import RowOrder
+from mtkv.distill.pooled import Pooled, looked_at, pooling
 from mtkv.distill.processes import means
 from mtkv.distill.resume import ResumableTrainer
 from mtkv.distill.rows import DistillationRows
-from mtkv.distill.share import rows_in, share_loader
+from mtkv.distill.share import MEAN_OVER, PART, amounts, kind_of, of_whole_step, per_part, share_loader
 
-LOGGED_TERMS = ("ce", "chain_ce", "codi", "kd", "key", "value", "cosine", "attention", "entropy", "route_ce")
+LOGGED_TERMS = tuple(MEAN_OVER)
 GROUPED = "group_by_length"  # transformers' name
+DIVERGED = (
+    "training stops, and no model is saved; lower training.learning_rate, or the weight of the term that is large"
+)
 TRAINER_NAMES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
 
 
@@ -33,6 +42,9 @@ class DistillationTrainer(ResumableTrainer):
         self.rows: DistillationRows = kwargs["train_dataset"]
         self.distiller: Any = self.model
         self.shares_every = int(self.args.eval_steps or 1)
+        self.mean_amounts: dict[str, float] = {}  # of the parts of the step under way
+        self.pooled: Pooled | None = None
+        self.terms: dict[str, float] = {}  # of the last part
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
         """The same order for every arm, and on whatever number of processes."""
@@ -47,6 +59,20 @@ class DistillationTrainer(ResumableTrainer):
         if self.args.world_size == 1:
             return super().get_train_dataloader()
         return share_loader(self.rows, self._get_train_sampler(), self.args.train_batch_size * self.args.world_size)
+
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        """The batches of one step. Each counts with what it holds of the whole, in this and the other processes."""
+        batches, items = super().get_batch_samples(*arguments)
+        if batches:
+            self.mean_amounts = per_part(batches, self.args.device)
+            self.pooled = self._looked_at(batches) if len(batches) > 1 else None
+        return batches, items
+
+    def _looked_at(self, batches: Iterable[dict[str, Any]]) -> Pooled | None:
+        """What the loss terms of this arm measure in all of `batches`; None for an arm whose terms measure nothing."""
+        if not self.distiller.pools:
+            return None
+        return looked_at(self.distiller, (self._prepare_inputs(batch) for batch in batches))
 
     def get_eval_dataloader(self, *_: Any) -> DataLoader[Any]:
         """Validation rows have their own matches, so their batches are built by their own collate."""
@@ -66,10 +92,14 @@ class DistillationTrainer(ResumableTrainer):
         """The model's `loss`; on the way, keep its terms for the next log line."""
         if self.distiller.supervision is not None:
             self.distiller.supervision.progress = self.state.global_step / max(1, self.state.max_steps)
-        terms = model(**inputs)
+        with pooling(self.pooled):
+            terms = model(**inputs)
+        here = amounts(inputs)
+        terms = of_whole_step(terms, here, self.mean_amounts)
+        check_finite(f"step {self.state.global_step + 1}", terms)
         if model.training:
-            tokens, rows = int(inputs["attention_mask"].sum()), rows_in(inputs["labels"])
-            self.counters.add_batch(tokens, rows, self._readable(terms))
+            self.terms = self._readable(terms)
+            self.counters.add_batch(int(inputs["attention_mask"].sum()), here["rows"], self.terms)
             if self.state.global_step % self.shares_every == 0 and not (
                 self.is_fsdp_enabled or self.is_deepspeed_enabled
             ):
@@ -77,6 +107,16 @@ class DistillationTrainer(ResumableTrainer):
                 shares = gradient_shares(parts, self.distiller.student.parameters())
                 self.log({name.replace("part.", "share."): share for name, share in shares.items()})
         return (terms["loss"], terms) if return_outputs else terms["loss"]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The Trainer's, before the weights are changed by it. Raises FloatingPointError."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(norm):
+            said = ", ".join(f"{name} {value:.4g}" for name, value in self.terms.items())
+            raise FloatingPointError(
+                f"step {self.state.global_step + 1}: gradient norm is {float(norm)}, of {said}; {DIVERGED}"
+            )
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of every term since the last training line."""
@@ -86,18 +126,26 @@ class DistillationTrainer(ResumableTrainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Mean of every term over the validation rows, logged as `eval_<term>`."""
+        """Mean of every term over the validation rows, however they are batched, logged as `eval_<term>`."""
         self.distiller.eval()
         if self.distiller.supervision is not None:
             self.distiller.supervision.progress = 1.0  # validation is over all layers, whatever is trained now
         sums: dict[str, float] = defaultdict(float)
+        held: dict[str, float] = defaultdict(float)
         loader = self.get_eval_dataloader()
-        with torch.no_grad():
-            for inputs in loader:
-                terms = self.distiller(**self._prepare_inputs(inputs))
-                for name, value in ({"loss": float(terms["loss"])} | self._readable(terms)).items():
-                    sums[name] += value / len(loader)
-        metrics = {f"eval_{name}": value for name, value in means(sums, self.args.device).items()}
+        with torch.no_grad(), pooling(self._looked_at(loader)):
+            for inputs in map(self._prepare_inputs, loader):
+                terms, here = self.distiller(**inputs), amounts(inputs)
+                check_finite(f"validation after step {self.state.global_step}", terms)
+                parts = {name: float(value) for name, value in terms.items() if name.startswith(PART)}
+                for name, value in (self._readable(terms) | parts).items():
+                    sums[name] += value * here[kind_of(name) or "rows"]
+                for kind, amount in here.items():
+                    held[kind] += amount
+        sums, held = (means(counted, self.args.device) for counted in (sums, held))
+        found = {name: value / (held[kind_of(name) or "rows"] or 1) for name, value in sums.items()}
+        found["loss"] = sum(value for name, value in found.items() if name.startswith(PART))
+        metrics = {f"eval_{name}": value for name, value in found.items() if not name.startswith(PART)}
         self.log(metrics)
         # As the Trainer's own does: else it evaluates the last step again when the epoch ends.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -110,6 +158,14 @@ class DistillationTrainer(ResumableTrainer):
             routed = terms["weights"].transpose(0, 1).flatten(1).mean(1) * terms.get("row_share", 1)
             values |= {f"route.{name}": float(weight) for name, weight in zip(self.teachers, routed, strict=True)}
         return values
+
+
+def check_finite(where: str, terms: Mapping[str, Tensor]) -> None:
+    """Raises FloatingPointError for a loss that is not finite, naming the terms that make it so."""
+    if not bool(terms["loss"].isfinite()):
+        parts = {name.removeprefix(PART): value for name, value in terms.items() if name.startswith(PART)}
+        wrong = [f"{name} is {float(value)}" for name, value in parts.items() if not bool(value.isfinite())]
+        raise FloatingPointError(f"{where}: loss term {', '.join(wrong) or 'sum is too large'}; {DIVERGED}")
 
 
 def training_log(history: list[dict[str, float]]) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from mtkv.evaluate.journal import Journal
 from mtkv.evaluate.memory import halved, rows_at_once
 from mtkv.evaluate.shared import Forward, for_rows, layers_of, read_beginning, shared_beginnings
+from mtkv.evaluate.tasks import UnanswerableError
 
 OVERHEAD = 4096  # what a group costs besides its tokens, in tokens: its last answers are made in ever smaller batches
 
@@ -54,7 +55,7 @@ def generate(
     """New tokens of each prompt: `choose` says the next ones, `ended` whether an answer is complete; at most `limit`.
 
     Without `share` every prompt is read on its own. Answers that `journal` knows are taken from it, complete ones go there.
-    Raises UnanswerableError when memory does not hold one prompt.
+    Raises UnanswerableError when memory does not hold one prompt, or the model's logits are not finite.
     """
     journal = Journal() if journal is None else journal
     answers = [Answer(prompt, journal.get("said", place, prompt) or []) for place, prompt in enumerate(prompts)]
@@ -151,8 +152,20 @@ def _read(forward: Forward, batch: Batch, ids: Tensor, choose: Choose) -> None:
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-    for answer, token in zip(batch.answers, choose(logits.float(), batch.answers), strict=True):
+    for answer, token in zip(batch.answers, choose(checked(ids, logits.float()), batch.answers), strict=True):
         answer.said.append(token)
+
+
+def checked(_read: Tensor, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+    """The logits, also as a processor of transformers' `generate`. Raises UnanswerableError for a row without a likeliest token: of NaN
+    greedy search would say token 0 and be scored. Some tokens at −∞ are what a model never says."""
+    greatest = logits.amax(-1)  # NaN where there is one
+    if not bool(greatest.isfinite().all()):
+        said = sorted(set(map(str, greatest[~greatest.isfinite()].tolist())))
+        raise UnanswerableError(
+            f"the model's logits are not finite ({', '.join(said)}), so it says nothing: its training diverged, or its dtype is too narrow"
+        )
+    return logits
 
 
 def without(batch: Batch, places: Sequence[int]) -> Batch | None:

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache, LogitsProcessorList, PreTrainedTokenizerBase
 
 from mtkv.evaluate.choices import Score
 from mtkv.evaluate.continuations import Cut
-from mtkv.evaluate.decode import Answer, Choose
+from mtkv.evaluate.decode import Answer, Choose, checked
 from mtkv.evaluate.memory import in_batches, rows_to_read
 from mtkv.evaluate.model import EvaluationModel
 from mtkv.models.latent import LatentStudent
@@ -133,6 +133,7 @@ class LatentEvaluationModel(EvaluationModel):
             max_new_tokens=max_length - context.shape[1],
             stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, context.shape[1], len(context)),
             pad_token_id=self.tokenizer.pad_token_id,
+            logits_processor=LogitsProcessorList([checked]),
             **generation_kwargs,
         )
         self.forward_passes += self.student.forward_passes - passes

@@ -15,11 +15,17 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from mtkv.evaluate.choices import Question, Score, score_choices
 from mtkv.evaluate.continuations import Cut, cut_texts
-from mtkv.evaluate.decode import Choose, generate
+from mtkv.evaluate.decode import Choose, checked, generate
 from mtkv.evaluate.greedy import ends, is_greedy, next_tokens
 from mtkv.evaluate.journal import Journal, in_chunks
 from mtkv.evaluate.memory import halved
@@ -176,7 +182,8 @@ class EvaluationModel(HFLM):
         return super()._model_call(inps, attn_mask, labels)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
-        sequences = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        finite: Any = LogitsProcessorList([checked])
+        sequences = super()._model_generate(context, max_length, stop, logits_processor=finite, **generation_kwargs)
         new = sequences[:, context.shape[1] :]
         self.forward_passes += new.shape[1]
         self._count((new != self.tokenizer.pad_token_id).sum(1).tolist())

@@ -58,6 +58,6 @@ def target_logits(
 def target_loss(
     model: PreTrainedModel, input_ids: Int[Tensor, "batch time"], labels: Int[Tensor, "batch time"]
 ) -> Float[Tensor, ""]:
-    """Mean next-token cross-entropy over the batch's target tokens, in float32."""
+    """Mean next-token cross-entropy over the batch's target tokens, in float32; without any, 0 with a gradient path."""
     logits, following = target_logits(model, input_ids, labels)
-    return F.cross_entropy(logits.float(), following)
+    return F.cross_entropy(logits.float(), following) if len(following) else logits.sum()

@@ -1,7 +1,8 @@
 """The FLOPs and bytes of one job, from its params: the stated model behind every estimate that is not a measurement.
 
 A forward pass costs 2·N FLOPs per token for N parameters, forward and backward 6·N (Kaplan et al., 2020, arXiv 2001.08361; attention
-scores are left out), with activations recomputed 8·N, with adapters instead of weights trained 4·N. KV takes
+scores are left out), with activations recomputed 8·N, with adapters instead of weights trained 4·N; where a step of several passes is
+measured before (`mtkv.distill.pooled`) 2·N more. KV takes
 layers · 2 · width · tokens · bytes of its format. One function per rule in `WORK`.
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkv.align.layers import stored_layers
+from mtkv.config.kv import OWN_TEACHER, AlignConfig
 from mtkv.config.models import ModelConfig
 from mtkv.plan.amounts import STUDENT, Amounts
 from mtkv.plan.jobs import PlannedJob
@@ -94,13 +96,17 @@ def _train(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...]
     if latent:  # a second pass over the row with its chain, and the latent tokens once per iteration
         chain = bool(latent["chain_weight"] or latent["codi_weight"] or kv)
         tokens = tokens * (1 + chain) + rows * steps * latent["tokens"] * latent["iterations"]
+    measured = bool(latent and latent["codi_weight"]) or bool(
+        kv and (kv["teachers"] == [OWN_TEACHER] or AlignConfig.model_validate(kv["align"]).measured)
+    )
+    looked = rows * steps * per_row if measured and training["gradient_accumulation"] > 1 else 0
     checked = (steps // training["eval_steps"] + 1) * min(training["eval_rows"], amounts.validation) * per_row
     readers = arm["teachers"] if kv and arm["tier"] == "online" else []
     readers = [*readers, *([arm["logit_teacher"]] if arm["logit_teacher"] else [])]
     along = 2 * sum(_size(reader).parameters for reader in readers) * (tokens + checked)
     state = ADAM_NUMBERS * 4 * student.parameters * CHECKPOINTS_KEPT
     written = student.parameters * BYTES[params["student"]["config"]["dtype"]]
-    flops = student.parameters * (factor * tokens + 2 * checked) + along
+    flops = student.parameters * (factor * tokens + 2 * (checked + looked)) + along
     return Work(flops, training["dtype"], written=written, transient=state)
 
 
