@@ -8,14 +8,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ENCODERS
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from tokenizers_for_tests import byte_level_bpe
-from transformers import AutoTokenizer, ByT5Tokenizer
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    ByT5Tokenizer,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from mtkv.config.models import ModelConfig
 from mtkv.data.checks import check_rows
 from mtkv.distill.rows import DistillationRows
+from mtkv.evaluate.model import load_folder
+from mtkv.kv.extractor import TeacherKVExtractor
 from mtkv.models.check import check_weights
 from mtkv.models.encode import encode_rows
 from mtkv.models.latent import LatentStudent
@@ -75,6 +85,79 @@ def test_a_renamed_weight_is_refused_instead_of_drawn_at_random(llama):
     save_file(weights, llama / WEIGHTS, {"format": "pt"})
     with pytest.raises(ValueError, match=r"1 weights are missing in its files .*k_proj"):
         load_model(config(llama))
+
+
+def changed(folder, **settings):
+    """The folder with other settings in its config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+def test_weights_that_the_config_has_no_place_for_are_refused(tmp_path, model_folder):
+    """A third layer where config.json counts two, biases where it says there are none: transformers leaves them out with a warning."""
+    deep = changed(model_folder("llama", tmp_path / "deep"), num_hidden_layers=2)
+    biased = changed(model_folder("llama", tmp_path / "biased", attention_bias=True), attention_bias=False)
+    encoder = changed(model_folder("gpt2", tmp_path / "gpt2"), n_layer=2)
+    for folder, some in [(deep, r"layers\.2\.input_l"), (biased, r"k_proj\.bias"), (encoder, r"h\.2\.")]:
+        for load in (lambda folder: load_model(config(folder)), load_folder, TeacherKVExtractor):
+            with pytest.raises(ValueError, match=rf"\d+ weights are in its files, but in no place of \w+ as .*{some}"):
+                load(folder)
+
+
+def test_another_head_and_what_models_make_by_themselves_are_no_fault(llama):
+    before = load_model(config(llama)).state_dict()
+    extra = {"v_head.summary.weight": torch.ones(1, 32), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    extra |= {"model.layers.0.attn.masked_bias": torch.ones(1), "model.layers.0.attn.bias": torch.ones(1, 1, 4, 4)}
+    save_file(load_file(llama / WEIGHTS) | extra, llama / WEIGHTS, {"format": "pt"})
+    after = load_model(config(llama)).state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_is_neither_missing_nor_unused(tmp_path, model_folder, tied):
+    folder = model_folder("llama", tmp_path, tie_word_embeddings=tied)
+    assert ("lm_head.weight" in load_file(folder / WEIGHTS)) is not tied
+    model = load_model(config(folder))
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+
+
+def test_an_encoder_is_read_from_a_model_with_a_head_or_a_decoder(tmp_path):
+    tokenizer = byte_level_bpe()
+    bert, t5 = (ENCODERS[name][1] | {"vocab_size": len(tokenizer)} for name in ("bert", "t5"))
+    BertForMaskedLM(BertConfig(**bert)).save_pretrained(tmp_path / "bert")
+    T5ForConditionalGeneration(T5Config(**t5)).save_pretrained(tmp_path / "t5")
+    for name, left_out in [("bert", "cls."), ("t5", "decoder.")]:
+        assert any(key.startswith(left_out) for key in load_file(tmp_path / name / WEIGHTS))
+        load_model(config(tmp_path / name))
+    with pytest.raises(ValueError, match=r"\d+ weights are in its files, but in no place of BertModel .*layer\.2"):
+        load_model(config(changed(tmp_path / "bert", num_hidden_layers=2)))
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_beside_full_weights_is_refused(llama, file):
+    """transformers applies it where peft is installed, and leaves it out where it is not."""
+    peft = pytest.importorskip("peft", reason="the extra mtkv[lora] is not installed")
+    plain = load_model(config(llama))
+    peft.get_peft_model(plain, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(llama / "adapter")
+    shutil.move(llama / "adapter" / file, llama / file)
+    for load in (lambda folder: load_model(config(folder)), load_folder):
+        with pytest.raises(ValueError, match=rf"holds an adapter \({file}\); merge it into the weights"):
+            load(llama)
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_what_an_adapter_left_is_not_evaluated_with_random_weights(llama, latent):
+    """A folder as training on top of an applied adapter saved it: every name begins with peft's prefix."""
+    if latent:
+        LatentStudent.create(load_model(config(llama)), tokens=2, iterations=1).save(
+            llama, load_tokenizer(config(llama))
+        )
+    weights = {f"base_model.model.{name}": tensor for name, tensor in load_file(llama / WEIGHTS).items()}
+    save_file(weights, llama / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"\d+ weights are missing in its files .*lm_head"):
+        load_folder(llama)
 
 
 def test_a_missing_shard_is_named(llama):

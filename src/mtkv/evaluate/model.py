@@ -31,6 +31,7 @@ from mtkv.evaluate.journal import Journal, in_chunks
 from mtkv.evaluate.memory import halved
 from mtkv.evaluate.room import check_room
 from mtkv.evaluate.shared import can_share
+from mtkv.models.check import load_checked
 from mtkv.models.latent import LatentStudent
 from mtkv.models.latent_files import is_latent
 
@@ -40,7 +41,7 @@ CHUNK = 8  # batches that lm-eval's own loop gets at a time: what it found is ke
 def load_folder(folder: Path) -> tuple[PreTrainedModel | LatentStudent, PreTrainedTokenizerBase]:
     """Model (as saved, on the GPU when there is one) and tokenizer of a Hugging Face folder, or of a latent student's."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    load: Any = LatentStudent.load if is_latent(folder) else AutoModelForCausalLM.from_pretrained
+    load: Any = LatentStudent.load if is_latent(folder) else partial(load_checked, AutoModelForCausalLM)
     model = load(folder, dtype="auto", local_files_only=True, device_map=device)
     return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 

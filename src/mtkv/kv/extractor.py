@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.kv.capture import KVCapture
+from mtkv.models.check import check_loaded
 from mtkv.models.rope import context_length
 from mtkv.provenance.files import atomic_path
 
@@ -117,4 +118,7 @@ def load_kvs(path: str | Path) -> list[TextKV]:
 
 def _load(name: str) -> PreTrainedModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AutoModel.from_pretrained(name).to(torch.device(device))
+    model, info = AutoModel.from_pretrained(name, output_loading_info=True)
+    check_loaded(name, model, info)
+    loaded: PreTrainedModel = model.to(torch.device(device))
+    return loaded

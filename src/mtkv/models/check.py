@@ -1,11 +1,15 @@
-"""Is a model folder sound? Read in milliseconds, before anything is loaded or trained."""
+"""Is a model folder sound? What can be is read in milliseconds, before anything is loaded or trained; the rest while it is loaded.
+
+All weights of the package come through `load_checked`: transformers would only warn of tensors that it drew at random or left unread.
+"""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = (".safetensors", ".bin")
 INDEX = "model.safetensors.index.json"
@@ -13,7 +17,13 @@ INDEX = "model.safetensors.index.json"
 
 def check_weights(folder: Path) -> None:
     """Raises ValueError for a folder without weights, with a shard missing, or with a safetensors file whose header is corrupt or
-    does not cover the file (an interrupted copy, a flipped bit)."""
+    does not cover the file (an interrupted copy, a flipped bit), and for one with an adapter, which transformers would apply where peft is
+    installed."""
+    if adapter := sorted(path.name for path in folder.glob("adapter_*")):
+        raise ValueError(
+            f"{folder}: holds an adapter ({', '.join(adapter)}); merge it into the weights (peft: merge_and_unload, save_pretrained), or "
+            "move these files away to use the weights without it"
+        )
     files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)
     if not files:
         raise ValueError(f"{folder}: holds no model weights (*.safetensors)")
@@ -38,18 +48,46 @@ def _check_header(path: Path) -> None:
         raise ValueError(f"{path}: not a sound safetensors file of {size} bytes ({error}); {AGAIN}") from None
 
 
+def load_checked(auto: Any, folder: Path, **options: Any) -> Any:
+    """The model of a folder by one of transformers' auto classes; `options` are those of `from_pretrained`.
+
+    Raises ValueError as `check_weights` and `check_loaded` do.
+    """
+    check_weights(folder)
+    model, info = auto.from_pretrained(folder, output_loading_info=True, **options)
+    check_loaded(folder, model, info)
+    return model
+
+
 UNREAD = ("pooler.",)  # the part of encoders that sums up a text; no KV passes through it
+# Tensors of older files that hold no weights: causal masks, tables of positions and versions, which models make by themselves now.
+RECOMPUTED = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|(original_)?inv_freq|position_ids|version)$")
 
 
-def check_loaded(folder: Path, info: dict[str, Any]) -> None:
-    """Raises ValueError when weights of the model were not in its files or had other shapes: transformers would only warn and go on
-    with random numbers. `info` is its loading info."""
-    names = {"missing": info["missing_keys"], "of another shape": info["mismatched_keys"]}
+def check_loaded(folder: Path | str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Raises ValueError when weights of the model were not in its files or had other shapes (transformers would go on with random
+    numbers), or when its files hold more (it would leave them out: layers that the config does not count, biases that it denies).
+
+    `info` is transformers' loading info, which leaves out tied weights. What belongs to a part that the model does not have is no
+    fault: another head, the decoder of a model whose encoder is read.
+    """
+    prefix = f"{model.base_model_prefix}."
+    parts = {name for module in (model, model.base_model) for name, _ in module.named_children()}
+    unused = [
+        name
+        for name in info["unexpected_keys"]
+        if (name.startswith(prefix) or name.partition(".")[0] in parts) and not RECOMPUTED.search(name)
+    ]
+    names = {
+        "missing in its files": info["missing_keys"],
+        "of another shape in its files": [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]],
+        f"in its files, but in no place of {type(model).__name__} as config.json describes it": unused,
+    }
     for what, keys in names.items():
-        keys = [key for key in keys if not str(key).startswith(UNREAD)]
-        if keys:
-            some = ", ".join(sorted(str(key if isinstance(key, str) else key[0]) for key in keys)[:3])
-            raise ValueError(f"{folder}: {len(keys)} weights are {what} in its files ({some}, …); {AGAIN}")
+        if keys := sorted(key for key in keys if not key.removeprefix(prefix).startswith(UNREAD)):
+            raise ValueError(f"{folder}: {len(keys)} weights are {what} ({', '.join(keys[:3])}, …); {AGAIN}")
+    if info["error_msgs"]:
+        raise ValueError(f"{folder}: {info['error_msgs'][0]}; {AGAIN}")
 
 
 def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mtkv.models.check import check_loaded
 from mtkv.models.digest import sampled_digest
 from mtkv.models.places import card_path, gguf_path, models_folder, read_card
 from mtkv.provenance.files import atomic_path, write_json
@@ -24,7 +25,7 @@ def converted_folder(config: "ModelConfig") -> Path:
     """Folder of the converted model in the config's dtype, made now when it is not there.
 
     Raises FileNotFoundError for a file that is not there, ImportError when the package gguf is not installed and ValueError for a file
-    that transformers cannot read.
+    that transformers cannot read whole.
     """
     path = gguf_path(config)
     if not path.is_file():
@@ -46,11 +47,13 @@ def _convert(path: Path, folder: Path, config: "ModelConfig") -> None:
     where: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        load: Any = AutoModelForCausalLM.from_pretrained
+        model, info = load(**where, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # the reader's own are of many kinds (struct.error, KeyError, …)
         raise ValueError(
             f"{path}: transformers cannot read this GGUF file ({type(error).__name__}: {error})"
         ) from error
+    check_loaded(path, model, info)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False

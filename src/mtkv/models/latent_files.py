@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from mtkv.models.check import load_checked
 from mtkv.models.latent_tokens import LatentTokens
 
 LATENT_FILE = "latent.safetensors"
@@ -35,10 +36,11 @@ def save_latent_folder(
 
 
 def load_latent_folder(folder: Path, **model_options: Any) -> tuple[PreTrainedModel, LatentTokens]:
-    """Model and latents of a folder. Raises FileNotFoundError and ValueError as `load_latents` does."""
+    """Model and latents of a folder. Raises FileNotFoundError and ValueError as `load_latents` does,
+    ValueError as `load_checked`."""
     latent = load_latents(folder)  # first: milliseconds, and its errors say more
     options = {"dtype": "auto", "local_files_only": True} | model_options
-    return AutoModelForCausalLM.from_pretrained(folder, **options), latent
+    return load_checked(AutoModelForCausalLM, folder, **options), latent
 
 
 def load_latents(folder: Path) -> LatentTokens:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from mtkv.models.chat import chat_template
-from mtkv.models.check import check_loaded, check_vocabulary, check_weights
+from mtkv.models.check import check_vocabulary, load_checked
 from mtkv.models.digest import pocket_folder
 from mtkv.models.gguf import converted_folder
 from mtkv.models.latent_files import LATENT_FILE, is_latent
@@ -91,22 +91,19 @@ def load_model(config: "ModelConfig", placement: str = SINGLE, quantized: bool =
     """The model in the config's dtype, in eval mode, on the GPU when there is one (see `mtkv.models.placement`): a causal language model,
     or an encoder without a head (see `is_encoder`). `quantized`: its linear layers in four bits (see `mtkv.models.quantized`).
 
-    Raises ValueError for weights that are corrupt or incomplete.
+    Raises ValueError for weights that are corrupt, incomplete, or more than the model has places for.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     placing = four_bit(DTYPES[config.dtype], device) if quantized else placement_arguments(placement)
     folder = model_folder(config)
-    check_weights(folder)
-    load: Any = (AutoModelForTextEncoding if is_encoder(config) else AutoModelForCausalLM).from_pretrained
-    model, info = load(
+    model = load_checked(
+        AutoModelForTextEncoding if is_encoder(config) else AutoModelForCausalLM,
         folder,
         config=_settings(config),
         dtype=DTYPES[config.dtype],
         trust_remote_code=config.trust_remote_code,
-        output_loading_info=True,
         **placing,
     )
-    check_loaded(folder, info)
     loaded: PreTrainedModel = (model if placing else model.to(torch.device(device))).eval()
     return loaded
 
