@@ -20,7 +20,8 @@ class LoraConfig(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapters' input while training.")
     targets: Annotated[list[str], AfterValidator(distinct), Field(min_length=1)] | None = Field(
         default=None,
-        description="Names of the layers that get adapters (q_proj, v_proj, …); null: every linear layer but the output head.",
+        description="Names of the layers that get adapters (q_proj, v_proj, …); null: every linear layer but the output head. "
+        "Adapters on the head or the embedding of a model in which both are one matrix: the saved model has two.",
     )
     quantize: Literal["4bit"] | None = Field(
         default=None,

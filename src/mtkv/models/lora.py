@@ -6,6 +6,7 @@ Hu et al. (2021): W + (alpha / rank)·B·A with W frozen. The adapters compute i
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def add_lora(model: PreTrainedModel, config: "LoraConfig") -> None:
-    """Freeze the model and add adapters, in place. At first the model computes what it did.
+    """Freeze the model and add adapters, in place. At first the model computes what it did. An output head that shares the input
+    embedding's weights gets its own copy where one of the two has adapters: merging them would change both.
 
     Raises ImportError without peft, ValueError for a target that is no layer of the model.
     """
@@ -27,6 +29,10 @@ def add_lora(model: PreTrainedModel, config: "LoraConfig") -> None:
         raise ValueError(
             f"training.lora.targets: {', '.join(absent)} not in {type(model).__name__}; allowed: {', '.join(linear)}"
         )
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    ends = {path.rpartition(".")[2] for path, module in model.named_modules() if module in (words, head)}
+    if head is not None and head.weight is words.weight and not ends.isdisjoint(config.targets or []):
+        untie(model)
     peft.inject_adapter_in_model(
         peft.LoraConfig(
             r=config.rank,
@@ -39,6 +45,15 @@ def add_lora(model: PreTrainedModel, config: "LoraConfig") -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Give the output head a copy of the weights that it shares with the input embedding, in place, and write that into the config."""
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def merge_lora(model: PreTrainedModel) -> None:
