@@ -5,6 +5,8 @@ Nothing here says how vLLM itself behaves: it has not been run.
 
 import importlib.metadata
 import importlib.util
+import json
+import shutil
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -122,6 +124,14 @@ def test_nothing_is_cut_there_either(vllm, tmp_path, data_folder, model_folders,
     settings = study_tools.config(backend="vllm", max_new_tokens=140)
     facts, _ = answers(model_folders["llama"], data_folder, settings, tmp_path, ["pocket_gsm8k"], load=never)
     assert "context of 160" in facts["failed"]["pocket_gsm8k"]
+
+
+def test_a_tokenizer_that_vllm_builds_by_its_class_is_refused(vllm, tmp_path, data_folder, model_folders, study_tools):
+    folder = Path(shutil.copytree(model_folders["merging"], tmp_path / "model"))
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
+    with pytest.raises(ValueError, match=r"GPT2Tokenizer reads .* tokens that are not the \d+ of tokenizer\.json"):
+        answers(folder, data_folder, study_tools.config(backend="vllm"), tmp_path, ["pocket_gpqa"], load=never)
 
 
 def test_without_the_package_nothing_is_loaded(tmp_path, data_folder, model_folders, study_tools, monkeypatch):

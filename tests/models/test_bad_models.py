@@ -1,6 +1,7 @@
 """Models, tokenizers and rows that cannot work: one clear error each, before anything is trained."""
 
 import json
+import re
 import shutil
 import struct
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from conftest import ENCODERS
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken
-from tokenizers_for_tests import byte_level_bpe
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers_for_tests import CORPUS, KINDS, byte_level_bpe
 from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     ByT5Tokenizer,
+    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -87,9 +89,9 @@ def test_a_renamed_weight_is_refused_instead_of_drawn_at_random(llama):
         load_model(config(llama))
 
 
-def changed(folder, **settings):
-    """The folder with other settings in its config.json."""
-    path = folder / "config.json"
+def changed(folder, file="config.json", **settings):
+    """The folder with other settings in one of its files."""
+    path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     return folder
 
@@ -177,6 +179,54 @@ def test_a_slow_tokenizer_is_refused(llama):
     assert not AutoTokenizer.from_pretrained(llama).is_fast
     with pytest.raises(ValueError, match="slow and reports no offsets"):
         load_tokenizer(config(llama))
+
+
+def whole_texts_bpe():
+    """A byte-level BPE that merges across blanks and digits: its tokenizer.json splits no text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<eos>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "named"),
+    [("llama", "GPT2Tokenizer"), ("llama", "Qwen2TokenizerFast"), ("qwen2", "LlamaTokenizerFast")],
+)
+def test_a_tokenizer_that_transformers_builds_by_its_class_is_refused(tmp_path, model_folder, architecture, named):
+    """The reference is the file itself, read by the package tokenizers. What the message advises is then tried."""
+    folder = model_folder(architecture, tmp_path / "model", tokenizer=whole_texts_bpe())
+    changed(folder, "tokenizer_config.json", tokenizer_class=named)
+    stated = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    by_class = AutoTokenizer.from_pretrained(folder)
+    assert by_class(CORPUS[0])["input_ids"] != stated.encode(CORPUS[0]).ids
+    advice = re.escape('write "tokenizer_class": "TokenizersBackend" into its tokenizer_config.json')
+    found = r"Qwen2?Tokenizer|GPT2Tokenizer"
+    for load in (lambda folder: load_tokenizer(config(folder)), load_folder, TeacherKVExtractor):
+        with pytest.raises(
+            ValueError, match=rf"model: ({found}) reads 'Question: Tom.*' as \d+ tokens that .*{advice}"
+        ):
+            load(folder)
+    changed(folder, "tokenizer_config.json", tokenizer_class="TokenizersBackend")
+    for loaded in (load_tokenizer(config(folder)), load_folder(folder)[1], TeacherKVExtractor(folder).tokenizer):
+        assert all(loaded(text)["input_ids"] == stated.encode(text).ids for text in CORPUS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_that_cuts_and_pads_is_compared_without_that(tmp_path, model_folder, kind):
+    tokenizer = KINDS[kind]()
+    folder = model_folder("llama", tmp_path, tokenizer=tokenizer)
+    stated = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    stated.enable_truncation(5)
+    stated.enable_padding(length=300)
+    stated.save(str(folder / "tokenizer.json"))
+    assert load_tokenizer(config(folder))("Question")["input_ids"] == tokenizer("Question")["input_ids"]
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, model_folder):

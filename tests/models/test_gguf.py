@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from tokenizers_for_tests import byte_level_bpe
 
 from mtkv.config.models import ModelConfig
@@ -14,6 +15,8 @@ from mtkv.models import gguf as converting
 from mtkv.models.digest import content_digest
 from mtkv.models.encode import encode_rows
 from mtkv.models.load import load_model, load_tokenizer, model_folder, model_kv_heads
+from mtkv.models.places import card_path
+from mtkv.provenance.files import write_json
 
 PLACES = {  # transformers' names and GGUF's (llama.cpp, gguf-py/gguf/constants.py)
     "model.embed_tokens": "token_embd",
@@ -149,6 +152,19 @@ def test_its_tokenizer_reads_as_the_one_it_came_from(written):
     (mine,), (theirs,) = encode_rows(tokenizer, *rows, None), encode_rows(byte_level_bpe(), *rows, None)
     assert mine.input_ids.tolist() == theirs.input_ids.tolist()
     assert mine.byte_end.tolist() == theirs.byte_end.tolist()
+
+
+def test_the_folder_says_how_its_tokenizer_splits(written):
+    """Qwen2's splitter, which the GGUF file does not hold: every digit alone, NFC; also where an older version left another one."""
+    _, path = written
+    config = ModelConfig(source="gguf", name=str(path))
+    folder = model_folder(config)
+    byte_level_bpe().backend_tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(card_path(folder), {"source": "gguf"})
+    stated = Tokenizer.from_file(str(model_folder(config) / "tokenizer.json"))
+    assert stated.normalizer.normalize_str("e\u0301") == "é"
+    assert [word for word, _ in stated.pre_tokenizer.pre_tokenize_str("12 30")] == ["1", "2", "Ġ", "3", "0"]
+    assert load_tokenizer(config)("12 30é")["input_ids"] == stated.encode("12 30é").ids
 
 
 def test_it_is_converted_once_and_anew_when_the_file_changes(written, monkeypatch):

@@ -15,13 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.evaluate.choices import Question, Score, score_choices
 from mtkv.evaluate.continuations import Cut, cut_texts
@@ -34,6 +28,7 @@ from mtkv.evaluate.shared import can_share
 from mtkv.models.check import load_checked
 from mtkv.models.latent import LatentStudent
 from mtkv.models.latent_files import is_latent
+from mtkv.models.load import read_tokenizer
 
 CHUNK = 8  # batches that lm-eval's own loop gets at a time: what it found is kept between them
 
@@ -43,7 +38,7 @@ def load_folder(folder: Path) -> tuple[PreTrainedModel | LatentStudent, PreTrain
     device = "cuda" if torch.cuda.is_available() else "cpu"
     load: Any = LatentStudent.load if is_latent(folder) else partial(load_checked, AutoModelForCausalLM)
     model = load(folder, dtype="auto", local_files_only=True, device_map=device)
-    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model, read_tokenizer(folder, local_files_only=True)
 
 
 class EvaluationModel(HFLM):

@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 from mtkv.evaluate.continuations import cut_texts
 from mtkv.evaluate.journal import Journal, in_chunks
 from mtkv.evaluate.room import check_room
+from mtkv.models.check import check_tokenizer
 
 CHUNK = 1024  # requests that vLLM gets at a time: what it found is kept between them
 
@@ -24,6 +25,7 @@ class VllmModel(VLLM):
 
     def __init__(self, folder: Path, dtype: str | None) -> None:
         super().__init__(pretrained=str(folder), dtype=dtype or "auto", batch_size="auto", trust_remote_code=False)  # type: ignore[arg-type]
+        check_tokenizer(folder, self.tokenizer)
         self.journal = Journal()  # the answers known before, and where new ones go
         self.forward_passes = 0  # vLLM does not say
         self.generated_tokens = 0

@@ -12,10 +12,11 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.kv.capture import KVCapture
 from mtkv.models.check import check_loaded
+from mtkv.models.load import read_tokenizer
 from mtkv.models.rope import context_length
 from mtkv.provenance.files import atomic_path
 
@@ -52,7 +53,7 @@ class TeacherKVExtractor:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: at least 1")
         self.batch_size = batch_size
-        self.tokenizer: PreTrainedTokenizerBase = tokenizer or AutoTokenizer.from_pretrained(str(name))
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer or read_tokenizer(Path(str(name)))
         self.model: PreTrainedModel = (model or _load(str(name))).eval()
 
     @torch.no_grad()

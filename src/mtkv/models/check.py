@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = (".safetensors", ".bin")
@@ -88,6 +89,35 @@ def check_loaded(folder: Path | str, model: PreTrainedModel, info: dict[str, Any
             raise ValueError(f"{folder}: {len(keys)} weights are {what} ({', '.join(keys[:3])}, …); {AGAIN}")
     if info["error_msgs"]:
         raise ValueError(f"{folder}: {info['error_msgs'][0]}; {AGAIN}")
+
+
+# What rows are made of: words, numbers, sums, code, line breaks, Chinese, accents and emoji. None begins with a blank, as no row does.
+PROBES = (
+    "Question: Tom has 12 apples and buys 1,030 more. How many apples?\nReason: 12+1030=1042\nAnswer: 1042",
+    "It's  two blanks, 12.5% of $70 = (x_1)^2;\n\n\tdef f(x): return x['key'] != None  # they're\r\n- **(A)**",
+    "问题：小明有 25 个苹果，又买了 3 个。\n推理：25+3=28\n答案：28",
+    "Émile naïvely paid 7€ for a CAFÉ crème — twice! 🙂",
+)
+
+
+def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError when the tokenizer reads a text otherwise than the folder's tokenizer.json says: for some classes transformers
+    takes only the vocabulary from there, and splits texts as the class is known to."""
+    file = folder / "tokenizer.json"
+    if not (tokenizer.is_fast and file.is_file()):
+        return
+    stated = Tokenizer.from_file(str(file))
+    stated.no_truncation()
+    stated.no_padding()
+    for text in PROBES:
+        read = tokenizer(text, add_special_tokens=False)["input_ids"]
+        said = stated.encode(text, add_special_tokens=False).ids
+        if read != said:
+            raise ValueError(
+                f"{folder}: {type(tokenizer).__name__} reads {text!r} as {len(read)} tokens that are not the {len(said)} of {file.name}: "
+                'transformers splits texts by the tokenizer\'s class, whatever that file says; write "tokenizer_class": '
+                '"TokenizersBackend" into its tokenizer_config.json, so that the file counts'
+            )
 
 
 def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:

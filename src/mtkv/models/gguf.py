@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FORMAT = 2  # of converted folders; others are made anew
 
 
 def converted_folder(config: "ModelConfig") -> Path:
@@ -32,9 +33,9 @@ def converted_folder(config: "ModelConfig") -> Path:
         raise FileNotFoundError(f"model {config.name!r}: there is no file {path}")
     digest = sampled_digest([path])
     folder = models_folder() / f"{path.stem}-{digest[:16]}-{config.dtype}"
-    if read_card(folder) is None:
+    if (read_card(folder) or {}).get("format") != FORMAT:
         _convert(path, folder, config)
-        facts = {"source": "gguf", "name": str(path), "digest": digest, "dtype": config.dtype}
+        facts = {"format": FORMAT, "source": "gguf", "name": str(path), "digest": digest, "dtype": config.dtype}
         write_json(card_path(folder), facts | {"bytes": sum(file.stat().st_size for file in folder.iterdir())})
     return folder
 
@@ -59,4 +60,6 @@ def _convert(path: Path, folder: Path, config: "ModelConfig") -> None:
     model.hf_quantizer, model.is_quantized = None, False
     with atomic_path(folder, needed=BYTES[config.dtype] * model.num_parameters()) as temporary:
         model.to(getattr(torch, config.dtype)).save_pretrained(temporary)
+        # A GGUF file does not say how texts are split before they are tokens; where the tokenizer's class knows, the folder says so too.
         tokenizer.save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(temporary).save_pretrained(temporary)

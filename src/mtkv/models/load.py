@@ -3,6 +3,7 @@
 Nothing is downloaded here: hub models are fetched by `snakemake assets` (`mtkv.models.assets`), on a machine with network.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,11 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from mtkv.models.chat import chat_template
-from mtkv.models.check import check_vocabulary, load_checked
+from mtkv.models.check import check_tokenizer, check_vocabulary, load_checked
 from mtkv.models.digest import pocket_folder
 from mtkv.models.gguf import converted_folder
 from mtkv.models.latent_files import LATENT_FILE, is_latent
@@ -108,15 +110,29 @@ def load_model(config: "ModelConfig", placement: str = SINGLE, quantized: bool =
     return loaded
 
 
+def read_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder as it comes; `options` are those of `from_pretrained`. Raises ValueError as `check_tokenizer` does.
+
+    `TokenizersBackend`, also under its older name, reads tokenizer.json as it stands; AutoTokenizer takes another class for some types
+    of models even where tokenizer_config.json asks for that one.
+    """
+    file = folder / "tokenizer_config.json"
+    asked = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") if file.is_file() else None
+    as_it_stands = asked in ("TokenizersBackend", "PreTrainedTokenizerFast") and (folder / "tokenizer.json").is_file()
+    tokenizer = (PreTrainedTokenizerFast if as_it_stands else AutoTokenizer).from_pretrained(folder, **options)
+    check_tokenizer(folder, tokenizer)
+    return tokenizer
+
+
 def load_tokenizer(config: "ModelConfig") -> PreTrainedTokenizerBase:
     """The model's own tokenizer; its attribute `reading` says how `encode_rows` writes rows for this model.
 
     A tokenizer without pad token pads with eos: padding is masked everywhere, and an eos that ends an answer is told from padding by
-    its place, so it stays a target. Raises ValueError for a slow tokenizer, which reports no offsets, for one without eos, for
-    one with tokens that the model has no embedding for, and for `prompt: chat` without a chat template.
+    its place, so it stays a target. Raises ValueError as `check_tokenizer` does, for a slow tokenizer, which reports no offsets, for one
+    without eos, for one with tokens that the model has no embedding for, and for `prompt: chat` without a chat template.
     """
     folder = model_folder(config)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    tokenizer = read_tokenizer(folder, trust_remote_code=config.trust_remote_code)
     if not tokenizer.is_fast:
         raise ValueError(
             f"model {config.name!r}: its tokenizer is slow and reports no offsets; a tokenizer.json is needed"
