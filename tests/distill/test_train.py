@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_study import STEPS, TRAINING, TinyStudy, kv, same, weights
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import AddedToken
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mtkv.config.arms import LoraConfig
 from mtkv.config.kv import AlignConfig
+from mtkv.config.latent import LatentConfig
 from mtkv.distill.train import trainable_student
 from mtkv.kv.store import KVStore
 
@@ -78,6 +80,27 @@ def test_the_saved_student_is_a_plain_model(study):
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert model(**tokenizer("Question: 1", return_tensors="pt")).logits.isfinite().all()
     assert not list((output / "model").glob("*.bin"))
+
+
+@pytest.mark.parametrize("view", [{}, {"latent": LatentConfig(tokens=2, iterations=1)}], ids=["text", "latent"])
+def test_the_saved_student_knows_what_ends_its_answers(tmp_path, view):
+    """A base model in a chat template: rows end in the template's token, which the model's own generation config does not know."""
+    study = TinyStudy(tmp_path)
+    folder = study.folder / "student"
+    model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    eos = model.generation_config.eos_token_id
+    tokenizer.add_tokens([AddedToken("<turn>", special=True), AddedToken("<end>", special=True)])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<turn>' + m['role'] + '\n' + m['content'] + '<end>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<turn>assistant\n' }}{% endif %}"
+    )
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    study.models["student"] = study.models["student"].model_copy(update={"prompt": "chat"})
+    output, _ = study.train("chat", **view)
+    own = GenerationConfig.from_pretrained(output / "model")
+    assert own.eos_token_id == [eos, tokenizer.convert_tokens_to_ids("<end>")]
 
 
 def test_the_log_holds_every_term_for_train_and_validation(study):

@@ -124,6 +124,11 @@ def fit(model: Any, tokenizer: Any, texts: list[str], steps: int) -> None:
     model.eval()
 
 
+def known_rows(count: int) -> list[dict[str, str]]:
+    """Prompt and target of the first test items of each generation dataset."""
+    return [written_out(name, item)["cot"] for name in GENERATION for item in make_items(name, ITEMS, seed=0)[:count]]
+
+
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data_folder(tmp_path_factory.mktemp("data"), ITEMS)
@@ -146,7 +151,7 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         )
         for texts in written_out(dataset, item).values()
     ]
-    known = [written_out(name, item)["cot"] for name in GENERATION for item in items[name][: ITEMS // 2]]
+    known = known_rows(ITEMS // 2)
     tokenizer = train_tokenizer(everything)
     merging = train_tokenizer(everything, merges_punctuation=True)
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
@@ -196,5 +201,8 @@ def study_tools() -> SimpleNamespace:
         datasets=GENERATION + ENGLISH_CHOICE + CHINESE_CHOICE,
         expected_prompt=expected_prompt,
         config=evaluation_config,
+        known_rows=known_rows,
+        train_tokenizer=train_tokenizer,
+        fit=fit,
         items=ITEMS,
     )

@@ -15,6 +15,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mtkv.config.errors import ConfigError
@@ -46,6 +48,7 @@ class LLM:
     def answer(self, prompt, parameters):
         ids, settings = list(prompt["prompt_token_ids"]), parameters.settings
         GIVEN.setdefault("settings", []).append(settings)
+        GIVEN.setdefault("prompts", []).append(ids)
         if settings.get("prompt_logprobs"):
             with torch.no_grad():
                 said = self.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
@@ -58,6 +61,8 @@ class LLM:
         while len(new) < settings["max_tokens"] and not any(stop in text for stop in settings["stop"]):
             with torch.no_grad():
                 new.append(int(self.model(torch.tensor([ids + new])).logits[0, -1].argmax()))
+            if new[-1] in settings["stop_token_ids"]:  # it is not part of the text
+                break
             text = self.tokenizer.decode(new)
         return SimpleNamespace(outputs=[SimpleNamespace(text=text)])
 
@@ -124,6 +129,31 @@ def test_nothing_is_cut_there_either(vllm, tmp_path, data_folder, model_folders,
     settings = study_tools.config(backend="vllm", max_new_tokens=140)
     facts, _ = answers(model_folders["llama"], data_folder, settings, tmp_path, ["pocket_gsm8k"], load=never)
     assert "context of 160" in facts["failed"]["pocket_gsm8k"]
+
+
+def test_its_prompts_are_those_of_rows_and_the_template_ends_an_answer(
+    vllm, tmp_path, data_folder, model_folders, study_tools
+):
+    """A tokenizer that puts eos behind texts, and a template whose end is a token that the model often says."""
+    folder = Path(shutil.copytree(model_folders["llama"], tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    end = tokenizer.convert_ids_to_tokens(tokenizer("=")["input_ids"])[0]
+    tokenizer.add_special_tokens({"additional_special_tokens": [end]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}={% endif %}{% endfor %}"
+    )
+    tokenizer.save_pretrained(folder)
+    stated = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    stated.post_processor = TemplateProcessing(single="$0 <eos>", special_tokens=[("<eos>", 1)])
+    stated.save(str(folder / "tokenizer.json"))
+    found = {}
+    for backend in ("hf", "vllm"):
+        (tmp_path / backend).mkdir()
+        settings = study_tools.config(backend=backend)
+        _, found[backend] = answers(folder, data_folder, settings, tmp_path / backend, ["pocket_gsm8k"], chat=True)
+    assert found["vllm"]["pocket_gsm8k"]["output"].equals(found["hf"]["pocket_gsm8k"]["output"])
+    assert {tuple(s["stop_token_ids"]) for s in vllm["settings"]} == {(tokenizer.convert_tokens_to_ids(end),)}
+    assert 1 not in {ids[-1] for ids in vllm["prompts"]}
 
 
 def test_a_tokenizer_that_vllm_builds_by_its_class_is_refused(vllm, tmp_path, data_folder, model_folders, study_tools):

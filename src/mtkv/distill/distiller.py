@@ -20,6 +20,7 @@ from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv_at
 from mtkv.kv.inject import KVInjection, scattered
 from mtkv.models.crossentropy import target_logits, target_loss
+from mtkv.models.encode import end_answers, frame_of
 
 if TYPE_CHECKING:
     from mtkv.config.kv import LogitConfig
@@ -65,7 +66,8 @@ class Distiller(nn.Module):
         return self.supervision is not None and self.supervision.pools
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write student and tokenizer into a folder."""
+        """Write student and tokenizer into a folder; the student's generation config knows the token that ends an answer."""
+        end_answers(self.student, frame_of(tokenizer).end_id)
         self.student.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

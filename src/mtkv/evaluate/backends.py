@@ -27,21 +27,24 @@ def check_backend(config: "EvaluationConfig") -> None:
         )
 
 
-def evaluation_model(folder: Path, load: Loader, dtype: str | None, config: "EvaluationConfig") -> Any:
-    """The model in lm-eval's interface, from its folder; `load` and `dtype` say in which number format (None: as saved)."""
-    return BACKENDS[config.backend](folder, load, dtype, config)
+def evaluation_model(
+    folder: Path, load: Loader, dtype: str | None, config: "EvaluationConfig", chat: bool = False
+) -> Any:
+    """The model in lm-eval's interface, from its folder; `load` and `dtype` say in which number format (None: as saved),
+    `chat` whether prompts come in the tokenizer's chat template."""
+    return BACKENDS[config.backend](folder, load, dtype, config, chat)
 
 
-def _hf(folder: Path, load: Loader, dtype: str | None, config: "EvaluationConfig") -> Any:
+def _hf(folder: Path, load: Loader, dtype: str | None, config: "EvaluationConfig", chat: bool) -> Any:
     model, tokenizer = load(folder)
     if not isinstance(model, LatentStudent):
-        return EvaluationModel(model, tokenizer, config.batch_size)
+        return EvaluationModel(model, tokenizer, config.batch_size, chat=chat)
     if not model.slots:
-        return EvaluationModel(model.model, tokenizer, config.batch_size)
-    return LatentEvaluationModel(model, tokenizer, config.batch_size)
+        return EvaluationModel(model.model, tokenizer, config.batch_size, chat=chat)
+    return LatentEvaluationModel(model, tokenizer, config.batch_size, chat=chat)
 
 
-def _vllm(folder: Path, load: Loader, dtype: str | None, config: "EvaluationConfig") -> Any:
+def _vllm(folder: Path, load: Loader, dtype: str | None, config: "EvaluationConfig", chat: bool) -> Any:
     if is_latent(folder):
         raise ValueError(
             f"evaluation.backend: 'vllm' cannot run the latent student in {folder} (it reads embeddings between question and "
@@ -49,7 +52,7 @@ def _vllm(folder: Path, load: Loader, dtype: str | None, config: "EvaluationConf
         )
     from mtkv.evaluate.vllm_model import VllmModel  # imports vllm
 
-    return VllmModel(folder, dtype)
+    return VllmModel(folder, dtype, chat)
 
 
-BACKENDS: dict[str, Callable[[Path, Loader, str | None, "EvaluationConfig"], Any]] = {"hf": _hf, "vllm": _vllm}
+BACKENDS: dict[str, Callable[[Path, Loader, str | None, "EvaluationConfig", bool], Any]] = {"hf": _hf, "vllm": _vllm}

@@ -35,8 +35,9 @@ class LatentEvaluationModel(EvaluationModel):
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         intervene: Intervention | None = None,
+        chat: bool = False,
     ) -> None:
-        super().__init__(student.model, tokenizer, batch_size)
+        super().__init__(student.model, tokenizer, batch_size, chat)
         self.student, self.intervene = student, intervene
         self.passes_before_answer = student.latent.iterations
 

@@ -55,7 +55,7 @@ def diagnose_latents(
     student, tokenizer = load_folder(model_folder)
     if not isinstance(student, LatentStudent) or not student.latent.tokens:
         raise ValueError(f"{model_folder}: not a latent student with latent tokens; there is nothing to diagnose")
-    model = LatentEvaluationModel(student, tokenizer, evaluation.batch_size)
+    model = LatentEvaluationModel(student, tokenizer, evaluation.batch_size, chat=chat)
     asked = evaluation.model_copy(update={"limit": min(evaluation.limit or QUESTIONS, QUESTIONS)})
     facts: dict[str, Any] = {"seed": seed, "items": {}, "passes_per_question": {}, "failed": {}, "no_interventions": {}}
     accuracy, decoded = [], []

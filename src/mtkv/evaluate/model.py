@@ -26,6 +26,7 @@ from mtkv.evaluate.memory import halved
 from mtkv.evaluate.room import check_room
 from mtkv.evaluate.shared import can_share
 from mtkv.models.check import load_checked
+from mtkv.models.encode import end_answers, read_prompts_as_rows
 from mtkv.models.latent import LatentStudent
 from mtkv.models.latent_files import is_latent
 from mtkv.models.load import read_tokenizer
@@ -44,10 +45,18 @@ def load_folder(folder: Path) -> tuple[PreTrainedModel | LatentStudent, PreTrain
 class EvaluationModel(HFLM):
     """`HFLM` that refuses to truncate, is quiet and counts."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> None:
-        """Raises ValueError for a model without an eos id in its generation config: its answers would never end."""
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, chat: bool = False
+    ) -> None:
+        """`chat`: prompts come in the tokenizer's chat template. Prompts are encoded as those of rows are, and answers also end where
+        a row's does; model and tokenizer are changed for that.
+
+        Raises ValueError for a model without an eos id in its generation config, whose answers would never end, and for `chat` with a
+        tokenizer whose template cannot be used (`chat_template`).
+        """
         if model.generation_config is None or model.generation_config.eos_token_id is None:
             raise ValueError(f"{model.name_or_path}: generation_config has no eos_token_id, generation would not stop")
+        end_answers(model, read_prompts_as_rows(tokenizer, chat).end_id)
         # In half precision the log-likelihoods of different choices would often round to the same number.
         super().__init__(
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32"

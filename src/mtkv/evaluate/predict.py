@@ -74,9 +74,7 @@ def predict(
     if tasks:
         start = time.perf_counter()
         with _quiet():
-            language_model = evaluation_model(Path(model_folder), load, dtype, config)
-        if chat and not language_model.tokenizer.chat_template:
-            raise ValueError(f"{model_folder}: prompt is chat, but its tokenizer has no chat template; allowed: plain")
+            language_model = evaluation_model(Path(model_folder), load, dtype, config, chat)
         facts["load_seconds"] = round(time.perf_counter() - start, 3)
         questions = {name: sum(len(task.questions) for task in parts) for name, parts in tasks.items()}
         with Resume(checkpoint, questions, digests) as resume:

@@ -16,6 +16,7 @@ from mtkv.evaluate.continuations import cut_texts
 from mtkv.evaluate.journal import Journal, in_chunks
 from mtkv.evaluate.room import check_room
 from mtkv.models.check import check_tokenizer
+from mtkv.models.encode import read_prompts_as_rows
 
 CHUNK = 1024  # requests that vLLM gets at a time: what it found is kept between them
 
@@ -23,9 +24,10 @@ CHUNK = 1024  # requests that vLLM gets at a time: what it found is kept between
 class VllmModel(VLLM):
     """`VLLM` that refuses to truncate, cuts continuations as `EvaluationModel` does, follows the model's repetition penalty and counts."""
 
-    def __init__(self, folder: Path, dtype: str | None) -> None:
+    def __init__(self, folder: Path, dtype: str | None, chat: bool) -> None:
         super().__init__(pretrained=str(folder), dtype=dtype or "auto", batch_size="auto", trust_remote_code=False)  # type: ignore[arg-type]
         check_tokenizer(folder, self.tokenizer)
+        self.end_id = read_prompts_as_rows(self.tokenizer, chat).end_id
         self.journal = Journal()  # the answers known before, and where new ones go
         self.forward_passes = 0  # vLLM does not say
         self.generated_tokens = 0
@@ -53,10 +55,9 @@ class VllmModel(VLLM):
         encoded = self._encode([text for text, _ in texts])
         for ids, (_, settings) in zip(encoded, texts, strict=True):
             check_room(self.max_length, len(ids), settings["max_gen_toks"])
+        own = {"repetition_penalty": self.penalty, "stop_token_ids": [self.end_id]}
         asked = [
-            Instance(
-                "generate_until", request.doc, (text, settings | {"repetition_penalty": self.penalty}), request.idx
-            )
+            Instance("generate_until", request.doc, (text, settings | own), request.idx)
             for request, (text, settings) in zip(requests, texts, strict=True)
         ]
         generate_until = super().generate_until

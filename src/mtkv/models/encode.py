@@ -6,11 +6,12 @@ Every model reads the same characters through its own tokenizer; byte ends are w
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.models.chat import Written, chat_template, write_plain
 from mtkv.models.reading import check_ids, check_lengths, check_text, leading_ids, reading_of
@@ -51,7 +52,7 @@ def encode_rows(
         raise ValueError(f"tokenizer {tokenizer.name_or_path}: needs a fast tokenizer, only those report offsets")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {tokenizer.name_or_path}: has no eos token, so an answer could never end")
-    frame = FRAMES[reading_of(tokenizer).prompt](tokenizer)
+    frame = frame_of(tokenizer)
     if len(prompts) != len(targets):
         raise ValueError(f"{len(prompts)} prompts, but {len(targets)} targets")
     rows: list[EncodedRow] = []
@@ -106,6 +107,31 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase) -> Frame:
 
 
 FRAMES: dict[str, Callable[[PreTrainedTokenizerBase], Frame]] = {"plain": plain_frame, "chat": chat_frame}
+
+
+def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
+    """What the tokenizer's model gets around the texts of rows."""
+    return FRAMES[reading_of(tokenizer).prompt](tokenizer)
+
+
+def read_prompts_as_rows(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Frame:
+    """Let a tokenizer encode a prompt, in place, as `encode_rows` does the prompt of a row: behind what is before rows (nothing before a
+    chat template, which writes its own bos), and with nothing behind it, where some tokenizers put eos. Returns the frame of rows."""
+    tokenizer.reading = replace(reading_of(tokenizer), prompt="chat" if chat else "plain")
+    frame = frame_of(tokenizer)
+    before = tokenizer.convert_ids_to_tokens(frame.before)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*before, "$0"], special_tokens=list(zip(before, frame.before, strict=True))
+    )
+    return frame
+
+
+def end_answers(model: PreTrainedModel, end_id: int) -> None:
+    """Let generation stop, in place, at the token that ends a row's answer too: a chat template's is often no eos of the model."""
+    given = model.generation_config.eos_token_id
+    known = given if isinstance(given, list) else [] if given is None else [given]
+    if end_id not in known:
+        model.generation_config.eos_token_id = [*known, end_id]
 
 
 def byte_ends(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:

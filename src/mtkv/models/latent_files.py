@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.models.check import load_checked
+from mtkv.models.encode import end_answers, frame_of
 from mtkv.models.latent_tokens import LatentTokens
 
 LATENT_FILE = "latent.safetensors"
@@ -27,7 +28,8 @@ def is_latent(folder: Path) -> bool:
 def save_latent_folder(
     folder: Path, model: PreTrainedModel, latent: LatentTokens, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Write model, tokenizer and latents into `folder`."""
+    """Write model, tokenizer and latents into `folder`; the generation config knows the token that ends an answer."""
+    end_answers(model, frame_of(tokenizer).end_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in latent.state_dict().items()}

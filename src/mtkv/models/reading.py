@@ -29,8 +29,9 @@ def reading_of(tokenizer: PreTrainedTokenizerBase) -> Reading:
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer itself puts before a plain text: the bos token where the model was trained with one (Llama, Gemma, OPT)."""
-    own = tokenizer("")["input_ids"]
-    return [int(own[0])] if own and own[0] == tokenizer.bos_token_id else []
+    text, own = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    bos = tokenizer.bos_token_id
+    return [int(bos)] if own[:1] == [bos] and bos not in text else []
 
 
 def check_lengths(tokenizer: PreTrainedTokenizerBase, rows: Sequence[np.ndarray], limit: int | None) -> None:
