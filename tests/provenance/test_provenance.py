@@ -153,3 +153,56 @@ def test_a_card_says_what_made_it_and_a_failed_stage_writes_none(tmp_path):
     assert written["wall_seconds"] >= 0
     assert written["peak_memory_mb"] > 1
     assert written["packages"]["torch"]
+
+
+PERMISSIONS = """
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from mtkv.provenance.checkpoints import Checkpoint
+from mtkv.provenance.files import atomic_path, write_json
+
+root = Path(sys.argv[1])
+with atomic_path(root / "maps/map.safetensors") as temporary:
+    save_file({"a": torch.ones(1)}, temporary)
+write_json(root / "card.json", {})
+with atomic_path(root / "model") as temporary:
+    GPT2LMHeadModel(GPT2Config(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=1)).save_pretrained(temporary)
+with Checkpoint(root / "checkpoints", {}, {}) as checkpoint:
+    def write(folder):
+        (folder / "inner").mkdir(mode=0o700)
+        save_file({"a": torch.ones(1)}, folder / "inner/optimizer.safetensors")
+    checkpoint.save(1, write)
+    assert (checkpoint.folder / "lock.json").stat().st_mode & 0o777 == int(sys.argv[2], 8)
+"""
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o027])
+def test_what_is_written_may_be_read_by_whom_the_umask_allows(tmp_path, umask):
+    root = tmp_path / "written"
+    command = [sys.executable, "-c", PERMISSIONS, str(root), oct(0o666 & ~umask)]
+    subprocess.run(command, check=True, umask=umask, capture_output=True, text=True)
+    written = [root, *root.rglob("*")]
+    assert {"map.safetensors", "model.safetensors", "optimizer.safetensors", "config.json", "manifest.json"} <= {
+        path.name for path in written
+    }
+    for path in written:  # as `touch` and `mkdir` make them
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+def test_permissions_are_added_and_links_are_left_alone(tmp_path):
+    """A folder that hands its group on keeps doing so, and what a link leads to belongs to somebody else."""
+    other = tmp_path / "other"
+    other.touch(mode=0o400)
+    with atomic_path(tmp_path / "model") as temporary:
+        temporary.mkdir()
+        temporary.chmod(0o2700)
+        (temporary / "link").symlink_to(other)
+        (temporary / "program").touch(mode=0o700)
+    assert (tmp_path / "model").stat().st_mode & 0o2000
+    assert (tmp_path / "model/program").stat().st_mode & 0o700 == 0o700
+    assert other.stat().st_mode & 0o777 == 0o400

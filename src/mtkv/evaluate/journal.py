@@ -39,7 +39,7 @@ class Journal:
 
     def __enter__(self) -> Self:
         if self._path is not None:
-            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             self._write(b"\n")  # behind what a death may have left; an empty line is passed over
             self._synced = time.monotonic()
         return self

@@ -192,8 +192,6 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     with atomic_path(folder) as temporary:
         model.to(torch.float16).save_pretrained(temporary)  # type: ignore[arg-type]
         tokenizer.save_pretrained(temporary)
-        for path in temporary.iterdir():
-            path.chmod(0o644)  # safetensors writes files that only their owner may read
 
 
 def file_digests(folder: Path) -> dict[str, str]:

@@ -8,13 +8,18 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# What this process keeps from new files. It can only be read by setting it: once, before there are threads that make files.
+UMASK = os.umask(0o077)
+os.umask(UMASK)
 
 
 class DiskFullError(OSError):
@@ -26,7 +31,8 @@ def atomic_path(path: str | Path, needed: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it fails.
 
     The block may create a file or a folder at the temporary path. A folder that stands at `path` is replaced. `needed`: bytes the
-    block will write, where they are known. Raises DiskFullError when the disk has less room, or is found full by the block: nothing
+    block will write, where they are known. What it wrote may be read and written by whom the umask allows, also where a library
+    (safetensors) made it for its owner alone. Raises DiskFullError when the disk has less room, or is found full by the block: nothing
     partial remains and what stood at `path` stays.
     """
     target = Path(path)
@@ -36,6 +42,7 @@ def atomic_path(path: str | Path, needed: int | None = None) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
+        _open_to_others(temporary)
         if temporary.is_dir() and target.exists():
             _remove(target)
         os.replace(temporary, target)
@@ -91,6 +98,16 @@ def write_parquet(path: str | Path, frame: "pd.DataFrame") -> None:
     """Write `frame` without its index as parquet, atomically."""
     with atomic_path(path) as temporary:
         frame.to_parquet(temporary, index=False)
+
+
+def _open_to_others(path: Path) -> None:
+    """Give a file, or a folder and all in it, at least the permissions of a new one: 0o666 or 0o777 without the umask."""
+    for each in (path, *(path.rglob("*") if path.is_dir() else ())):
+        mode = stat.S_IMODE(each.lstat().st_mode)
+        usual = (0o777 if each.is_dir() else 0o666) & ~UMASK
+        if mode | usual != mode:  # links have them all
+            with suppress(PermissionError):  # a file system that has no permissions to give
+                each.chmod(mode | usual)
 
 
 def _remove(path: Path) -> None:

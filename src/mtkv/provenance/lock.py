@@ -45,7 +45,7 @@ class WriterLock:
         self._facts = this_process() | {"token": uuid.uuid4().hex, "interval": self._interval, "started": _now()}
         temporary = self.path.with_name(f".{self.path.name}.{self._facts['token']}.tmp")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self._file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             self._wait_for(temporary)
         except BaseException:
