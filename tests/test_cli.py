@@ -1,6 +1,7 @@
 """The command `mtkv` as a user types it, on the pocket study."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,3 +176,35 @@ def test_diff_needs_no_torch(tmp_path):
         [sys.executable, "-c", script + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def mtkv(encoding, *arguments):
+    """What the command prints on a terminal of this encoding."""
+    command = [sys.executable, "-c", "from mtkv.cli import app; app()", *map(str, arguments)]
+    folder, environment = Path(__file__).parents[1], os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "200"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
+    assert b"UnicodeEncodeError" not in done.stderr, done.stderr.decode(encoding)
+    return done.returncode, done.stdout.decode(encoding)
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "iso-8859-1", "ascii"])
+def test_a_terminal_that_is_not_utf8_shows_the_same_numbers(tmp_path, encoding):
+    a = write_compared(tmp_path / "甲", SCORES_B)
+    b = write_compared(tmp_path / "乙", SCORES_A, torch="é")
+    _, usual = mtkv("utf-8", "diff", a, b)
+    code, shown = mtkv(encoding, "diff", a, b)
+    assert code == 0
+    assert "−30.0" in usual
+    assert "-30.0" in shown.replace("−", "-")
+    words = str.maketrans(dict.fromkeys("甲乙é", "?") | {"−": "-", "Δ": "delta", "—": "-", "≥": ">=", "…": "..."})
+    frame = str.maketrans(dict.fromkeys("┏┳┓┃┡╇┩│├┼┤└┴┘━─", " ") | dict.fromkeys("|+-", " "))
+    assert shown.translate(words).translate(frame).split() == usual.translate(words).translate(frame).split()
+
+
+def test_doctor_and_status_speak_on_a_terminal_that_is_not_utf8():
+    marks = {line.split(" ")[0] for line in mtkv("gbk", "doctor")[1].splitlines()}
+    assert "v" in marks
+    assert "?" not in marks
+    code, shown = mtkv("iso-8859-1", "status")
+    assert code == 0
+    assert "jobs done" in shown

@@ -9,6 +9,9 @@ mtkv diff results/a results/b                      what differs between two fini
 mtkv schema                                        the JSON schema of a config
 """
 
+import codecs
+import io
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,12 +31,18 @@ if TYPE_CHECKING:
 BASE_CONFIG = Path("config/config.yaml")
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
 app.command()(plan)
+# What stands for a character that the terminal's encoding lacks; a "?" for all others.
+PLAIN = dict(zip("−–—·✓✗≈", "---.vx~", strict=True)) | {"→": "->", "…": "...", "≥": ">=", "Δ": "delta"}
 Overlays = Annotated[list[Path], typer.Option("--configfile", help="Overlay of the default study; may be repeated.")]
 
 
 @app.callback()
 def main() -> None:
     """KV distillation from several teachers, compared honestly."""
+    codecs.register_error("mtkv", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not so in a notebook
+            stream.reconfigure(errors="mtkv")
 
 
 @app.command()
@@ -133,6 +142,12 @@ def diff(
         from mtkv.provenance.files import write_json
 
         write_json(json, difference_json(found, confidence))
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of `str.encode`: other characters for those that cannot be encoded, and where to go on."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
 
 def _study(overlays: list[Path]) -> Study:

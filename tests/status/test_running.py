@@ -26,7 +26,7 @@ SCRIPT = """
 import json, sys, time
 from pathlib import Path
 from mtkv.provenance.checkpoints import Checkpoint
-log = open(snakemake.log[0], "w")
+log = open(snakemake.log[0], "w", encoding="utf-8")
 wildcards = dict(snakemake.wildcards.items())
 if wildcards.get("arm") == "sft" and snakemake.rule == "train":
     run = {"study": "pocket", "stage": "arms", "outputs": list(map(str, snakemake.output))} | wildcards
@@ -40,7 +40,7 @@ if wildcards.get("arm") == "sft" and snakemake.rule == "train":
 if wildcards.get("arm") == "single" and snakemake.rule == "train":
     while not Path("fail").exists():
         time.sleep(0.05)
-    print("step 3\\nValueError: the loss is not finite", file=log, flush=True)
+    print("step 3\\nValueError: the loss is ∞", file=log, flush=True)
     sys.exit(1)
 for output in map(Path, snakemake.output):
     if output.name.endswith("card.json"):
@@ -192,14 +192,15 @@ def test_the_command_shows_and_writes_what_was_found(moments, workflow, monkeypa
     )
     assert shown.exit_code == 0, shown.output
     assert "results/pocket/logs/arms/single-seed42.log" in shown.output
-    assert "ValueError: the loss is not finite" in shown.output
+    assert "ValueError: the loss is ∞" in shown.output
     written = json.loads((tmp_path / "status.json").read_text())
     assert written["jobs"]["train"] == {"done": 2, "running": 0, "queued": 0, "failed": 1, "stopped": 0, "waiting": 0}
     (failed,) = written["details"]
     assert failed["read"] == "results/pocket/logs/arms/single-seed42.log"
-    assert failed["last_line"] == "ValueError: the loss is not finite"
+    assert failed["last_line"] == "ValueError: the loss is ∞"
     alone = CliRunner().invoke(app, ["status", "--configfile", "study.yaml", "--json", "-"])
     assert json.loads(alone.output)["jobs"] == written["jobs"]
+    assert alone.output.isascii()  # valid JSON whatever the terminal's encoding is
 
 
 def test_watching_ends_when_all_is_done(moments, study, workflow, tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ def examine(
                 console.print(f"    → {escape(finding.fix)}", highlight=False)
     counts = {level: sum(finding.level == level for each in found.values() for finding in each) for level in MARKS}
     if alone:
-        print(json.dumps(as_json(study.study, found), indent=2, ensure_ascii=False))
+        print(json.dumps(as_json(study.study, found), indent=2))
     else:
         console.print(_verdict(study.study, counts))
     if output and not alone:

@@ -19,7 +19,7 @@ def print_status(study: "Study", *, at_once: int | None, output: Path | None, co
     """One look: on the console, and as JSON in `output` (`-`: on the console instead of the tables)."""
     found = look(study, at_once=at_once)
     if output == Path("-"):
-        print(json.dumps(as_json(found), indent=2, ensure_ascii=False))
+        print(json.dumps(as_json(found), indent=2))
         return
     console.print(render(found))
     if output:
