@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mtkv.config.errors import ConfigError
+from mtkv.config.overlay import read_yaml
 from mtkv.config.study import load_study, read_study
 
 DELETE = object()
@@ -57,7 +58,8 @@ SINGLE = {
     "text for number": ("comparison.confidence", "0.95", "comparison.confidence", ["'0.95' is not a number"]),
     "boolean for number": ("comparison.confidence", False, "comparison.confidence", ["false is not a number"]),
     "YAML exponent": ("arms.sft.training.learning_rate", "2e-5", "arms.sft.training.learning_rate", ["2.0e-5"]),
-    "number for text": ("study", 3, "study", ["3 is not text"]),
+    "number for text": ("study", 20241, "study", ["20241 is not text", "in quotes", "--configfile"]),
+    "boolean for text": ("student.name", True, "student.name", ["true is not text", "in quotes"]),
     "number for boolean": ("student.trust_remote_code", 1, "student.trust_remote_code", ["1 is not true or false"]),
     "number for list": ("seeds", 42, "seeds", ["42 is not a list"]),
     "list for mapping": ("data", [], "data", ["[] is not a mapping"]),
@@ -321,6 +323,12 @@ def test_deep_nesting(raw: dict[str, Any]) -> None:
 YAML_MISTAKES = {
     "duplicate key": ("study: a\nseeds: [1]\nstudy: b\n", ["'study' is given twice", "line 3"]),
     "duplicate arm": ("arms:\n  sft: {}\n  sft: {}\n", ["'sft' is given twice", "line 3"]),
+    "octal": ("seeds: [42, 010]\n", ["010 means 8 there; write 8, or '010' in quotes", "line 1, column 13"]),
+    "octal with a sign": ("seeds: [-0_17]\n", ["-0_17 means -15 there"]),
+    "hexadecimal": ("seeds: [0x1f]\n", ["0x1f means 31 there"]),
+    "binary": ("seeds: [0b101]\n", ["0b101 means 5 there"]),
+    "minutes": ("resources: {train: {runtime: 1:30}}\n", ["1:30 means 90 there"]),
+    "seconds": ("data: {x: 1:30.5}\n", ["1:30.5 means 90.5 there"]),
     "syntax": ("arms: [1, 2\nstudy: x\n", ["not valid YAML", "line 2"]),
     "tab": ("arms:\n\tsft: {}\n", ["not valid YAML", "line 2"]),
     "list at top": ("- study\n", ["holds ['study'], not a mapping"]),
@@ -345,6 +353,13 @@ def test_yaml_mistakes(tmp_path: Path, text: str, fragments: list[str]) -> None:
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"{path}: ")
     assert all(part in line for part in fragments), line
+
+
+def test_decimal_numbers_and_quoted_ones_stay_what_they_are(tmp_path: Path) -> None:
+    numbers = "[0, -1, +2, 1_000, 0.5, .5, 0.5e+1, -0.0, 1.0e-5, '010', \"0x1f\", '1:30', 1e3, 08]"
+    (tmp_path / "good.yaml").write_text(f"x: {numbers}\n", encoding="utf-8")
+    expected = [0, -1, 2, 1000, 0.5, 0.5, 5.0, 0.0, 1e-5, "010", "0x1f", "1:30", "1e3", "08"]
+    assert read_yaml(tmp_path / "good.yaml") == {"x": expected}
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, config_folder: Path) -> None:

@@ -1,6 +1,10 @@
 """Overlays and `extends` against brute-force merges of flattened trees, and against Snakemake's own merging."""
 
 import copy
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +179,32 @@ def test_read_study_and_snakemake_agree(config_folder: Path) -> None:
     for path in paths:
         update_config(config, load_configfile(path))
     assert load_study(config) == read_study(*paths)
+
+
+TWICE = "arms:\n  again: {extends: sft}\n  again: {extends: fixed}\n"
+
+
+@pytest.mark.parametrize(
+    ("overlay", "arguments", "fragments"),
+    [
+        (TWICE, [], ["given.yaml: is not valid YAML: the key 'again' is given twice (line 3, column 3)"]),
+        ("seeds: [010]\n", [], ["given.yaml: ", "010 means 8 there; write 8"]),
+        ("seeds: [42]\n", ["--config", "study=2024_1"], ["study: 20241 is not text; put", "in quotes"]),
+        ("study: '2024_1'\nseeds: [42, 1_000]\n", [], None),
+    ],
+    ids=["twice", "octal", "number", "quoted"],
+)
+def test_snakemake_refuses_what_the_command_line_refuses(
+    tmp_path: Path, config_folder: Path, overlay: str, arguments: list[str], fragments: list[str] | None
+) -> None:
+    """Snakemake's own reader takes the last of two keys, and 010 for 8, without a word."""
+    shutil.copytree(config_folder, tmp_path / "config")
+    (tmp_path / "given.yaml").write_text(overlay)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(config_folder.parent / "Snakefile"), "--dry-run"]
+    options = ["--quiet", "--cores", "1", "--configfile", "given.yaml", *arguments, "--directory", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(config_folder.parent / "src")}
+    done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert (done.returncode == 0) == (fragments is None), said
+    assert all(part in said for part in fragments or []), said
+    assert "Traceback" not in said

@@ -10,6 +10,7 @@ from pathlib import Path
 from mtkv.config.data import MIXTURES
 from mtkv.config.errors import ConfigError
 from mtkv.config.models import POCKET_MODELS
+from mtkv.config.overlay import read_overlaid
 from mtkv.config.site import read_site
 from mtkv.config.study import load_study
 from mtkv.data.state import state_of
@@ -17,6 +18,9 @@ from mtkv.models.digest import content_digest
 from mtkv.provenance.code import code_digest
 
 try:
+    # Snakemake's own reader passes over a key given twice, and takes 010 for 8.
+    if workflow.is_main_process:
+        read_overlaid(*workflow.configfiles)
     STUDY = load_study(config)
     SITE = read_site(Path(workflow.basedir) / "profiles/slurm/site.yaml")
 except ConfigError as error:

@@ -3,6 +3,7 @@
 Mappings are merged, all else is replaced. null as the value of an arm, a teacher or a claim deletes that entry.
 """
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, which PyYAML would overwrite silently."""
+    """YAML that refuses what PyYAML reads otherwise than it looks: a key given twice, and numbers to another base than ten."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[tuple[str, str]] = set()
@@ -76,6 +77,18 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
             seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int | float:
+        """A number; not 010 (8 in YAML), 0x1f, 0b1 or 1:30 (90)."""
+        value: int | float = yaml.constructor.SafeConstructor.yaml_constructors[node.tag](self, node)
+        if re.match(r"[-+]?0[0-9_xb]", node.value) or ":" in node.value:
+            message = f"{node.value} means {value} there; write {value}, or {node.value!r} in quotes if it is text"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+        return value
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_decimal)
 
 
 def _drop_nulls(config: dict[str, Any], loc: Loc) -> dict[str, Any]:

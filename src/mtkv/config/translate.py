@@ -54,7 +54,7 @@ def _problem(detail: Detail, model: type[BaseModel]) -> Problem:
     if kind.startswith("union_tag"):
         loc += (context["discriminator"].strip("'"),)
     if kind in EXPECTED:
-        return Problem(loc, f"{show(detail['input'])} is not {EXPECTED[kind]}{_exponent_hint(detail)}")
+        return Problem(loc, f"{show(detail['input'])} is not {EXPECTED[kind]}{_yaml_hint(detail)}")
     if kind in LIMITS:
         key, words = LIMITS[kind]
         return Problem(loc, f"{show(detail['input'])} is not allowed; allowed: {words} {context[key]:.10g}")
@@ -101,9 +101,11 @@ MESSAGES: dict[str, Callable[[Detail, Detail], str]] = {
 }
 
 
-def _exponent_hint(detail: Detail) -> str:
-    """YAML 1.1 reads 2e-5 as text, a trap of learning rates."""
+def _yaml_hint(detail: Detail) -> str:
+    """What YAML made of it: 2e-5 is text (a trap of learning rates); 2024_1 is 20241 and `on` is true, without quotes."""
     value = detail["input"]
+    if detail["type"] == "string_type" and isinstance(value, int | float):
+        return "; put what was written in quotes, in a file for --configfile (--config strips them)"
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
         mantissa, exponent = re.split("[eE]", value)
         sign = "" if exponent[0] in "+-" else "+"
