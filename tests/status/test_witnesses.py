@@ -5,16 +5,23 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from mtkv.config.study import read_study
+from mtkv.doctor import workflow  # noqa: F401 (registers its check)
+from mtkv.doctor.checks import CHECKS, Patient
 from mtkv.provenance.files import write_json
 from mtkv.provenance.lock import WriterLock
 from mtkv.status.evidence import gather
 from mtkv.status.jobs import jobs_of
-from mtkv.status.notes import started_outputs
+from mtkv.status.notes import Alive, alive, started_outputs
+from mtkv.status.show import SNAKEMAKE
 from mtkv.status.slurm import queue, seconds
 from mtkv.status.snakemake_log import read_logs
 from mtkv.status.states import states_of
@@ -282,3 +289,68 @@ def test_a_finished_checkpoint_is_nobodys(folder):
 )
 def test_slurms_times(text, expected):
     assert seconds(text) == expected
+
+
+TOY = """
+rule one:
+    output:
+        "{name}.txt",
+    run:
+        import time
+        from pathlib import Path
+
+        while not Path(f"{wildcards.name}.go").exists():
+            time.sleep(0.05)
+        Path(output[0]).touch()
+"""
+
+
+def snakemake(folder, *arguments):
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
+    environment = os.environ | {"PATH": os.defpath}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_snakemake_whose_lock_another_one_removed_is_at_work(folder):
+    (folder / "Snakefile").write_text(TOY)
+    internal = folder / ".snakemake"
+    first, second = snakemake(folder, "a.txt"), snakemake(folder, "b.txt")
+    try:
+        wait_for(lambda: {"a.txt", "b.txt"} <= started_outputs(internal).keys())
+        assert alive(internal, socket.gethostname()) == "here"
+        (folder / "b.go").touch()
+        assert second.wait(60) == 0
+        assert not (internal / "locks").exists()  # Snakemake's own doing
+        assert alive(internal, socket.gethostname()) == "unlocked"
+        marked(folder, f"{RUN}/model")
+        assert state(folder).state == "running"
+        ((level, message, fix),) = [vars(finding).values() for finding in CHECKS["snakemake"](Patient(STUDY, folder))]
+        assert (level, "took its lock away" in message, "start none" in fix) == ("warning", True, True)
+        (folder / "a.go").touch()
+        assert first.wait(60) == 0
+        assert alive(internal, socket.gethostname()) == "no"
+        assert state(folder).state == "stopped"
+    finally:
+        first.kill()
+        second.kill()
+
+
+def test_a_snakemake_that_only_plans_is_not_at_work(folder):
+    (folder / "Snakefile").write_text(TOY)
+    (folder / ".snakemake/log").mkdir(parents=True)
+    planning = snakemake(folder, "--dry-run", "a.txt")
+    found = set()
+    while planning.poll() is None:
+        found.add(alive(folder / ".snakemake", socket.gethostname()))
+    assert found == {"no"}
+
+
+def test_every_state_of_snakemake_has_its_sentence():
+    assert set(SNAKEMAKE) == set(get_args(Alive))

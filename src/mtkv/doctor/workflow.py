@@ -22,6 +22,11 @@ def snakemake(patient: Patient) -> Iterator[Finding]:
     elif state == "elsewhere":
         message = f"a lock of a Snakemake on {notes.host}"
         yield Finding("warning", message, "look there whether it runs; if it does not: snakemake --unlock")
+    elif state == "unlocked":
+        message = "a Snakemake is at work in this folder, and another one that ended here took its lock away"
+        yield Finding(
+            "warning", message, "start none until it has ended (`mtkv status`): nothing would refuse a second one"
+        )
     elif state == "here":
         yield Finding(
             "note",

@@ -2,7 +2,7 @@
 
 `incomplete/` holds one file per output that a started job has not finished, named by the base64 of its path (in parts where
 that is long), with the id of the job in SLURM until the job starts there. `locks/` is not empty while Snakemake runs, or after it was
-killed.
+killed; but of two runs in one folder the first to end removes the other's locks too. `log/` holds the file that each run writes.
 """
 
 import base64
@@ -10,10 +10,12 @@ import binascii
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-Alive = Literal["here", "elsewhere", "killed", "no"]
+Alive = Literal["here", "unlocked", "elsewhere", "killed", "no"]
 
 
 def started_outputs(folder: Path) -> dict[str, str | None]:
@@ -40,11 +42,12 @@ def started_outputs(folder: Path) -> dict[str, str | None]:
 def alive(folder: Path, host: str | None, processes: Path = Path("/proc")) -> Alive:
     """Whether Snakemake works in the parent of `folder`. `host`: where its latest log says it ran.
 
-    here: a process of this machine. elsewhere: there is a lock, made on another host. killed: there is a lock and no process.
+    here: a process of this machine. unlocked: the same, without its lock. elsewhere: there is a lock, made on another host. killed: there
+    is a lock and no process.
     """
     locks = folder / "locks"
     if not locks.is_dir() or not any(locks.glob("*.lock")):
-        return "no"
+        return "unlocked" if _log_is_written(folder.resolve() / "log", processes) else "no"
     if host is not None and host != socket.gethostname():
         return "elsewhere"
     return "here" if _process_in(folder.resolve().parent, processes) else "killed"
@@ -54,11 +57,23 @@ def _process_in(folder: Path, processes: Path) -> bool:
     """Whether a process of this machine whose command line names snakemake works in `folder`."""
     if not processes.is_dir():  # not Linux: the lock is all there is to go by
         return True
-    for process in processes.iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            try:
-                if b"snakemake" in (process / "cmdline").read_bytes() and (process / "cwd").readlink() == folder:
-                    return True
-            except OSError:  # ended meanwhile, or another user's
-                continue
+    for process in _others(processes):
+        with suppress(OSError):  # ended meanwhile, or another user's
+            if b"snakemake" in (process / "cmdline").read_bytes() and (process / "cwd").readlink() == folder:
+                return True
     return False
+
+
+def _log_is_written(logs: Path, processes: Path) -> bool:
+    """Whether a process of this machine has a file in `logs` open: a Snakemake at work; one that only plans or unlocks writes none."""
+    for process in _others(processes) if processes.is_dir() else ():
+        with suppress(OSError):
+            for file in (process / "fd").iterdir():
+                with suppress(OSError):  # closed meanwhile
+                    if file.readlink().parent == logs:
+                        return True
+    return False
+
+
+def _others(processes: Path) -> Iterator[Path]:
+    return (path for path in processes.iterdir() if path.name.isdigit() and int(path.name) != os.getpid())

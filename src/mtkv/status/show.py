@@ -20,6 +20,7 @@ COLOURS = {
 }
 SNAKEMAKE = {
     "here": "Snakemake is at work on this machine",
+    "unlocked": "Snakemake is at work on this machine; another run here, which has ended, took its lock away: start none meanwhile",
     "elsewhere": "Snakemake is at work on {host}, or was killed there",
     "killed": "Snakemake was killed here and left its lock: `snakemake --unlock`, then start it again",
     "no": "Snakemake is not running",

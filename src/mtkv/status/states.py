@@ -82,7 +82,7 @@ def _marker(job: Job, evidence: Evidence) -> Status | None:
     made = [entry.id for entry in (evidence.queue or {}).values() if entry.running and entry.may_run(job.rule)]
     if slurm is None and made:
         return Status(job, "running", f"SLURM {made[0]}", logs=_logs(job, evidence))
-    if evidence.snakemake not in ("here", "elsewhere"):
+    if evidence.snakemake not in ("here", "unlocked", "elsewhere"):
         return None
     note = f"SLURM {slurm} has left the queue; Snakemake has not noticed yet" if slurm else ""
     return Status(job, "running", f"on {evidence.host}" if evidence.host else "", logs=_logs(job, evidence), note=note)
