@@ -11,6 +11,12 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
+# Snakemake starts its jobs with the path of .venv's Python in a shell, without quotes (the same characters: doctor/packages.py).
+SHELL_SIGNS := ' " ` $$ & ( ) ; < > | \ * ?
+ifneq ($(strip $(word 2,x$(CURDIR)x) $(foreach sign,$(SHELL_SIGNS),$(findstring $(sign),$(CURDIR)))),)
+$(error mtkv cannot run in "$(CURDIR)": a blank or one of $(SHELL_SIGNS) in the path breaks every job; move the folder)
+endif
+
 .PHONY: study test report lint format schema clean
 
 study: $(READY)  ## run the pocket study and print where its report is

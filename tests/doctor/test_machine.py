@@ -4,6 +4,7 @@ import email.message
 import importlib.metadata
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -51,6 +52,58 @@ def test_versions_other_than_locked_are_named(clinic):
 def test_a_local_part_of_a_version_does_not_count(monkeypatch):
     monkeypatch.setattr(packages, "installed", {"torch": "2.13.0+cu128", "numpy": "2.4.7"}.get)
     assert other_versions({"torch": "2.13.0", "numpy": "2.4.6", "absent": "1"}) == ["numpy 2.4.7 (locked: 2.4.6)"]
+
+
+# Every sign that can stand in a path here, and a few letters beyond ASCII.
+SIGNS = [chr(code) for code in range(32, 127) if chr(code) != "/"] + ["\t", "甲", "é"]
+
+
+def survives_a_shell(name, folder):
+    """What bash makes of a word without quotes, beside a file that it might match."""
+    (folder / "aXb").touch()
+    done = subprocess.run(["bash", "-c", f"printf %s {name}"], cwd=folder, capture_output=True, text=True)
+    return (done.returncode, done.stdout, done.stderr) == (0, name, "")
+
+
+def test_paths_that_a_shell_does_not_leave_alone_are_named(tmp_path):
+    refused = {sign for sign in SIGNS if packages.path_problem(f"/home/a{sign}b/.venv/bin/python")}
+    assert refused == {sign for sign in SIGNS if not survives_a_shell(f"a{sign}b", tmp_path)}
+
+
+@pytest.mark.parametrize("sign", [sign for sign in SIGNS if packages.path_problem(sign)] + ["+", "甲", "#"])
+def test_make_refuses_such_a_path_in_one_line_before_it_installs(tmp_path, sign):
+    folder = tmp_path / f"a{sign}b"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(Path(__file__).parents[2] / name, folder)
+    done = subprocess.run(["make", "--dry-run", "study"], cwd=folder, capture_output=True, text=True)
+    if packages.path_problem(sign):
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+        assert f'mtkv cannot run in "{folder}"' in done.stderr
+        assert "move the folder" in done.stderr
+    else:
+        assert (done.returncode, "pip install" in done.stdout) == (0, True)
+
+
+def test_doctor_and_snakemake_refuse_such_a_path(clinic, tmp_path, monkeypatch):
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    (folder / "python").symlink_to(sys.executable)
+    repository = Path(__file__).parents[2]
+    program = f"import sys; sys.executable = {str(folder / 'python')!r}; from snakemake.cli import main; main()"
+    command = [sys.executable, "-c", program, "--snakefile", str(repository / "Snakefile"), "--dry-run", "--cores", "1"]
+    shutil.copytree(repository / "config", tmp_path / "config")
+    environment = {"PYTHONPATH": str(repository / "src"), "PATH": os.defpath}
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert f"{folder / 'python'}: every job would die of ' ' in the path of its Python; move" in said
+    assert "Traceback" not in said
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    assert clinic.findings("python")[0][:2] == (
+        "error",
+        f"{folder / 'python'}: every job would die of ' ' in the path of its Python",
+    )
 
 
 def test_every_pin_of_this_repository_is_read():

@@ -14,6 +14,7 @@ from mtkv.config.overlay import read_overlaid
 from mtkv.config.site import read_site
 from mtkv.config.study import load_study
 from mtkv.data.state import state_of
+from mtkv.doctor.packages import path_problem
 from mtkv.models.digest import content_digest
 from mtkv.provenance.code import code_digest
 
@@ -25,6 +26,9 @@ try:
     SITE = read_site(Path(workflow.basedir) / "profiles/slurm/site.yaml")
 except ConfigError as error:
     sys.exit(f"the study's config is not valid:\n{error}")
+
+if workflow.is_main_process and (problem := path_problem(sys.executable)):
+    sys.exit(f"{problem}; move the folder, and make the environment there")
 
 # SLURM sends USR1 to every process of a job: the stage saves (mtkv.provenance.preemption), and Snakemake around it must not die of it.
 if threading.current_thread() is threading.main_thread():

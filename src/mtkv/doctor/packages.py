@@ -1,6 +1,8 @@
 """Python and the packages: what is installed against requirements.lock, and the extras that this study and profile need."""
 
 import platform
+import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from mtkv.provenance.code import PACKAGE_FOLDER
 
 LOCKED = "pip install -r requirements.lock"
 SHOWN = 5
+SHELL_SIGNS = r"""[\s'"`$&();<>|\\*?]"""  # what a shell does not leave as it stands; the Makefile has the same
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,28 @@ class Declared:
 
 @check("python")
 def python(patient: Patient) -> Iterator[Finding]:
-    """The version of Python that this package asks for."""
+    """The version of Python that this package asks for, in a folder that Snakemake can start it from."""
+    if problem := path_problem(sys.executable):
+        yield Finding(
+            "error",
+            problem,
+            "move the folder to another path and make the environment anew there: rm -r .venv; make study",
+        )
     wanted, here = declared().python, platform.python_version()
     if not SpecifierSet(wanted).contains(here, prereleases=True):
         yield Finding(
             "error",
             f"Python {here}, but mtkv needs {wanted}",
-            "make the environment with a newer Python: make clean all",
+            "make the environment with a newer one: rm -r .venv; make PYTHON=python3.11 study",
         )
     else:
         yield Finding("ok", f"Python {here}")
+
+
+def path_problem(program: str) -> str | None:
+    """Why Snakemake cannot start jobs with a Python at this path, which it hands to a shell without quotes; None where it can."""
+    found = sorted({repr(sign) for sign in re.findall(SHELL_SIGNS, program)})
+    return f"{program}: every job would die of {', '.join(found)} in the path of its Python" if found else None
 
 
 @check("packages")
