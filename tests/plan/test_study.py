@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,13 @@ from typer.testing import CliRunner
 
 from mtkv.cli import app
 from mtkv.config.study import read_study
+from mtkv.doctor import space
+from mtkv.doctor.checks import Patient
 from mtkv.plan.codechange import code_change
 from mtkv.plan.dryrun import PlanError, dry_run
 from mtkv.plan.explain import explain
 from mtkv.plan.jobs import Change
-from mtkv.plan.past import config_digest
+from mtkv.plan.past import card_of, config_digest
 from mtkv.plan.plan import make_plan
 from mtkv.plan.profile import Profile, ProfileError, read_profile
 from mtkv.provenance import code
@@ -39,6 +42,8 @@ from mtkv.provenance.card import Card
 for output in snakemake.output:
     path = pathlib.Path(output)
     path.mkdir(parents=True, exist_ok=True) if not path.suffix else path.touch()
+    if not path.suffix:
+        (path / "weights").write_text(str(path))
 if "card" in snakemake.output.keys():
     with Card.for_job(snakemake, snakemake.rule) as card:
         card.result = {}
@@ -81,6 +86,16 @@ def listing(folder):
     return found
 
 
+@contextmanager
+def package_of(folder):
+    """Inside, code digests are those of the package in this folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code, "PACKAGE_FOLDER", folder / "src/mtkv")
+        code.forget()
+        yield
+    code.forget()
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """The folder of the finished study, a git repository; while it ran, it was planned."""
@@ -97,12 +112,9 @@ def finished(tmp_path_factory):
     (folder / ".gitignore").write_text("results\n.snakemake\n__pycache__\n")
     for arguments in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "study")):
         subprocess.run([*git, *arguments], check=True)
-    with pytest.MonkeyPatch.context() as patch:  # the digests are those of the copy, whatever becomes of the repository
-        patch.setattr(code, "PACKAGE_FOLDER", folder / "src/mtkv")
-        code.forget()
+    with package_of(folder):  # whatever becomes of the repository
         _run_and_plan(folder)
         yield folder
-    code.forget()
 
 
 def _run_and_plan(folder):
@@ -215,6 +227,87 @@ def test_a_changed_input_is_named_with_both_digests(study):
     now = subprocess.run(["sha256sum", train], capture_output=True, text=True, check=True).stdout[:12]
     expected = f"input: results/pocket/data/train.parquet changed: sha256 {empty} → {now}"
     assert expected in found["train single 42"]
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """What `cp -r` makes of the finished study, where the files that jobs read got their times after those that they wrote."""
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished, folder], check=True)
+    late = time.time() + 5
+    for path in [*folder.glob("results/pocket/arms/*/*/model/*"), folder / "workflow/scripts/train.py"]:
+        os.utime(path, (late, late))
+    return folder
+
+
+def said_of(folder):
+    config = read_study(folder / "config/config.yaml", folder / "study.yaml")
+    with package_of(folder):
+        return make_plan(config, [folder / "study.yaml"], folder=folder).copied
+
+
+def contents(folder):
+    return {str(path): path.read_bytes() for path in sorted((folder / "results").rglob("*")) if path.is_file()}
+
+
+def test_a_copy_is_recognised_and_the_command_it_is_told_mends_it(copy):
+    assert {"train", "predict"} <= counts(planned(copy)).keys()
+    said = said_of(copy)
+    assert said.startswith("only the times of files differ, their contents are those of the cards")
+    before = contents(copy)
+    command = re.search("`(.*)`", said)[1].split()
+    subprocess.run([sys.executable, "-m", *command], cwd=copy, env=environment(copy), capture_output=True, check=True)
+    assert counts(planned(copy)) == {}
+    assert contents(copy) == before
+    assert said_of(copy) == ""
+
+
+def test_a_copy_is_shown_first_and_doctor_says_it_too(copy):
+    lines = command(copy, "--json", "plan.json").splitlines()
+    assert lines[0].startswith("= only the times of files differ")
+    assert lines[0] == f"= {json.loads((copy / 'plan.json').read_text())['copied']}"
+    patient = Patient(read_study(copy / "config/config.yaml", copy / "study.yaml"), copy, None, (copy / "study.yaml",))
+    with package_of(copy):
+        found = [(finding.level, finding.fix) for finding in space.plan(patient)]
+    assert ("warning", f"do not run, `snakemake --touch --cores 1 all --configfile {copy / 'study.yaml'}`") in found
+
+
+def test_what_differs_in_more_than_times_is_no_copy(copy):
+    weights = copy / "results/pocket/arms/sft/seed42/model/weights"
+    before = weights.read_bytes()
+    weights.write_bytes(before[::-1])
+    assert said_of(copy) == ""
+    weights.write_bytes(before)
+    assert "contents are those of the cards" in said_of(copy)
+    script = copy / "workflow/scripts/train.py"
+    text = script.read_text(encoding="utf-8")
+    script.write_text(f"{text}# a remark\n", encoding="utf-8")
+    assert said_of(copy) == ""
+    script.write_text(text, encoding="utf-8")
+    (copy / "results/pocket/scores/sft/seed42/pocket_gsm8k.json").unlink()
+    assert said_of(copy) == ""
+
+
+def test_another_config_is_no_copy(copy):
+    change(copy, arms={"single": {"kv": {"loss": {"lambda_v": 0.25}}}})
+    assert said_of(copy) == ""
+    shutil.rmtree(copy / ".snakemake")
+    assert said_of(copy) == ""
+    change(copy)
+    assert "not compared: the settings of score " in said_of(copy)  # all others have cards, and those are right
+
+
+def test_what_cannot_be_compared_is_named(copy, monkeypatch):
+    def dirty(folder, path):  # the run's tree had changes of its own, of which no revision tells
+        card = card_of(folder, path)
+        return card and card | {"git": card["git"] | {"dirty": True}}
+
+    monkeypatch.setattr("mtkv.plan.copied.card_of", dirty)
+    assert said_of(copy).startswith(
+        "only the times of files say that anything has to run; not compared: workflow/scripts/train.py; if this is a copy"
+    )
+    monkeypatch.setattr("mtkv.plan.copied.MOST", 10)
+    assert re.search(r"not compared: \d+\.\d kB of inputs; if this is a copy", said_of(copy))
 
 
 def test_what_a_killed_job_left_is_incomplete(study):

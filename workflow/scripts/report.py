@@ -5,5 +5,5 @@ from mtkv.provenance.card import Card
 from mtkv.report.page import render
 
 page = Path(snakemake.output.page)
-with Card.for_job(snakemake, "report") as card:
+with Card.for_job(snakemake, "report", folders=False) as card:
     card.result = render(load_study(snakemake.params.config), page.parents[1], page)

@@ -32,6 +32,9 @@ def plan(patient: Patient) -> Iterator[Finding]:
     for problem in found.problems:
         said, _, fix = problem.rpartition("; ")
         yield Finding("error", said or problem, fix if said else "see `mtkv plan`")
+    if found.copied:
+        said, _, fix = found.copied.rpartition("; ")
+        yield Finding("warning", said, fix)
     unknown = [note for note in found.notes if note.startswith("not counted")]
     free = shutil.disk_usage(_existing(patient.folder / "results")).free
     counted = f", without {len(unknown)} models that are not fetched yet" if unknown else ""

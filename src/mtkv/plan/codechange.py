@@ -43,11 +43,11 @@ def code_change(stage: Covered, revision: str | None, dirty: bool | None, packag
     package = package or code.PACKAGE_FOLDER
     if revision is None:
         return CodeChange(None, note="the run's card names no git revision")
-    if _git(package, "cat-file", "-e", f"{revision}^{{commit}}") is None:
+    if git(package, "cat-file", "-e", f"{revision}^{{commit}}") is None:
         return CodeChange(revision, note="that revision is not in this checkout")
 
     def old(path: str) -> bytes | None:
-        return _git(package, "show", f"{revision}:./{path}")
+        return git(package, "show", f"{revision}:./{path}")
 
     modules, added = _modules(stage, package, old)
     files = tuple(
@@ -84,7 +84,8 @@ def _pins(stage: Covered, package: Path, old: ReadOld) -> tuple[Change, ...]:
     return tuple(Change(name, then.get(name), now.get(name)) for name in used if then.get(name) != now.get(name))
 
 
-def _git(folder: Path, *arguments: str) -> bytes | None:
+def git(folder: Path, *arguments: str) -> bytes | None:
+    """What git prints in `folder`; None where it fails, or is not there."""
     try:
         return subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, check=True, timeout=20

@@ -8,9 +8,9 @@ from typing import Any
 from mtkv.plan.codechange import CodeChange, code_change
 from mtkv.plan.jobs import Cause, PlannedJob
 from mtkv.plan.params import CODE
+from mtkv.plan.past import card_of, size_on_disk
 from mtkv.provenance.code import covered
-from mtkv.provenance.digest import file_digest
-from mtkv.provenance.files import read_json
+from mtkv.provenance.digest import path_digest
 
 NOT_HASHED = 100_000_000  # bytes; what is larger is named without comparing its digest
 
@@ -78,7 +78,7 @@ def _sentences(cause: Cause, job: PlannedJob, folder: Path) -> list[str]:
 def _of_code(cause: Cause, job: PlannedJob, folder: Path) -> list[str]:
     if cause.files:
         return [f"code: the script {path} is newer than the outputs" for path in cause.files]
-    card = _card(job, folder)
+    card = card_of(folder, job.card) or {}
     change = next(change for change in cause.changes if change.path == CODE)
     stage = covered(str(change.new))
     git = card.get("git") or {}
@@ -99,25 +99,14 @@ def _of_modules(change: CodeChange) -> list[str]:
 
 
 def _of_input(path: str, job: PlannedJob, folder: Path) -> str:
-    before = (_card(job, folder).get("inputs") or {}).get(path)
+    before = (card_of(folder, job.card) or {}).get("inputs", {}).get(path)
     file = folder / path
-    if before is None or not file.is_file() or file.stat().st_size > NOT_HASHED:
+    if before is None or not file.exists() or size_on_disk(file) > NOT_HASHED:
         return f"input: {path} is newer than the outputs"
-    now = file_digest(file)
+    now = path_digest(file)
     if now == before:
         return f"input: {path} is newer than the outputs, with the same content"
     return f"input: {path} changed: sha256 {before[:12]} → {now[:12]}"
-
-
-def _card(job: PlannedJob, folder: Path) -> dict[str, Any]:
-    """The card of the run that made the job's outputs; empty where there is none."""
-    if job.card is None or not (folder / job.card).is_file():
-        return {}
-    try:
-        card = read_json(folder / job.card)
-    except (OSError, ValueError):
-        return {}
-    return card if isinstance(card, dict) else {}
 
 
 def short(value: Any, length: int = 120) -> str:

@@ -53,12 +53,12 @@ def samples_of(jobs: Iterable[PlannedJob], elsewhere: Mapping[str, Record], fold
     like: dict[str, PlannedJob] = {}
     for job in jobs:
         like.setdefault(job.rule, job)
-        card = _card(folder, job.card)
+        card = card_of(folder, job.card)
         if card is None and (job.card or job.record is None):
             continue
         yield _sample(job, job.outputs, job.wildcards, card, job.record, folder)
     for path, record in elsewhere.items():
-        card = _card(folder, path)
+        card = card_of(folder, path)
         if card is not None and record.rule in like:
             yield _sample(like[record.rule], (path,), card["wildcards"], card, record, folder)
 
@@ -112,7 +112,8 @@ def _read(path: Path, modified: float) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and {"wall_seconds", "config_digest", "wildcards"} <= set(found) else None
 
 
-def _card(folder: Path, path: str | None) -> dict[str, Any] | None:
+def card_of(folder: Path, path: str | None) -> dict[str, Any] | None:
+    """The card at `path` below `folder`; None for none, and for what is no card."""
     if path is None or not (folder / path).is_file():
         return None
     return _read(folder / path, (folder / path).stat().st_mtime)
@@ -120,4 +121,4 @@ def _card(folder: Path, path: str | None) -> dict[str, Any] | None:
 
 def cards_of(jobs: Iterable[PlannedJob], folder: Path) -> list[dict[str, Any]]:
     """The cards that lie where these jobs write theirs."""
-    return [card for job in jobs if (card := _card(folder, job.card)) is not None]
+    return [card for job in jobs if (card := card_of(folder, job.card)) is not None]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtkv.plan.amounts import STUDENT, Amounts, amounts_of
+from mtkv.plan.copied import copied
 from mtkv.plan.devices import DEFAULT_GPU, DEVICES, UTILISATION, device_name
 from mtkv.plan.dryrun import DryRun, dry_run
 from mtkv.plan.estimate import BASES, Basis, Estimate, Estimator
@@ -49,6 +50,7 @@ class Plan:
     critical: list[PlannedJob]
     total_seconds: float
     slots: int
+    copied: str = ""  # what to do instead where only the times of files differ
 
     @property
     def running(self) -> list[PlannedJob]:
@@ -99,6 +101,7 @@ def make_plan(
         critical=chain,
         total_seconds=makespan(running, seconds, demands, {"slots": slots} | profile.limits),
         slots=slots,
+        copied=copied(found.jobs, folder, targets, configfiles),
     )
 
 

@@ -27,6 +27,8 @@ def print_plan(plan: Plan, console: Console, each: bool = False) -> None:
     """What stands against the plan first, then stages, reasons and totals. `each`: a line for every job."""
     for problem in plan.problems:
         console.print(f"[bold red]![/] {escape(problem)}")
+    if plan.copied:
+        console.print(f"[bold green]=[/] {escape(plan.copied)}", soft_wrap=True)
     if not plan.running:
         console.print("Nothing to be done: every output is there and up to date.")
         return
@@ -78,6 +80,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     """Everything of a plan as values for JSON; seconds, bytes, GPU-hours."""
     return {
         "problems": plan.problems,
+        "copied": plan.copied,
         "notes": plan.notes,
         "slots": plan.slots,
         "total_seconds": plan.total_seconds,

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mtkv.provenance.code import PACKAGE_FOLDER
-from mtkv.provenance.digest import digest_of, file_digest
+from mtkv.provenance.digest import digest_of, path_digest
 from mtkv.provenance.files import write_json
 
 PACKAGES = (
@@ -63,10 +63,11 @@ class Card:
         }
 
     @classmethod
-    def for_job(cls, job: Any, stage: str) -> Self:
+    def for_job(cls, job: Any, stage: str, *, folders: bool = True) -> Self:
         """The card of a Snakemake job; from here on everything the process prints goes to the job's log file.
 
         `job` is the `snakemake` object of a script. Its `params` but `code` and `study` are the config that entered the job.
+        `folders`: whether input folders are read for their digests too; not where the job itself does not read them.
         """
         log = open(job.log[0], "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
         os.dup2(log.fileno(), 1)
@@ -78,7 +79,7 @@ class Card:
             study=study,
             stage=stage,
             wildcards=dict(job.wildcards.items()),
-            inputs=list(job.input),
+            inputs=[path for path in job.input if folders or not Path(path).is_dir()],
             config_digest=digest_of(params),
             code_digest=code,
         )
@@ -97,7 +98,7 @@ class Card:
             self.path,
             self._facts
             | {
-                "inputs": {path: file_digest(path) for path in self._inputs if Path(path).is_file()},
+                "inputs": {path: path_digest(Path(path)) for path in self._inputs if Path(path).exists()},
                 "git": git_state(),
                 "packages": package_versions(),
                 "hardware": hardware(),

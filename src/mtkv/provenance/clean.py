@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mtkv.provenance.card import package_versions
-from mtkv.provenance.digest import digest_of
+from mtkv.provenance.digest import digest_of, path_digest
 from mtkv.provenance.files import read_json, write_text
-from mtkv.provenance.identity import path_digest
 from mtkv.provenance.lock import LockedError, WriterLock, is_stale, read_lock
 
 NAME = re.compile(r"[0-9a-f]{16}")

@@ -32,3 +32,10 @@ def file_digest(path: str | Path) -> str:
     """sha256 hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def path_digest(path: Path) -> str:
+    """Digest of a file, or of a folder's files with their names."""
+    if not path.is_dir():
+        return file_digest(path)
+    return digest_of({str(file.relative_to(path)): file_digest(file) for file in path.rglob("*") if file.is_file()})

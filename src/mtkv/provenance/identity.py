@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkv.provenance.card import package_versions
-from mtkv.provenance.digest import canonical, digest_of, file_digest
+from mtkv.provenance.digest import canonical, path_digest
 from mtkv.provenance.files import read_json
 
 PACKAGES = ("python", "torch", "transformers", "tokenizers", "accelerate", "lm_eval", "numpy")  # they compute
@@ -38,13 +38,6 @@ def job_run(job: Any, stage: str) -> dict[str, Any]:
         **dict(job.wildcards.items()),
         "outputs": [str(path) for path in job.output],
     }
-
-
-def path_digest(path: Path) -> str:
-    """Digest of a file, or of a folder's files with their names."""
-    if not path.is_dir():
-        return file_digest(path)
-    return digest_of({str(file.relative_to(path)): file_digest(file) for file in path.rglob("*") if file.is_file()})
 
 
 def check_same(manifest: Path, identity: Mapping[str, Any]) -> None:
