@@ -8,7 +8,7 @@ from pathlib import Path
 import mtkv.report
 from mtkv.report.embed import plotly_script
 from mtkv.report.figures import all_figures
-from mtkv.report.svg import KINDS
+from mtkv.report.static_figures import KINDS
 
 BUNDLE = Path(mtkv.report.__file__).parent / "bundle"
 TRACES = {"bar", "heatmap", "scatter", "scatterpolar", "waterfall"}

@@ -17,7 +17,7 @@ from mtkv.report.embed import embedded_json
 from mtkv.report.figures_alignment import alignment_figures
 from mtkv.report.page import render
 from mtkv.report.results import read_results
-from mtkv.report.svg import Picture
+from mtkv.report.static_figures import Picture
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & \u2028 \"'"
 

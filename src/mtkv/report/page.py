@@ -27,11 +27,10 @@ from mtkv.report.embed import (
 from mtkv.report.figure import Figure
 from mtkv.report.figures import FIGURE_SECTIONS, OPTIONAL_SECTIONS, all_figures
 from mtkv.report.files import write_folder, write_summaries, write_tables
-from mtkv.report.fonts import Font, font_of
 from mtkv.report.items import item_browser, item_rows
 from mtkv.report.results import Results, read_results
+from mtkv.report.static_figures import Picture, picture
 from mtkv.report.strings import LANGUAGES, Words, chinese, page_phrases, say
-from mtkv.report.svg import Picture, letters, picture
 from mtkv.report.tables import headline, missing_cells
 
 if TYPE_CHECKING:
@@ -52,11 +51,10 @@ def render(study: "Study", root: Path, output: Path) -> dict[str, Any]:
     results = read_results(study, root)
     figures = all_figures(results)
     browser = item_browser(results)
-    font = font_of(letters(figures))
-    pictures = {figure.id: picture(figure, font=font) for figure in figures}
+    pictures = {figure.id: picture(figure) for figure in figures}
     page = page_html(results, figures, pictures, study.data.mixture == "pocket", browser)
     write_text(output, page)
-    files = _write_figures(figures, pictures, font, output.parent / "figures")
+    files = _write_figures(figures, pictures, output.parent / "figures")
     tables = write_tables(results, figures, browser, output.parent / "tables")
     write_summaries(results, output.parent)
     return {
@@ -134,14 +132,14 @@ def phrases(figures: Iterable[Figure], others: Iterable[str] = (), names: Collec
     }
 
 
-def _write_figures(figures: list[Figure], pictures: dict[str, Picture], font: Font, folder: Path) -> int:
+def _write_figures(figures: list[Figure], pictures: dict[str, Picture], folder: Path) -> int:
     """SVG and PDF of the stills of every figure; returns their number. The folder is replaced, so no file of an earlier study stays."""
     drawn: dict[str, Picture] = {}
     for figure in figures:
         for view, _ in figure.views[: figure.stills] or [("", "")]:
             first = not figure.views or view == figure.views[0][0]
             name = f"{figure.id}-{SEPARATORS.sub('-', view)}" if figure.views else figure.id
-            drawn[name] = pictures[figure.id] if first else picture(figure, view, font)
+            drawn[name] = pictures[figure.id] if first else picture(figure, view)
     files = {f"{name}.svg": one.svg.encode() for name, one in drawn.items()}
     write_folder(folder, files | {f"{name}.pdf": one.pdf for name, one in drawn.items()})
     return len(drawn)
