@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,13 @@ def _plain(value: Any) -> Any:
 
 
 def file_digest(path: str | Path) -> str:
-    """sha256 hex digest of a file's bytes."""
+    """sha256 hex digest of a file's bytes. A process reads a file once for as long as its size and time stay what they are."""
+    state = os.stat(path)
+    return _file_digest(str(path), state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _file_digest(path: str, inode: int, size: int, modified_ns: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
