@@ -44,6 +44,14 @@ def problems(raw, **student):
             "student.prompt: 'chats' is not one of plain, chat (did you mean 'chat'?)",
         ),
         (
+            {"name": "student", "date": "26 Jul 2024"},
+            "student.date: '26 Jul 2024' is no day; allowed: YYYY-MM-DD, as in '2024-07-26'",
+        ),
+        (
+            {"name": "student", "date": "20240726"},
+            "student.date: '20240726' is no day; allowed: YYYY-MM-DD, as in '2024-07-26'",
+        ),
+        (
             {"source": "gguf", "name": "no/such.gguf"},
             "student.name: 'no/such.gguf' is not a file; source gguf needs an existing GGUF file",
         ),

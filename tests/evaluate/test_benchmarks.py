@@ -13,9 +13,11 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
+from transformers import AutoTokenizer
 
 from mtkv.config.data import BENCHMARKS, DataConfig
 from mtkv.config.evaluation import LM_EVAL_TASKS
+from mtkv.config.models import DATE, ModelConfig
 from mtkv.data.build import build_data
 from mtkv.data.mixture import _write_tests
 from mtkv.evaluate.answers import answer_row
@@ -25,6 +27,8 @@ from mtkv.evaluate.predict import predict
 from mtkv.evaluate.predictions import read_metric, read_predictions
 from mtkv.evaluate.score import score
 from mtkv.evaluate.tasks import UnanswerableError
+from mtkv.models.encode import encode_rows
+from mtkv.models.load import load_model, load_tokenizer
 
 NAMES = list(BENCHMARKS)
 WITHOUT_EXTRAS = {"math500": "hendrycks_math500"}  # lm-eval's other task for it needs math_verify
@@ -106,7 +110,7 @@ PARITY = {
     "limit": ("gsm8k", "gsm8k", "gsm8k/test.jsonl", {}, {"limit": 4}, {"num_fewshot": 0, "limit": 4}),
     "chat": (
         "gsm8k", "gsm8k", "gsm8k/test.jsonl", {"train": "gsm8k/train.jsonl"},
-        {"num_fewshot": 2, "chat": True}, {"num_fewshot": 2, "apply_chat_template": True},
+        {"num_fewshot": 2, "chat": DATE}, {"num_fewshot": 2, "apply_chat_template": True},
     ),
     "one subtask of 27": ("bbh", "bbh_cot_zeroshot_navigate", "bbh/navigate.json", {}, {}, {}),
     "another task": (
@@ -119,7 +123,7 @@ PARITY = {
     ),
     "choice in chat": (
         "ceval", "ceval-valid_law", "ceval/val/law_val.csv", {"dev": "ceval/dev/law_dev.csv"},
-        {"num_fewshot": 2, "chat": True}, {"num_fewshot": 2, "apply_chat_template": True},
+        {"num_fewshot": 2, "chat": DATE}, {"num_fewshot": 2, "apply_chat_template": True},
     ),
     "math": ("math500", "hendrycks_math500", "math500/test.jsonl", {}, {"tasks": WITHOUT_EXTRAS}, {}),
 }  # fmt: skip
@@ -314,7 +318,31 @@ def test_a_benchmark_that_could_not_be_loaded_is_a_missing_cell(files, model_fol
 
 def test_a_chat_prompt_without_a_template_is_refused(data, model_folders, study_tools, tmp_path):
     with pytest.raises(ValueError, match="no chat template"):
-        answers(data, model_folders["llama"], tmp_path, ["gsm8k"], study_tools.config(), chat=True)
+        answers(data, model_folders["llama"], tmp_path, ["gsm8k"], study_tools.config(), chat=DATE)
+
+
+@pytest.mark.parametrize("today", ["{{ date_string }}", "{{ strftime_now('%d %b %Y') }}"])
+def test_questions_are_asked_on_the_day_that_rows_are_written(today, data, model_folder, study_tools, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    dated = AutoTokenizer.from_pretrained(folder)
+    dated.chat_template = today + CHAT
+    dated.save_pretrained(folder)
+    config = ModelConfig(source="path", name=str(folder), prompt="chat", date="2025-01-31")
+    settings = study_tools.config(num_fewshot=0, max_new_tokens=2)
+    asked: list[str] = []
+
+    def load(_):
+        tokenizer = load_tokenizer(config)
+        apply = tokenizer.apply_chat_template
+        tokenizer.apply_chat_template = lambda *a, **k: asked.append(apply(*a, **k)) or asked[-1]
+        return load_model(config), tokenizer
+
+    facts, _ = answers(data, folder, tmp_path, ["gsm8k"], settings, chat=config.chat_date, load=load)
+    assert facts["chat_date"] == "2025-01-31"
+    assert len(asked) >= facts["datasets"]["gsm8k"]["items"] > 0
+    assert {text[:11] for text in asked} == {"31 Jan 2025"}
+    (row,) = encode_rows(load_tokenizer(config), ["Question"], [" 42"])
+    assert dated.decode(row.input_ids).startswith("31 Jan 2025")
 
 
 def test_a_prompt_that_is_too_long_is_never_cut(data, model_folders, study_tools, tmp_path):
@@ -325,16 +353,22 @@ def test_a_prompt_that_is_too_long_is_never_cut(data, model_folders, study_tools
 def test_what_decides_an_answer_decides_the_digest(data, model_folder, study_tools, tmp_path):
     shutil.copytree(data, tmp_path / "data")
 
-    def digest(chat=False, **changes):
+    def digest(chat=None, **changes):
         settings = study_tools.config(**changes)
         return predictions_digest(model_folder, None, "gsm8k", tmp_path / "data", settings, "c", chat)
 
     first = digest()
-    found = {first, digest(chat=True), digest(num_fewshot=None), digest(tasks={"gsm8k": "gsm8k_cot_zeroshot"})}
+    found = {
+        first,
+        digest(chat=DATE),
+        digest(chat="2025-01-31"),
+        digest(num_fewshot=None),
+        digest(tasks={"gsm8k": "gsm8k_cot_zeroshot"}),
+    }
     path = tmp_path / "data" / "examples" / "gsm8k.parquet"
     pd.read_parquet(path).iloc[1:].to_parquet(path)
     found.add(digest())
-    assert len(found) == 5
+    assert len(found) == 6
 
 
 def test_lm_eval_s_zero_stays_zero(data, study_tools):

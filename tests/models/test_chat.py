@@ -1,7 +1,9 @@
 """Rows in chat templates: what the model sees is the template's own text, and byte spans stay those of the row's text."""
 
 import dataclasses
+from datetime import datetime, time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from tokenizers import AddedToken, processors
 from tokenizers_for_tests import KINDS, byte_level_bpe
 
 from mtkv.config.models import ModelConfig
-from mtkv.models.chat import DATE
+from mtkv.models.chat import dated_template
 from mtkv.models.encode import encode_rows
 from mtkv.models.load import load_tokenizer
 from mtkv.models.reading import Reading
@@ -23,7 +25,8 @@ CHATML = (
 TRIMMING = CHATML.replace("m['content']", "m['content'] | trim")
 WORDS = "{% for m in messages %}{{ 'Human: ' + m['content'] + '\n\nAI:' }}{% endfor %}"  # ends no answer, has no special token
 DATED = "{{ strftime_now('%d %b %Y') if date_string is not defined else date_string }}" + CHATML
-TEMPLATES = {"chatml": CHATML, "trimming": TRIMMING, "words": WORDS, "dated": DATED}
+CALLING = "{{ strftime_now('%Y-%m-%d') }}" + CHATML
+TEMPLATES = {"chatml": CHATML, "trimming": TRIMMING, "words": WORDS, "dated": DATED, "calling": CALLING}
 REAL = Path("/tmp/real")
 
 
@@ -44,7 +47,10 @@ def test_the_model_reads_the_rendered_template_and_the_answer(name):
     prompt, target = " How many?\n", " 42"
     (row,) = encode_rows(tokenizer, [prompt], [target], None)
     turns = [{"role": "user", "content": prompt}]
-    rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, date_string=DATE)
+    rendered = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
+    )
+    rendered = rendered.replace(f"{datetime.now():%Y-%m-%d}", "2024-07-26")
     end = "<eos>" if name == "words" else "<end>"
     assert tokenizer.decode(row.input_ids) == rendered + target + end
     assert tokenizer.decode(row.input_ids[row.is_target]) == target + end
@@ -114,6 +120,16 @@ def test_what_is_loaded_as_chat_writes_chat_and_is_saved_without_it(tmp_path, mo
     assert not any("reading" in path.read_text() for path in (tmp_path / "saved").glob("tokenizer_config.json"))
 
 
+@pytest.mark.parametrize(("name", "said"), [("dated", "31 Jan 2025"), ("calling", "2025-01-31")])
+def test_a_template_that_prints_the_date_prints_the_study_s(name, said, tmp_path, model_folder):
+    folder = model_folder("llama", tmp_path, tokenizer=chat(TEMPLATES[name]), vocab_size=400)
+    config = ModelConfig(source="path", name=str(folder), prompt="chat")
+    for day, written in (({"date": "2025-01-31"}, said), ({}, "26 Jul 2024" if name == "dated" else "2024-07-26")):
+        loaded = load_tokenizer(config.model_copy(update=day))
+        (row,) = encode_rows(loaded, ["Question"], [" 42"], None)
+        assert loaded.decode(row.input_ids).startswith(written + "<turn>user")
+
+
 def test_plain_rows_begin_with_bos_where_the_tokenizer_puts_one():
     tokenizer = byte_level_bpe()
     (without,) = encode_rows(tokenizer, ["Question"], [" 42"], None)
@@ -172,3 +188,17 @@ def test_real_chat_models(name):
     assert "".join(text[s:e].decode() for s, e in zip(row.byte_start[spans], row.byte_end[spans], strict=True)) == (
         prompt + target
     )
+
+
+@given(
+    st.dates(),
+    st.sampled_from("aAbBcdDeFHIjmMpSTuUwWxXyY").map("%{}".format)
+    | st.sampled_from(["%-d %B, %Y", "%-m/%-d/%y", "at %H:%M:%S"]),
+)
+def test_a_stopped_clock_writes_what_python_writes(day, form):
+    template = "\n\n  {% if strftime_now is defined %}{% set now = strftime_now(form) %}{{ now }}{% endif %}"
+    tokenizer = SimpleNamespace(get_chat_template=lambda: template)
+    stopped, there = dated_template(tokenizer, day.isoformat()), TOKENIZERS["chatml"]
+    turns = [{"role": "user", "content": ""}]
+    written = there.apply_chat_template(turns, chat_template=stopped, tokenize=False, form=form)
+    assert written == "\n\n" + datetime.combine(day, time()).strftime(form)

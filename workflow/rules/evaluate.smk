@@ -34,7 +34,7 @@ rule predict:
             if STUDY.trained(wildcards.arm)
             else model_params(model_of(wildcards.arm))
         ),
-        prompt=lambda wildcards: model_of(wildcards.arm).prompt,
+        chat=lambda wildcards: model_of(wildcards.arm).chat_date,
         evaluation=written(STUDY.evaluation),
         code=code("mtkv.evaluate.predict", data=("evaluate/tasks/*.yaml",)),
     script:

@@ -26,7 +26,7 @@ rule latents:
         study=STUDY.study,
         arm=arm_params,
         evaluation=written(STUDY.evaluation),
-        prompt=STUDY.student.prompt,
+        chat=STUDY.student.chat_date,
         code=code("mtkv.evaluate.latents", data=("evaluate/tasks/*.yaml",)),
     script:
         "../scripts/latents.py"

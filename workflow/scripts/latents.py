@@ -25,5 +25,5 @@ with Card.for_job(snakemake, "latents") as card:
         [TeacherFiles(*each, arm["tier"]) for each in files],
         Path(snakemake.output.card).parent,
         int(snakemake.wildcards.seed),
-        chat=snakemake.params.prompt == "chat",
+        chat=snakemake.params.chat,
     )

@@ -22,5 +22,5 @@ with Card.for_job(snakemake, "predictions") as card, Checkpoint.for_job(snakemak
         code=params.code,
         load=load,
         dtype=given and given["config"]["dtype"],
-        chat=params.prompt == "chat",
+        chat=params.chat,
     )

@@ -1,14 +1,16 @@
 """The sections `student` and `teachers`: where models come from and how the teachers' KV is stored."""
 
 import re
+from datetime import date
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mtkv.config.base import Name, Section, problem
 from mtkv.config.errors import show, unknown
 
 POCKET_MODELS = ("student", "qwen2", "gpt2")
+DATE = "2024-07-26"  # the day that Llama 3's template falls back to
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -51,10 +53,26 @@ class ModelConfig(Section):
         description="How the model reads a row. plain: the text itself. chat: the prompt as a user's turn in the chat template of the "
         "model's own tokenizer, for models that were trained on it.",
     )
+    date: str = Field(
+        default=DATE,
+        description="The day that a chat template which prints today's date is told instead, as YYYY-MM-DD in quotes, in rows and in "
+        "questions alike.",
+    )
     rope_scaling: RopeScaling | None = Field(
         default=None,
         description="Longer context for texts beyond the model's own; it does not translate keys between models. null: as trained.",
     )
+
+    @field_validator("date")
+    @classmethod
+    def _date_is_a_day(cls, value: str) -> str:
+        try:
+            day = date.fromisoformat(value).isoformat()
+        except ValueError:
+            day = None
+        if day != value:
+            raise problem(f"{show(value)} is no day; allowed: YYYY-MM-DD, as in {DATE!r}")
+        return value
 
     @model_validator(mode="after")
     def _fields_fit_the_source(self) -> Self:
@@ -70,6 +88,11 @@ class ModelConfig(Section):
             if getattr(self, field) is not None and self.source != source:
                 raise problem(f"given, but source is {self.source}; only {source} models have one", field)
         return self
+
+    @property
+    def chat_date(self) -> str | None:
+        """The day that the chat template is told; None for a model that reads plain text."""
+        return self.date if self.prompt == "chat" else None
 
 
 class TeachersConfig(Section):

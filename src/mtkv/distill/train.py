@@ -135,6 +135,7 @@ def train_arm(
     counted = trainer.counted()
     return {
         "seed": seed,
+        "chat_date": student.chat_date,
         "steps": trainer.state.global_step,
         "rows_seen": counted.rows,
         "tokens": counted.tokens,

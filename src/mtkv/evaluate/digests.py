@@ -23,7 +23,7 @@ def predictions_digest(
     data_folder: Path,
     config: "EvaluationConfig",
     code: str,
-    chat: bool = False,
+    chat: str | None = None,
 ) -> str:
     """sha256 of all that decides a dataset's predictions."""
     questions = questions_file(data_folder, name)

@@ -19,6 +19,7 @@ from mtkv.evaluate.latent_model import LatentEvaluationModel
 from mtkv.evaluate.model import load_folder
 from mtkv.evaluate.predict import answer_tasks, study_tasks
 from mtkv.evaluate.tasks import StudyTask, UnanswerableError
+from mtkv.models.chat import dated_template
 from mtkv.models.latent import LatentStudent
 from mtkv.provenance.files import write_parquet
 
@@ -45,7 +46,7 @@ def diagnose_latents(
     teachers: Sequence[TeacherFiles],
     output: Path,
     seed: int,
-    chat: bool = False,
+    chat: str | None = None,
 ) -> dict[str, Any]:
     """Stage function: write the three tables into the folder `output`.
 
@@ -55,9 +56,18 @@ def diagnose_latents(
     student, tokenizer = load_folder(model_folder)
     if not isinstance(student, LatentStudent) or not student.latent.tokens:
         raise ValueError(f"{model_folder}: not a latent student with latent tokens; there is nothing to diagnose")
-    model = LatentEvaluationModel(student, tokenizer, evaluation.batch_size, chat=chat)
+    if chat:
+        tokenizer.chat_template = dated_template(tokenizer, chat)
+    model = LatentEvaluationModel(student, tokenizer, evaluation.batch_size, chat=bool(chat))
     asked = evaluation.model_copy(update={"limit": min(evaluation.limit or QUESTIONS, QUESTIONS)})
-    facts: dict[str, Any] = {"seed": seed, "items": {}, "passes_per_question": {}, "failed": {}, "no_interventions": {}}
+    facts: dict[str, Any] = {
+        "seed": seed,
+        "chat_date": chat,
+        "items": {},
+        "passes_per_question": {},
+        "failed": {},
+        "no_interventions": {},
+    }
     accuracy, decoded = [], []
     for name in datasets:
         try:
@@ -82,7 +92,7 @@ def asked_under_conditions(
     model: LatentEvaluationModel,
     tasks: Sequence[StudyTask],
     max_new_tokens: int,
-    chat: bool,
+    chat: str | None,
     name: str,
     facts: dict[str, Any],
 ) -> pd.DataFrame:

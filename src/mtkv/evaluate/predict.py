@@ -24,6 +24,7 @@ from mtkv.evaluate.model import EvaluationModel, load_folder
 from mtkv.evaluate.predictions import write_failure, write_predictions
 from mtkv.evaluate.resume import Resume
 from mtkv.evaluate.tasks import StudyTask, UnanswerableError, load_tasks, questions_file
+from mtkv.models.chat import dated_template
 from mtkv.provenance.files import atomic_path
 
 if TYPE_CHECKING:
@@ -43,15 +44,15 @@ def predict(
     code: str = "",
     load: Loader = load_folder,
     dtype: str | None = None,
-    chat: bool = False,
+    chat: str | None = None,
 ) -> dict[str, Any]:
     """Answer `datasets` with the model in `model_folder` and write `outputs[dataset]` for each.
 
-    `load` turns the folder into model and tokenizer; `dtype` names the number format it converts the weights to (None:
-    as saved). `chat`: real benchmarks are asked in the chat template of the model's tokenizer. `code` is the digest of the code
-    that predicts. With `cache`, a folder, known answers are copied from it and new ones kept there; with `checkpoint` the answers of a
-    dataset that is not done yet outlive the process, and the next attempt finds the others. A dataset that cannot be
-    answered (it could not be loaded, a prompt is longer than the model's context) leaves a failure file, is not cached and is
+    `load` turns the folder into model and tokenizer; `dtype` names the number format it converts the weights to (None: as saved). `chat`:
+    questions are asked in the chat template of the model's tokenizer, which is told this day (YYYY-MM-DD); None: as plain text. `code`
+    is the digest of the code that predicts. With `cache`, a folder, known answers are copied from it and new ones kept there; with
+    `checkpoint` the answers of a dataset that is not done yet outlive the process, and the next attempt finds the others. A dataset that
+    cannot be answered (it could not be loaded, a prompt is longer than the model's context) leaves a failure file, is not cached and is
     named in the facts. Returns facts: what was reused, what failed, and each new dataset's seconds, items and generated tokens.
     Raises ValueError for an unknown dataset, an unusable model or few-shot settings that can't be met, ImportError when the
     package of `config.backend` is not installed, SavedExit when asked to leave (USR1).
@@ -65,7 +66,7 @@ def predict(
     for name in reused:
         _copy(kept[name], outputs[name])
     facts: dict[str, Any] = {"digests": digests, "reused": reused, "failed": {}, "datasets": {}, "tokens": 0}
-    facts["resumed_at"] = []
+    facts |= {"chat_date": chat, "resumed_at": []}
     new = [name for name in datasets if name not in reused]
     tasks: dict[str, list[StudyTask]] = {}
     for name in new:
@@ -74,7 +75,9 @@ def predict(
     if tasks:
         start = time.perf_counter()
         with _quiet():
-            language_model = evaluation_model(Path(model_folder), load, dtype, config, chat)
+            language_model = evaluation_model(Path(model_folder), load, dtype, config, bool(chat))
+        if chat:
+            language_model.tokenizer.chat_template = dated_template(language_model.tokenizer, chat)
         facts["load_seconds"] = round(time.perf_counter() - start, 3)
         questions = {name: sum(len(task.questions) for task in parts) for name, parts in tasks.items()}
         with Resume(checkpoint, questions, digests) as resume:
@@ -112,7 +115,7 @@ def _failing(name: str, outputs: dict[str, Path], facts: dict[str, Any]) -> Iter
 
 
 def answer_tasks(
-    model: EvaluationModel, tasks: Sequence[StudyTask], max_new_tokens: int, chat: bool
+    model: EvaluationModel, tasks: Sequence[StudyTask], max_new_tokens: int, chat: str | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of a dataset's predictions file, and what they cost. Raises UnanswerableError."""
     for task in tasks:
@@ -134,7 +137,9 @@ def answer_tasks(
     }
 
 
-def _samples(model: EvaluationModel, tasks: Sequence[StudyTask], chat: bool) -> list[tuple[StudyTask, dict[str, Any]]]:
+def _samples(
+    model: EvaluationModel, tasks: Sequence[StudyTask], chat: str | None
+) -> list[tuple[StudyTask, dict[str, Any]]]:
     """lm-eval's log of every question (prompt, responses, metrics) for the filter that counts, with its task."""
     named = {str(task.config.task): task for task in tasks}
     # Examples as turns of a conversation is what lm-eval's command line does with a chat template.
@@ -143,8 +148,8 @@ def _samples(model: EvaluationModel, tasks: Sequence[StudyTask], chat: bool) -> 
         {"tasks": named},
         bootstrap_iters=0,
         log_samples=True,
-        apply_chat_template=chat,
-        fewshot_as_multiturn=chat,
+        apply_chat_template=bool(chat),
+        fewshot_as_multiturn=bool(chat),
     )
     return [
         (task, sample)

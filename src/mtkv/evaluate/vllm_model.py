@@ -28,6 +28,7 @@ class VllmModel(VLLM):
         super().__init__(pretrained=str(folder), dtype=dtype or "auto", batch_size="auto", trust_remote_code=False)  # type: ignore[arg-type]
         check_tokenizer(folder, self.tokenizer)
         self.end_id = read_prompts_as_rows(self.tokenizer, chat).end_id
+        self.hf_chat_template = None  # that of its tokenizer, as `predict` dates it, not what vLLM found before
         self.journal = Journal()  # the answers known before, and where new ones go
         self.forward_passes = 0  # vLLM does not say
         self.generated_tokens = 0

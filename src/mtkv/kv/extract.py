@@ -91,6 +91,7 @@ def extract_shard(
         "rows": len(stored),
         "tokens": sum(len(row.input_ids) for row in encoded),
         "layers": list(layers),
+        "chat_date": teacher.chat_date,
         "bytes": output.stat().st_size,
         "resumed_at": checkpoint.resumed_at if checkpoint is not None else [],
     }

@@ -5,11 +5,15 @@ The prompt is the user's turn, the target the beginning of the answer; byte offs
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
 
 from transformers import PreTrainedTokenizerBase
 
+from mtkv.models.reading import reading_of
+
 MARK = "\ue000"  # stands for a turn's text while the template is taken apart; a private character that no text has
-DATE = "26 Jul 2024"  # what Llama 3 falls back to: templates that print today's date would make no study repeatable
+STRFTIME = ("-d", "-m", "-H", "-I", "-j", *"aAbBcdDeFHIjmMpSTuUwWxXyY")  # what stands behind % in formats of a time
 CUTS: tuple[Callable[[str], str], ...] = (str, str.rstrip, str.strip)  # what templates do to a turn's text
 
 
@@ -86,7 +90,25 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
 def render(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], answer_follows: bool) -> str:
     """Turns (role, text) as the template writes them."""
     messages = [{"role": role, "content": text} for role, text in turns]
+    template = dated_template(tokenizer, reading_of(tokenizer).date)
     written = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=answer_follows, date_string=DATE
+        messages, chat_template=template, tokenize=False, add_generation_prompt=answer_follows
     )
     return str(written)
+
+
+def dated_template(tokenizer: PreTrainedTokenizerBase, date: str) -> str:
+    """The tokenizer's template with its clock stopped at a day (YYYY-MM-DD), else no study were repeatable: Llama 3 asks for `date_string`,
+    others call `strftime_now`, which transformers answers with the time of the call. Raises ValueError without a template."""
+    return _stopped_clock(date) + tokenizer.get_chat_template()
+
+
+@cache
+def _stopped_clock(date: str) -> str:
+    """Jinja that defines both names, for templates may be given text but no functions. trim_blocks takes the line break at its end."""
+    day = datetime.fromisoformat(date)
+    written = "".join(f" | replace('%{code}', '{day.strftime('%' + code)}')" for code in STRFTIME)
+    return (
+        f"{{% set date_string = '{day.strftime('%d %b %Y')}' %}}"
+        f"{{% macro strftime_now(format) %}}{{{{ format{written} }}}}{{% endmacro %}}\n"
+    )

@@ -147,7 +147,7 @@ def load_tokenizer(config: "ModelConfig") -> PreTrainedTokenizerBase:
     check_vocabulary(config.name, tokenizer, text.vocab_size)
     if config.prompt == "chat":
         chat_template(tokenizer)
-    tokenizer.reading = Reading(config.prompt, context_length(text), text.vocab_size)
+    tokenizer.reading = Reading(config.prompt, context_length(text), text.vocab_size, config.date)
     return tokenizer
 
 

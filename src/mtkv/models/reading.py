@@ -10,15 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from mtkv.config.models import DATE
+
 
 @dataclass(frozen=True)
 class Reading:
     """`prompt`: plain or chat (see `ModelConfig.prompt`). `context`: positions the model was built for; `embeddings`: rows of its input
-    embedding; None where unknown."""
+    embedding; None where unknown. `date`: what a chat template is told of today."""
 
     prompt: str = "plain"
     context: int | None = None
     embeddings: int | None = None
+    date: str = DATE
 
 
 def reading_of(tokenizer: PreTrainedTokenizerBase) -> Reading:
