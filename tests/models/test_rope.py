@@ -1,11 +1,15 @@
 """`rope_scaling` against transformers' own rotary embeddings, and in a loaded model."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from mtkv.config.models import ModelConfig, RopeScaling
+from mtkv.evaluate.model import EvaluationModel, load_folder
+from mtkv.kv.extract import read_kv
+from mtkv.models.encode import EncodedRow, encode_rows
 from mtkv.models.load import load_model, load_tokenizer
 from mtkv.models.rope import SCALINGS, context_length, scale_rope
 
@@ -41,15 +45,60 @@ def test_the_models_own_rotary_code_turns_by_the_formula(method, base, divisor):
     assert config.max_position_embeddings == context_length(config) == TRAINED * FACTOR
 
 
-def test_dynamic_changes_nothing_up_to_the_trained_length_and_has_room_beyond():
-    config = settings()
-    scale_rope(config, RopeScaling(method="dynamic", factor=FACTOR))
-    assert (config.max_position_embeddings, context_length(config)) == (TRAINED, TRAINED * FACTOR)
-    torch.testing.assert_close(angles(config, TRAINED), angles(settings(), TRAINED))
-    time = int(TRAINED * 1.5)
-    base = 10000 * (FACTOR * time / TRAINED - (FACTOR - 1)) ** (DIM / (DIM - 2))
-    want = turns(base, torch.arange(time))
-    torch.testing.assert_close(angles(config, time).cos(), want.cos(), atol=1e-4, rtol=0)
+def kv_of(model, rows):
+    encoded = [EncodedRow(row, row, row, row > 0) for row in rows]
+    return list(read_kv(model, encoded, range(model.config.num_hidden_layers), batch_size=2))
+
+
+def test_dynamic_is_fixed_at_the_longest_row_so_that_rows_do_not_depend_on_each_other(tmp_path):
+    """30 % off before, and a model that had read a long row read shorter ones otherwise."""
+    config = ModelConfig(name="student", rope_scaling={"method": "dynamic", "factor": 4})
+    model, reading = load_model(config), load_tokenizer(config).reading
+    assert reading.context == 4 * load_tokenizer(ModelConfig(name="student")).reading.context
+    rows = [np.arange(5, 5 + length) % 250 + 5 for length in (44, reading.context)]
+    (alone,) = kv_of(model, rows[:1])
+    for rows_of_batch in (rows, rows[:1]):
+        torch.testing.assert_close(kv_of(model, rows_of_batch)[0], alone, atol=1e-5, rtol=1e-4)
+    growing = settings()
+    growing.rope_parameters |= {"rope_type": "dynamic", "factor": 4.0}
+    fixed = settings()
+    scale_rope(fixed, RopeScaling(method="dynamic", factor=4))
+    torch.testing.assert_close(angles(fixed, 4 * TRAINED).cos(), angles(growing, 4 * TRAINED).cos(), atol=1e-3, rtol=0)
+    model.save_pretrained(tmp_path)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(kv_of(saved, rows[:1])[0], alone, atol=1e-5, rtol=1e-4)
+    assert context_length(saved.config) == reading.context
+
+
+CHANGING = {
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 16,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "rope_theta": 10000.0,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", CHANGING)
+def test_a_rope_that_changes_with_the_batch_ends_where_it_begins_to_change(kind, tmp_path, model_folder):
+    length = {"dynamic": 16, "longrope": 64}[kind]
+    folder = model_folder(
+        "llama", tmp_path, rope_parameters=CHANGING[kind], max_position_embeddings=length, initializer_range=0.5
+    )
+    config = ModelConfig(source="path", name=str(folder))
+    tokenizer, model = load_tokenizer(config), load_model(config)
+    assert tokenizer.reading.context == EvaluationModel(*load_folder(folder), 1).max_length == 16
+    with pytest.raises(ValueError, match="more than its context of 16"):
+        encode_rows(tokenizer, ["1 2 3 4 5 6 7 8 9"], [" 10 11 12 13 14 15 16"])
+    rows = [np.arange(5, 5 + count) for count in (7, 16, 60)]
+    (alone,) = kv_of(model, rows[:1])
+    torch.testing.assert_close(kv_of(model, rows[:2])[0], alone)
+    assert (kv_of(model, [rows[0], rows[2]])[0] - alone).abs().max() > 0.01, (
+        "where it changes, rows do depend on others"
+    )
 
 
 @pytest.mark.parametrize("method", sorted(SCALINGS))

@@ -18,7 +18,8 @@ class RopeScaling(Section):
     """A longer context for a model with rotary positions, set when it is loaded."""
 
     method: Literal["ntk", "linear", "dynamic", "ntk_two_thirds"] = Field(
-        description="ntk: base·s^(d/(d−2)). linear: positions divided by s. dynamic: NTK that starts beyond the trained length. "
+        description="ntk: base·s^(d/(d−2)). linear: positions divided by s. dynamic: the base that dynamic NTK "
+        "reaches at s times the trained length, fixed, so that no row depends on others. "
         "ntk_two_thirds: base·s^(2/3), the original design's exponent.",
     )
     factor: float = Field(gt=1, description="s: how many times the trained length.")

@@ -30,6 +30,7 @@ from mtkv.models.encode import end_answers, read_prompts_as_rows
 from mtkv.models.latent import LatentStudent
 from mtkv.models.latent_files import is_latent
 from mtkv.models.load import read_tokenizer
+from mtkv.models.rope import context_length
 
 CHUNK = 8  # batches that lm-eval's own loop gets at a time: what it found is kept between them
 
@@ -67,6 +68,11 @@ class EvaluationModel(HFLM):
         self.generated_tokens = 0
         self.question_passes = 0  # each question's own, one after the other: what KaVa compares methods by
         self.passes_before_answer = 0
+
+    @property
+    def max_length(self) -> int:
+        """The context of the rows that the model was trained on."""
+        return context_length(self.model.config) or int(super().max_length)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether it is the greedy one.

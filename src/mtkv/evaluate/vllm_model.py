@@ -10,13 +10,14 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.vllm_causallms import VLLM
-from transformers import GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from mtkv.evaluate.continuations import cut_texts
 from mtkv.evaluate.journal import Journal, in_chunks
 from mtkv.evaluate.room import check_room
 from mtkv.models.check import check_tokenizer
 from mtkv.models.encode import read_prompts_as_rows
+from mtkv.models.rope import context_length
 
 CHUNK = 1024  # requests that vLLM gets at a time: what it found is kept between them
 
@@ -25,7 +26,13 @@ class VllmModel(VLLM):
     """`VLLM` that refuses to truncate, cuts continuations as `EvaluationModel` does, follows the model's repetition penalty and counts."""
 
     def __init__(self, folder: Path, dtype: str | None, chat: bool) -> None:
-        super().__init__(pretrained=str(folder), dtype=dtype or "auto", batch_size="auto", trust_remote_code=False)  # type: ignore[arg-type]
+        super().__init__(
+            pretrained=str(folder),
+            dtype=dtype or "auto",  # type: ignore[arg-type]
+            batch_size="auto",
+            max_model_len=context_length(AutoConfig.from_pretrained(folder)),
+            trust_remote_code=False,
+        )
         check_tokenizer(folder, self.tokenizer)
         self.end_id = read_prompts_as_rows(self.tokenizer, chat).end_id
         self.hf_chat_template = None  # that of its tokenizer, as `predict` dates it, not what vLLM found before

@@ -40,8 +40,9 @@ def linear(rope: Rope, dim: int, factor: float) -> Rope:
 
 
 def dynamic(rope: Rope, dim: int, factor: float) -> Rope:
-    """NTK that starts beyond the trained length and grows with the text."""
-    return rope | {"rope_type": "dynamic", "factor": factor}
+    """The base of dynamic NTK (emozilla 2023) at s times the trained length, at every length, as vLLM has it. In transformers it grows with
+    the longest row of a batch, and a row's KV would depend on its neighbours."""
+    return rope | {"rope_theta": ntk_base(rope["rope_theta"], dim, factor * factor - (factor - 1))}
 
 
 SCALINGS: dict[str, Callable[[Rope, int, float], Rope]] = {
@@ -55,8 +56,7 @@ SCALINGS: dict[str, Callable[[Rope, int, float], Rope]] = {
 def scale_rope(settings: PretrainedConfig, scaling: "RopeScaling") -> None:
     """Change `settings` in place: rope_parameters of every kind of layer, and the context length, `factor` times as long.
 
-    `dynamic` leaves `max_position_embeddings` as it is, for that is the length from which it grows: see `context_length`. Raises
-    ValueError for a model without RoPE or whose RoPE is scaled already.
+    Raises ValueError for a model without RoPE or whose RoPE is scaled already.
     """
     text = settings.get_text_config()
     rope = getattr(text, "rope_parameters", None)
@@ -75,15 +75,18 @@ def scale_rope(settings: PretrainedConfig, scaling: "RopeScaling") -> None:
         for name, part in parts.items()
     }
     text.rope_parameters = scaled if nested else scaled[""]
-    if scaling.method != "dynamic":
-        text.max_position_embeddings = int(text.max_position_embeddings * scaling.factor)
+    text.max_position_embeddings = int(text.max_position_embeddings * scaling.factor)
 
 
 def context_length(settings: PretrainedConfig) -> int | None:
-    """Positions the model is made for; None when its config states none."""
+    """Positions up to which the model reads a row alike whatever rows are beside it; None when its config states none.
+
+    `longrope` turns all rows of a batch by other angles once one is longer than the length before it was stretched, `dynamic` beyond
+    `max_position_embeddings`: such models end there.
+    """
     text = settings.get_text_config()
-    trained = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None) or {}
-    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
-    factor = min([part["factor"] for part in parts if part.get("rope_type") == "dynamic"], default=1)
-    return None if trained is None else int(trained * factor)
+    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict) and part.get("rope_type") == "longrope"]
+    lengths = [part.get("original_max_position_embeddings") for part in parts]
+    known = [length for length in (*lengths, getattr(text, "max_position_embeddings", None)) if length is not None]
+    return min(known, default=None)
