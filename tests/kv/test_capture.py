@@ -7,7 +7,7 @@ from conftest import ARCHITECTURES, GROUPED
 from kv_references import TIME, heads, outputs, projected_kv, tokens
 from transformers import DynamicCache, StaticCache
 
-from mtkv.kv.capture import KVCapture, rotate
+from mtkv.kv.capture import KVCapture, check_keys, rotate
 
 CLOSE = {"atol": 2e-6, "rtol": 1e-5}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -53,6 +53,7 @@ def test_layers_without_rope_and_odd_rotary_functions(name):
     config = getattr(transformers, name)(**(GROUPED | {"num_hidden_layers": 4} | options))
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    check_keys(model)
     capture = captured(model, tokens())
     assert [capture.rotary(layer) is not None for layer in range(4)] == rotates
     keys, values = projected_kv(model, tokens(), capture.keys()[0].shape[-1])

@@ -18,12 +18,14 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers_for_tests import byte_level_bpe
 
+from mtkv.config.models import ModelConfig
 from mtkv.kv import extract, shards
 from mtkv.kv.extract import extract_shard, read_kv, read_rows
 from mtkv.kv.store import KVStore, MappedStore, StoredRow, mapped_rows, write_index, write_mapped, write_shard
 from mtkv.models.encode import EncodedRow
 from mtkv.provenance.digest import file_digest
 
+GPT2 = ModelConfig(name="gpt2")
 LENGTHS = [4, 1, 7, 3]
 LAYERS = [0, 4]
 
@@ -421,7 +423,7 @@ def extraction(tmp_path_factory):
         for shard in range(SHARDS):
             path = output / f"shard-{shard:04d}.safetensors"
             if not path.exists():
-                extract_shard(None, [0, 3], [folder / "rows.parquet"], shard, SHARDS, "int8", 8, path, importance=True)
+                extract_shard(GPT2, [0, 3], [folder / "rows.parquet"], shard, SHARDS, "int8", 8, path, importance=True)
 
     run.reference = folder / "reference"
     start = time.monotonic()
@@ -487,4 +489,4 @@ def test_a_killed_extraction_redoes_at_most_one_shard(extraction, tmp_path):
 def test_more_shards_than_rows_are_refused(extraction, tmp_path):
     pd.DataFrame({"id": ["a"], "prompt": ["b"], "target": ["c"]}).to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(ValueError, match="1 rows cannot fill 2 shards"):
-        extract_shard(None, [0], [tmp_path / "rows.parquet"], 0, 2, "float16", 8, tmp_path / "shard.safetensors")
+        extract_shard(GPT2, [0], [tmp_path / "rows.parquet"], 0, 2, "float16", 8, tmp_path / "shard.safetensors")

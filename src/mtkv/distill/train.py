@@ -31,6 +31,7 @@ from mtkv.distill.streamed import StreamedRows, check_streamable
 from mtkv.distill.supervision import KVSupervision
 from mtkv.distill.trainer import GROUPED, DistillationTrainer, training_log
 from mtkv.distill.whole import whole
+from mtkv.kv.capture import check_keys
 from mtkv.models.load import DTYPES, load_model, load_tokenizer, model_kv_heads
 from mtkv.models.lora import add_lora, merge_lora
 from mtkv.provenance.files import atomic_path, write_parquet
@@ -84,6 +85,8 @@ def train_arm(
         check_rows(pd.concat(frames), where)
     quantized = bool(training.lora and training.lora.quantize)
     tokenizer, model = load_tokenizer(student), trainable_student(student, training, quantized)
+    if kv:
+        check_keys(model)
     heads = (model_kv_heads(student), [model_kv_heads(teacher.config) for teacher in teachers])
     distiller: Distiller | LatentDistiller
     train: DistillationRows

@@ -5,16 +5,25 @@ their gradients when the forward has them. Keys are un-rotated with the model's 
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mtkv.kv.intercept import Attended, AttentionInterception
 from mtkv.kv.rotary import Rotary, rotate, unrotate
+from mtkv.models.placement import input_device
 
-__all__ = ["KVCapture", "rotate", "unrotate"]
+__all__ = ["KVCapture", "check_keys", "read", "rotate", "unrotate"]
+
+POSITIONS = 16
+SAME = 0.03  # of a key's length: rotations in bfloat16 leave 0.004, norms behind RoPE that were trained 0.15 and more
+_checked: "WeakSet[nn.Module]" = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -102,3 +111,48 @@ class KVCapture(AttentionInterception):
     def _unrotated(self, x: Tensor, layer: int) -> Tensor:
         rotary, module = self._seen[layer].rotary, self._seen[layer].module
         return x if rotary is None else unrotate(x, *rotary, module)
+
+
+def read(model: PreTrainedModel, **inputs: Tensor) -> Any:
+    """One forward of the part whose KV are taken by default: the encoder of an encoder–decoder, else all but the head."""
+    if model.config.is_encoder_decoder:
+        return model.get_encoder()(**inputs)
+    return model.base_model(**inputs, use_cache=False)
+
+
+@torch.no_grad()
+def check_keys(model: PreTrainedModel) -> None:
+    """Once per model: its keys before RoPE depend on what a layer reads, not on where it stands.
+
+    Every layer is given one and the same hidden state at every position, so learned positions, which are in that state, do not count.
+    Raises NotImplementedError for a model that changes its keys behind RoPE (HunYuan normalises them) or turns them by a function
+    that nobody watches: un-rotated, they would be neither those before RoPE nor free of position.
+    """
+    if model in _checked:
+        return
+    training = model.training
+    token = model.config.get_text_config().vocab_size // 2
+    with ExitStack() as opened, KVCapture(model.eval()) as capture:
+        for layer in capture.layers:
+            opened.callback(layer.register_forward_pre_hook(_one_state, with_kwargs=True).remove)
+        read(model, input_ids=torch.full((1, POSITIONS), token, device=input_device(model)))
+        model.train(training)
+        for layer, key in enumerate(capture.keys()):
+            off = float(((key - key[:, :, :1]).float().norm(dim=-1) / key.float().norm(dim=-1)).max())
+            if not off < SAME:
+                raise NotImplementedError(
+                    f"{type(model).__name__}: in layer {layer} the keys of one hidden state differ by {off:.0%} between positions once "
+                    "RoPE is taken back: they are changed behind it, so they cannot be compared; use the model without its KV"
+                )
+    _checked.add(model)
+
+
+def _one_state(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The first position's hidden state `[batch, time, hidden]` at every position."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    first = hidden[:, :1].expand_as(hidden)
+
+    def swapped(value: Any) -> Any:
+        return first if value is hidden else value
+
+    return tuple(map(swapped, args)), {name: swapped(value) for name, value in kwargs.items()}

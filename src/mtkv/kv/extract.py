@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from mtkv.kv.capture import KVCapture
+from mtkv.kv.capture import KVCapture, check_keys
 from mtkv.kv.importance import AskedAttention
 from mtkv.kv.parts import Parts, RowReading
 from mtkv.kv.store import StoredRow, write_shard
@@ -130,6 +130,7 @@ def read_rows(
     unless given. A batch whose rows are all in `skip` is left out; the others are what they are
     without `skip`, to the last bit.
     """
+    check_keys(model)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     device = input_device(model)
     for start in range(0, len(order), batch_size):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from mtkv.kv.capture import KVCapture
+from mtkv.kv.capture import KVCapture, check_keys, read
 from mtkv.models.check import check_loaded
 from mtkv.models.load import read_tokenizer
 from mtkv.models.rope import context_length
@@ -66,6 +66,7 @@ class TeacherKVExtractor:
         for index, row in enumerate(rows):
             if not len(row) or (limit is not None and len(row) > limit):
                 raise ValueError(f"text {index} has {len(row)} tokens; the model reads 1 to {limit or 'any number'}")
+        check_keys(self.model)
         batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         return [kv for batch in batches for kv in self._read(batch)]
 
@@ -78,11 +79,8 @@ class TeacherKVExtractor:
         input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad).to(self.model.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.model.device)
         mask = (torch.arange(input_ids.shape[1], device=self.model.device) < lengths[:, None]).long()
-        is_encoder_decoder = self.model.config.is_encoder_decoder
-        reader = self.model.get_encoder() if is_encoder_decoder else self.model.base_model
-        options = {} if is_encoder_decoder else {"use_cache": False}
         with KVCapture(self.model) as capture:
-            reader(input_ids=input_ids, attention_mask=mask, **options)
+            read(self.model, input_ids=input_ids, attention_mask=mask)
         keys, values = ([layer.cpu() for layer in layers] for layers in (capture.keys(), capture.values()))
         return [
             TextKV(row, *([layer[index, :, : len(row)].clone() for layer in layers] for layers in (keys, values)))

@@ -132,12 +132,20 @@ def _registered(original: str) -> str:
 
 def _intercepting(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *args: Any, **kwargs: Any
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         for interception in _interceptions.get(module, ()):
             key, value = interception.show(Attended(module, query, key, value, None, scaling))
         own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", sdpa_attention_forward)
-        return AttentionInterface().get_interface(original, own)(module, query, key, value, mask, *args, **kwargs)
+        return AttentionInterface().get_interface(original, own)(
+            module, query, key, value, attention_mask, *args, **kwargs
+        )
 
     return attention
