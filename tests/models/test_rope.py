@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+import transformers
+from tokenizers_for_tests import byte_level_bpe
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -134,3 +136,62 @@ def test_a_loaded_student_has_the_longer_context_and_saves_it(tmp_path):
         torch.testing.assert_close(there, doubled, atol=1e-4, rtol=1e-4)
         model.save_pretrained(tmp_path)
         torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, there)
+
+
+PADDED = [
+    "Roberta",
+    "XLMRoberta",
+    "XLMRobertaXL",
+    "Camembert",
+    "Data2VecText",
+    "RobertaPreLayerNorm",
+    "MPNet",
+    "Longformer",
+    "Luke",
+    "Esm",
+]
+UNPADDED = ["Bert", "Electra", "DistilBert", "GPT2", "OPT", "Llama"]
+
+
+@pytest.mark.parametrize("name", PADDED + UNPADDED)
+def test_the_context_is_as_long_as_the_model_can_read_and_no_longer(name):
+    """RoBERTa counts positions from behind its padding id: 66 in the config are 64 tokens."""
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "vocab_size": 60,
+    }
+    own = {"attention_window": [4]} if name == "Longformer" else {"entity_vocab_size": 9} if name == "Luke" else {}
+    config = getattr(transformers, f"{name}Config")(max_position_embeddings=66, pad_token_id=1, **sizes, **own)
+    context = context_length(config)
+    assert context == (64 if name in PADDED else 66)
+    model = transformers.AutoModel.from_config(config).eval()
+    if name == "Llama":  # whose positions end nowhere
+        return
+    with torch.no_grad():
+        model(torch.full((1, context), 7))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, context + 1), 7))
+
+
+def test_a_row_of_one_token_more_is_refused_before_the_model_reads_it(tmp_path):
+    tokenizer = byte_level_bpe()
+    config = transformers.RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=66, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    transformers.RobertaModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(ModelConfig(source="path", name=str(tmp_path)))
+    usable = 66 - tokenizer.pad_token_id - 1
+    rows = {length: " ".join("1" for _ in range(length)) for length in range(20, 66)}
+    lengths = {length: len(byte_level_bpe()(text)["input_ids"]) + 1 for length, text in rows.items()}
+    for length, text in rows.items():
+        if lengths[length] > usable:
+            with pytest.raises(ValueError, match=f"more than its context of {usable}"):
+                encode_rows(loaded, [text], [""])
+        else:
+            encode_rows(loaded, [text], [""])
+    assert min(lengths.values()) <= usable < max(lengths.values())

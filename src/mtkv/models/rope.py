@@ -3,10 +3,13 @@
 In: a transformers config. Out: the same config with other `rope_parameters`, which the model's own rotary code obeys.
 """
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from transformers import PretrainedConfig
+import torch
+from torch.nn import Embedding
+from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig
 
 if TYPE_CHECKING:
     from mtkv.config.models import RopeScaling
@@ -88,5 +91,17 @@ def context_length(settings: PretrainedConfig) -> int | None:
     rope = getattr(text, "rope_parameters", None) or {}
     parts = [part for part in (rope, *rope.values()) if isinstance(part, dict) and part.get("rope_type") == "longrope"]
     lengths = [part.get("original_max_position_embeddings") for part in parts]
-    known = [length for length in (*lengths, getattr(text, "max_position_embeddings", None)) if length is not None]
-    return min(known, default=None)
+    stated = getattr(text, "max_position_embeddings", None)
+    learned = [] if rope or stated is None else _learned_positions(text)
+    return min([length for length in (*lengths, *learned, stated) if length is not None], default=None)
+
+
+def _learned_positions(settings: PretrainedConfig) -> list[int]:
+    """Usable rows of the model's tables of learned positions that have a padding index: RoBERTa's kin count from behind it, so of 514
+    rows 512 can be reached. The tables are those of a model without memory."""
+    if type(settings) not in MODEL_MAPPING:
+        return []
+    with torch.device("meta"):
+        model = AutoModel.from_config(copy.deepcopy(settings))
+    tables = [module for name, module in model.named_modules() if "position" in name and isinstance(module, Embedding)]
+    return [table.num_embeddings - table.padding_idx - 1 for table in tables if table.padding_idx is not None]
