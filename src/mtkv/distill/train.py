@@ -83,11 +83,11 @@ def train_arm(
         read = [of_styles(path, training.styles) for path in (train_rows, validation_rows)]
         frames = [read[0], read[1].head(training.eval_rows)]
         check_rows(pd.concat(frames), where)
+    heads = (model_kv_heads(student), [model_kv_heads(teacher.config) for teacher in teachers]) if kv else (1, [])
     quantized = bool(training.lora and training.lora.quantize)
     tokenizer, model = load_tokenizer(student), trainable_student(student, training, quantized)
     if kv:
         check_keys(model)
-    heads = (model_kv_heads(student), [model_kv_heads(teacher.config) for teacher in teachers])
     distiller: Distiller | LatentDistiller
     train: DistillationRows
     validation: DistillationRows

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from mtkv.evaluate.tasks import UnanswerableError
-from mtkv.models.placement import kv_shape
+from mtkv.models.placement import layer_configs, layer_kv_shape
 
 Item = TypeVar("Item")
 SHARE = 0.7  # of the free memory, for what is not counted below
@@ -35,8 +35,9 @@ def row_bytes(model: Any, length: int, scored: int) -> int:
     """Memory that one more text of `length` tokens takes: its KV twice (it is copied as it grows), one layer's activations, its mask
     and `scored` rows of logits, as they come and twice in float32."""
     settings, size = model.config.get_text_config(), model.dtype.itemsize
-    kv = 2 * settings.num_hidden_layers * prod(kv_shape(settings)) * size
-    inner = getattr(settings, "intermediate_size", None) or 4 * settings.hidden_size
+    layers = layer_configs(settings)
+    kv = 2 * sum(prod(layer_kv_shape(layer)) for layer in layers) * size
+    inner = max(getattr(layer, "intermediate_size", None) or 4 * settings.hidden_size for layer in layers)
     activations = (6 * settings.hidden_size + 3 * inner) * size
     return length * (2 * kv + activations + length * size) + scored * settings.vocab_size * (size + 8)
 

@@ -23,7 +23,7 @@ from mtkv.kv.importance import AskedAttention
 from mtkv.kv.parts import Parts, RowReading
 from mtkv.kv.store import StoredRow, write_shard
 from mtkv.models.encode import EncodedRow, encode_rows, pad_batch
-from mtkv.models.load import DTYPES, load_model, load_tokenizer
+from mtkv.models.load import DTYPES, load_model, load_tokenizer, model_kv_heads
 from mtkv.models.placement import SINGLE, all_heads, input_device
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def extract_shard(
     attempt reads the others.
     Returns the facts for the card. Raises ValueError when a shard would be empty, SavedExit when asked to leave (USR1).
     """
+    model_kv_heads(teacher)  # refuses layers that differ
     tokenizer, model = load_tokenizer(teacher), load_model(teacher, placement)
     columns = [*COLUMNS, "reasoning_end"] if importance else COLUMNS
     frame = pd.concat([pd.read_parquet(path, columns=columns) for path in rows], ignore_index=True)
@@ -196,6 +197,7 @@ def packed_kv(
     keys, values = (
         [all_heads(x, capture.model) for x in found] for found in (capture.keys(layers), capture.values(layers))
     )
+    check_shapes(capture, keys + values)
     batch, heads, time, head_dim = keys[0].shape
     packed = keys[0].new_empty(batch, time, len(layers), 2, heads * head_dim, dtype=dtype)
     for place, pair in enumerate(zip(keys, values, strict=True)):
@@ -204,12 +206,24 @@ def packed_kv(
     return packed
 
 
+def check_shapes(capture: KVCapture, found: Sequence[Float[Tensor, "batch kv_heads time head_dim"]]) -> None:
+    """Raises NotImplementedError for layers of different shape, also where heads times width agree, which would be kept without a word."""
+    shapes = sorted({(x.shape[1], x.shape[3]) for x in found})
+    if len(shapes) > 1:
+        raise NotImplementedError(
+            f"{type(capture.model).__name__}: K and V of different layers have different (heads, width): {shapes}; the store and "
+            "the KV loss need one shape"
+        )
+
+
 def packed_kv_at(
     capture: KVCapture, layers: Sequence[int], sample: Int[Tensor, " tokens"], position: Int[Tensor, " tokens"]
 ) -> Float[Tensor, "tokens layers 2 width"]:
     """`packed_kv` at single tokens of the batch."""
+    keys, values = capture.keys(layers), capture.values(layers)
+    check_shapes(capture, keys + values)
     picked = [
         torch.stack([x.transpose(1, 2)[sample, position].flatten(1) for x in pair], 1)
-        for pair in zip(capture.keys(layers), capture.values(layers), strict=True)
+        for pair in zip(keys, values, strict=True)
     ]
     return torch.stack(picked, 1)

@@ -65,7 +65,28 @@ def kv_heads(model: PreTrainedModel) -> int:
 
 
 def kv_shape(config: PretrainedConfig) -> tuple[int, int]:
-    """KV heads of each layer, those of the queries where the two are not told apart, and the width of one."""
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    return int(heads), int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    """KV heads and the width of one, the same in every layer. Raises ValueError, naming the model, where layers differ (Gemma 4): what
+    is kept and compared of K and V has one width."""
+    shapes = [layer_kv_shape(layer) for layer in layer_configs(config)]
+    if len(set(shapes)) > 1:
+        found = ", ".join(f"{shapes.count(shape)} with {shape[0]} of {shape[1]}" for shape in dict.fromkeys(shapes))
+        raise ValueError(
+            f"{type(config).__name__}: its layers differ in KV heads and their width ({found} channels), and K and V of one shape are "
+            "needed; the model can be trained and evaluated without KV"
+        )
+    return shapes[0]
+
+
+def layer_kv_shape(layer: PretrainedConfig) -> tuple[int, int]:
+    """KV heads of one layer, those of the queries where the two are not told apart, and the width of one."""
+    config: Any = layer
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(heads), int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def layer_configs(config: PretrainedConfig) -> list[PretrainedConfig]:
+    """The config of each layer of the text part: the same one, unless transformers keeps one of its own for layers that differ."""
+    text: Any = config.get_text_config()
+    if getattr(text, "is_heterogeneous", False):
+        return [text.per_layer_config[layer] for layer in range(text.num_hidden_layers)]
+    return [text] * text.num_hidden_layers
