@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from conftest import ENCODERS
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -298,3 +299,17 @@ def test_a_latent_student_is_not_taken_for_a_plain_model(llama):
     for load in (load_model, load_tokenizer):
         with pytest.raises(ValueError, match=r"holds a latent student \(latent\.safetensors\).*student_view: text"):
             load(config(llama))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("ViT", "'vit' is neither a causal language model nor a multimodal one"),
+        ("Qwen2Audio", "'qwen2_audio' is neither"),
+        ("Florence2", "'florence2' has no encoder of text"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_by_its_name(name, reason, llama):
+    getattr(transformers, f"{name}Config")().save_pretrained(llama)
+    with pytest.raises(ValueError, match=f"model type {reason}"):
+        load_model(config(llama))

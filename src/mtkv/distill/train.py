@@ -185,6 +185,14 @@ def trainable_student(config: "ModelConfig", training: "TrainingConfig", quantiz
         add_lora(model, training.lora)
     else:
         model.float()
+    if (
+        model.config.get_text_config() is not model.config
+    ):  # multimodal: what sees images is never used, and stays as it is
+        read = {
+            id(weight) for part in (model.get_decoder(), model.get_output_embeddings()) for weight in part.parameters()
+        }
+        for weight in model.parameters():
+            weight.requires_grad_(weight.requires_grad and id(weight) in read)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

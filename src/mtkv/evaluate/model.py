@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.evaluate.choices import Question, Score, score_choices
 from mtkv.evaluate.continuations import Cut, cut_texts
@@ -25,6 +25,7 @@ from mtkv.evaluate.journal import Journal, in_chunks
 from mtkv.evaluate.memory import halved
 from mtkv.evaluate.room import check_room
 from mtkv.evaluate.shared import can_share
+from mtkv.models.auto_class import causal_class
 from mtkv.models.check import load_checked
 from mtkv.models.encode import end_answers, read_prompts_as_rows
 from mtkv.models.latent import LatentStudent
@@ -38,7 +39,10 @@ CHUNK = 8  # batches that lm-eval's own loop gets at a time: what it found is ke
 def load_folder(folder: Path) -> tuple[PreTrainedModel | LatentStudent, PreTrainedTokenizerBase]:
     """Model (as saved, on the GPU when there is one) and tokenizer of a Hugging Face folder, or of a latent student's."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    load: Any = LatentStudent.load if is_latent(folder) else partial(load_checked, AutoModelForCausalLM)
+    latent = is_latent(folder)
+    load: Any = (
+        LatentStudent.load if latent else partial(load_checked, causal_class(AutoConfig.from_pretrained(folder)))
+    )
     model = load(folder, dtype="auto", local_files_only=True, device_map=device)
     return model, read_tokenizer(folder, local_files_only=True)
 

@@ -47,9 +47,9 @@ def common_ancestors(model: PreTrainedModel, layers: list[nn.Module]) -> list[nn
 
 def _parts(model: PreTrainedModel) -> dict[str, list[nn.Module]]:
     found: dict[str, list[nn.Module]] = defaultdict(list)
-    text = _text_config(model)
+    inside = None if _text_config(model) is None else {id(module) for module in model.get_decoder().modules()}
     for path, module in model.named_modules():
-        if _is_attention(module) and (text is None or isinstance(getattr(module, "config", text), type(text))):
+        if _is_attention(module) and (inside is None or id(module) in inside):
             found[_part(path, module, model.config.is_encoder_decoder)].append(module)
     return dict(found)
 

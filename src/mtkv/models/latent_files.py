@@ -10,8 +10,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from mtkv.models.auto_class import causal_class
 from mtkv.models.check import load_checked
 from mtkv.models.encode import end_answers, frame_of
 from mtkv.models.latent_tokens import LatentTokens
@@ -42,7 +43,7 @@ def load_latent_folder(folder: Path, **model_options: Any) -> tuple[PreTrainedMo
     ValueError as `load_checked`."""
     latent = load_latents(folder)  # first: milliseconds, and its errors say more
     options = {"dtype": "auto", "local_files_only": True} | model_options
-    return load_checked(AutoModelForCausalLM, folder, **options), latent
+    return load_checked(causal_class(AutoConfig.from_pretrained(folder)), folder, **options), latent
 
 
 def load_latents(folder: Path) -> LatentTokens:

@@ -12,14 +12,13 @@ import torch
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForTextEncoding,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
+from mtkv.models.auto_class import causal_class, encoder_class
 from mtkv.models.chat import chat_template
 from mtkv.models.check import check_tokenizer, check_vocabulary, load_checked
 from mtkv.models.digest import pocket_folder
@@ -98,10 +97,11 @@ def load_model(config: "ModelConfig", placement: str = SINGLE, quantized: bool =
     device = "cuda" if torch.cuda.is_available() else "cpu"
     placing = four_bit(DTYPES[config.dtype], device) if quantized else placement_arguments(placement)
     folder = model_folder(config)
+    settings = _settings(config)
     model = load_checked(
-        AutoModelForTextEncoding if is_encoder(config) else AutoModelForCausalLM,
+        (encoder_class if is_encoder(config) else causal_class)(settings),
         folder,
-        config=_settings(config),
+        config=settings,
         dtype=DTYPES[config.dtype],
         trust_remote_code=config.trust_remote_code,
         **placing,
