@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from tiny_study import STEPS, TRAINING, TinyStudy, kv, same, weights
 from tokenizers import AddedToken
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from mtkv.config.arms import LoraConfig
 from mtkv.config.kv import AlignConfig
 from mtkv.config.latent import LatentConfig
+from mtkv.config.models import ModelConfig
 from mtkv.distill.train import trainable_student
 from mtkv.kv.store import KVStore
 
@@ -195,3 +197,21 @@ def test_a_training_that_diverges_stops_and_says_where(study, changes, loss, mes
     with pytest.raises(FloatingPointError, match=message):
         study.train("diverged", kv(loss=loss) if loss else None, training=training)
     assert not (study.folder / "arms/diverged").exists()
+
+
+def test_a_student_whose_keys_are_changed_behind_rope_is_trained_without_kv_only(study, monkeypatch):
+    """Also where the student's own KV are the target, which no map is fitted for before."""
+    shape = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 8}
+    config = transformers.HunYuanDenseV1Config(**shape, num_key_value_heads=2, intermediate_size=48, eos_token_id=1)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for layer in model.model.layers:
+        layer.self_attn.key_layernorm.weight.data = torch.linspace(0.2, 2, 8)
+    tokenizer = AutoTokenizer.from_pretrained(study.models["student"].name)
+    for part in (model, tokenizer):
+        part.save_pretrained(study.folder / "hunyuan")
+    teachers = study.teachers(kv())
+    monkeypatch.setitem(study.models, "student", ModelConfig(source="path", name=str(study.folder / "hunyuan")))
+    monkeypatch.setattr(study, "teachers", lambda *_: teachers)
+    with pytest.raises(NotImplementedError, match="HunYuanDenseV1ForCausalLM: in layer 0 the keys"):
+        study.train("hunyuan", kv())
+    assert study.train("hunyuan-sft")[1]["steps"] == STEPS

@@ -137,11 +137,11 @@ def check_keys(model: PreTrainedModel) -> None:
             opened.callback(layer.register_forward_pre_hook(_one_state, with_kwargs=True).remove)
         read(model, input_ids=torch.full((1, POSITIONS), token, device=input_device(model)))
         model.train(training)
-        for layer, key in enumerate(capture.keys()):
+        for number, key in enumerate(capture.keys()):
             off = float(((key - key[:, :, :1]).float().norm(dim=-1) / key.float().norm(dim=-1)).max())
             if not off < SAME:
                 raise NotImplementedError(
-                    f"{type(model).__name__}: in layer {layer} the keys of one hidden state differ by {off:.0%} between positions once "
+                    f"{type(model).__name__}: in layer {number} the keys of one hidden state differ by {off:.0%} between positions once "
                     "RoPE is taken back: they are changed behind it, so they cannot be compared; use the model without its KV"
                 )
     _checked.add(model)
