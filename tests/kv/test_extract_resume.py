@@ -16,6 +16,7 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers_for_tests import byte_level_bpe
 
+from mtkv.config.models import ModelConfig
 from mtkv.kv import extract, parts
 from mtkv.kv.extract import extract_shard
 from mtkv.kv.parts import Parts, RowReading, read_part, write_part
@@ -63,7 +64,7 @@ def study(tmp_path_factory):
     frame.to_parquet(folder / "rows.parquet")
 
     def run(root, output, dtype="float32"):
-        arguments = (None, [0, 2], [folder / "rows.parquet"], 0, 1, dtype, BATCH, output, True)
+        arguments = (ModelConfig(name="gpt2"), [0, 2], [folder / "rows.parquet"], 0, 1, dtype, BATCH, output, True)
         if root is None:
             return extract_shard(*arguments)
         with Checkpoint(root, IDENTITY, {}) as checkpoint:

@@ -23,6 +23,7 @@ __all__ = ["KVCapture", "check_keys", "read", "rotate", "unrotate"]
 
 POSITIONS = 16
 SAME = 0.03  # of a key's length: rotations in bfloat16 leave 0.004, norms behind RoPE that were trained 0.15 and more
+TINY = 1e-12  # keys of nothing but zeros do not move
 _checked: "WeakSet[nn.Module]" = WeakSet()
 
 
@@ -138,7 +139,8 @@ def check_keys(model: PreTrainedModel) -> None:
         read(model, input_ids=torch.full((1, POSITIONS), token, device=input_device(model)))
         model.train(training)
         for number, key in enumerate(capture.keys()):
-            off = float(((key - key[:, :, :1]).float().norm(dim=-1) / key.float().norm(dim=-1)).max())
+            moved, length = (x.float().norm(dim=-1).max() for x in (key - key[:, :, :1], key))
+            off = float(moved / length.clamp_min(TINY))
             if not off < SAME:
                 raise NotImplementedError(
                     f"{type(model).__name__}: in layer {number} the keys of one hidden state differ by {off:.0%} between positions once "
