@@ -8,8 +8,12 @@ import pandas as pd
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
+from mtkv.evaluate.match import Rules
 from mtkv.evaluate.predictions import SCHEMA, write_failure, write_predictions
 from mtkv.evaluate.score import score, wilson_interval
+from mtkv.stats.items import read_scores
+
+RULES = {"": Rules(taken=[{"regex_pattern": "Answer: *(.+)", "group_select": 0, "fallback": "[no answer]"}])}
 
 
 def question(index, **changes):
@@ -68,8 +72,15 @@ def case(request, tmp_path):
             self.items, self.rows = items, rows
 
         def score(self, rows, limit=None):
-            write_predictions(tmp_path / "predictions.parquet", rows)
+            write_predictions(tmp_path / "predictions.parquet", rows, rules=RULES)
             return run_score(tmp_path, limit)
+
+        def contradiction(self, rows, limit=None):
+            """The reason of a dataset without a score."""
+            facts = self.score(rows, limit)
+            assert json.loads(self.output.read_text()) == facts | {"items": {"id": [], "cluster": [], "correct": []}}
+            assert (facts["status"], facts["n"], facts["accuracy"]) == ("failed", 0, None)
+            return facts["reason"]
 
     return Case()
 
@@ -121,26 +132,21 @@ def test_items_come_in_the_order_of_the_questions(case):
 
 def test_limit(case):
     assert case.score(case.rows[:6], limit=6)["accuracy"] == pytest.approx(5 / 6)
-    with pytest.raises(ValueError, match="2 not of the dataset"):
-        case.score(case.rows, limit=6)
+    assert "2 not of the dataset" in case.contradiction(case.rows, limit=6)
 
 
-def test_missing_items_are_refused(case):
-    with pytest.raises(ValueError, match=r"2 missing \(item-2, item-3\)"):
-        case.score(case.rows[:2] + case.rows[4:])
-    with pytest.raises(ValueError, match="8 missing"):
-        case.score([])
-    assert not case.output.exists()
+def test_missing_items_are_said(case):
+    assert "2 missing (item-2, item-3)" in case.contradiction(case.rows[:2] + case.rows[4:])
+    assert "8 missing" in case.contradiction([])
 
 
-def test_items_that_are_there_twice_are_refused(case):
-    with pytest.raises(ValueError, match=r"1 there twice \(item-3\)"):
-        case.score([*case.rows, case.rows[3]])
-    with pytest.raises(ValueError, match=r"1 there twice \(item-3\); 1 missing \(item-0\)"):
-        case.score([*case.rows[1:], case.rows[3]])
+def test_items_that_are_there_twice_are_said(case):
+    assert "1 there twice (item-3)" in case.contradiction([*case.rows, case.rows[3]])
+    said = case.contradiction([*case.rows[1:], case.rows[3]])
+    assert "1 there twice (item-3); 1 missing (item-0)" in said
 
 
-def test_a_tampered_file_is_refused(case):
+def test_a_tampered_file_has_no_score(case):
     """Making a wrong answer right takes more than editing any one column."""
     wrong, item = case.rows[6], case.items[6]
     edits = [
@@ -154,9 +160,26 @@ def test_a_tampered_file_is_refused(case):
     if case.kind == "choice":
         edits.append({"loglikelihoods": choice_row(item, item["gold"])["loglikelihoods"]})
     for edit in edits:
-        with pytest.raises(ValueError, match="item-6"):
-            case.score([*case.rows[:6], wrong | edit, case.rows[7]])
-    assert not case.output.exists()
+        said = case.contradiction([*case.rows[:6], wrong | edit, case.rows[7]])
+        assert "in 1 of 8 rows (item-6); the first: filtered " in said
+
+
+def test_a_contradiction_costs_one_cell_of_the_comparison(case, tmp_path):
+    """The other datasets of the run are compared; the reason names the item and what was found of it."""
+    paths = []
+    for name in ("one", "two", "three"):
+        wrong = [*case.rows[:6], case.rows[6] | {"correct": 1.0}, *case.rows[7:]]
+        case.score(wrong if name == "two" else case.rows)
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(json.loads(case.output.read_text()) | {"dataset": name}))
+    answers = read_scores(paths, "s", {"sft": [42]}, ["one", "two", "three"])
+    assert set(answers.correct) == {("sft", 42, "one"), ("sft", 42, "three")}
+    assert list(answers.reasons) == [("sft", 42, "two")]
+    said = str(answers.reasons["sft", 42, "two"])
+    assert said.startswith(
+        "failed: a second look contradicts: correct does not follow from filtered and gold in 1 of 8 rows (item-6)"
+    )
+    assert f"filtered {case.rows[6]['filtered']!r}, gold {case.rows[6]['gold']!r}, correct 1.0" in said
 
 
 def test_a_failed_dataset_has_a_score_without_a_number(tmp_path):

@@ -9,7 +9,7 @@ from mtkv.config.evaluation import EvaluationConfig
 from mtkv.data.items import Item
 from mtkv.data.pocket import pocket_task
 from mtkv.data.rows import Question, row
-from mtkv.evaluate.answers import answer_row
+from mtkv.evaluate.answers import answer_row, rules_of
 from mtkv.evaluate.benchmarks import COT_PROMPTS
 from mtkv.evaluate.predict import study_tasks
 from mtkv.evaluate.predictions import write_predictions
@@ -84,22 +84,23 @@ def test_choices_are_scored_by_what_was_said(data_folder, study_tools, tmp_path,
         assert (result["accuracy"], result["metric"]) == (float(said.startswith("right")), "exact_match")
 
 
-def test_a_verdict_that_does_not_follow_from_what_was_said_is_refused(data_folder, tmp_path):
+def test_a_verdict_that_does_not_follow_from_what_was_said_has_no_score(data_folder, tmp_path):
     task = load_tasks(["pocket_ceval"], data_folder, limit=1, style="cot")["pocket_ceval"]
     found = evaluate(Saying(SAID["wrong"]), {"tasks": {"pocket_ceval": task}}, bootstrap_iters=0, log_samples=True)
     rows = [answer_row(task, sample) | {"correct": 1.0} for sample in found["samples"]["pocket_ceval"]]
-    write_predictions(tmp_path / "p.parquet", rows)
-    with pytest.raises(ValueError, match="correct does not follow"):
-        score(
-            tmp_path / "p.parquet",
-            tmp_path / "s.json",
-            study="x",
-            arm="latent",
-            seed=1,
-            dataset="pocket_ceval",
-            expected_items=data_folder / "test" / "pocket_ceval.parquet",
-            limit=1,
-        )
+    write_predictions(tmp_path / "p.parquet", rows, task.metric, {task.part: rules_of(task)})
+    result = score(
+        tmp_path / "p.parquet",
+        tmp_path / "s.json",
+        study="x",
+        arm="latent",
+        seed=1,
+        dataset="pocket_ceval",
+        expected_items=data_folder / "test" / "pocket_ceval.parquet",
+        limit=1,
+    )
+    assert (result["status"], result["accuracy"]) == ("failed", None)
+    assert "correct does not follow" in result["reason"]
 
 
 def test_examples_show_the_chain_too(data_folder):

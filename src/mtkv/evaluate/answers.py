@@ -5,10 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from mtkv.evaluate.match import Rules
 from mtkv.evaluate.tasks import StudyTask, UnanswerableError
 
 Sample = dict[str, Any]
 Row = dict[str, Any]
+# Options of lm-eval's metric exact_match that the second look knows; `WITHOUT_EFFECT` say nothing of one answer.
+KNOWN = {"regexes_to_ignore", "ignore_case", "ignore_punctuation", "ignore_numbers"}
+WITHOUT_EFFECT = {"metric", "aggregation", "higher_is_better"}
 
 
 def answer_row(task: StudyTask, sample: Sample) -> Row:
@@ -16,6 +20,21 @@ def answer_row(task: StudyTask, sample: Sample) -> Row:
     question = task.questions[sample["doc_id"]]
     common = {"item": question["id"], "cluster": question["cluster"], "prompt_hash": sample["prompt_hash"]}
     return common | MAKERS[task.OUTPUT_TYPE](task, question, sample) | {"correct": float(sample[task.metric])}
+
+
+def rules_of(task: StudyTask) -> Rules:
+    """How the task takes and compares generated answers, from its config: the filter and the metric that count."""
+    named = [steps["filter"] for steps in task.config.filter_list or () if steps["name"] == task.filter]
+    filters = [step for steps in named for step in steps if step["function"] != "take_first"]
+    metric: dict[str, Any] = next(
+        (options for options in task.config.metric_list if options["metric"] == task.metric), {}
+    )
+    ignored = {name: value for name, value in metric.items() if name not in WITHOUT_EFFECT}
+    own = callable(task.config.process_results) or task.metric != "exact_match" or not ignored.keys() <= KNOWN
+    return Rules(
+        taken=filters if all(step["function"] == "regex" for step in filters) else None,
+        ignored=None if own else ignored,
+    )
 
 
 def _generation(task: StudyTask, question: Row, sample: Sample) -> Row:
@@ -33,13 +52,15 @@ def _choice(task: StudyTask, question: Row, sample: Sample) -> Row:
     if not np.isfinite(loglikelihoods).all():
         raise UnanswerableError(f"log-likelihoods of item {question['id']} are not finite: {loglikelihoods}")
     choices = question["choices"]
-    if task.options:
-        asked = [sample["doc"][field] for field in task.options]
-        loglikelihoods = [loglikelihoods[place] for place in _places(choices, asked)]
+    asked = [sample["doc"][field] for field in task.options] or choices
+    if sorted(asked) != sorted(choices) or len(asked) != len(loglikelihoods):
+        raise UnanswerableError(f"item {question['id']}: lm-eval asked {asked}, the question has {choices}")
+    places = _places(choices, asked)
     return {
         "output": None,
-        "loglikelihoods": loglikelihoods,
-        "filtered": choices[int(np.argmax(loglikelihoods))],
+        "loglikelihoods": [loglikelihoods[place] for place in places],
+        # Of equally likely options lm-eval takes the one it asked first.
+        "filtered": choices[places.index(int(np.argmax(loglikelihoods)))],
         "gold": choices[question["gold"]],
     }
 

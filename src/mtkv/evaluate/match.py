@@ -1,52 +1,62 @@
-"""A second look at answers that were generated: does "correct" follow from what was extracted and from the gold answer?
+"""A second look at answers that were generated: do the answer taken from the output and the verdict follow?
 
-Written apart from lm-eval's metrics, so that a mistake in either shows.
+By the rules of the very task of lm-eval that was asked, as its file states them (its filters, what its metric ignores). How they are
+applied is written apart from lm-eval, so that a mistake in either shows.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from string import digits, punctuation
+from typing import Any
 
 
 @dataclass(frozen=True)
-class Match:
-    """`agrees(correct, filtered, gold)`: whether the verdict follows. `stands_in(filtered, output)`: whether the output says so."""
+class Rules:
+    """How one task of lm-eval takes and compares generated answers.
 
-    agrees: Callable[[float, str, str], bool]
-    stands_in: Callable[[str, str], bool]
+    `taken`: its regex filters in turn, as mappings with lm-eval's `regex_pattern`, `group_select` and `fallback`; none: the answer is
+    the whole output. `ignored`: options of lm-eval's metric exact_match. None in either: a function of the task's own, which lm-eval
+    alone can judge.
+    """
 
+    taken: Sequence[Mapping[str, Any]] | None = None
+    ignored: Mapping[str, Any] | None = field(default_factory=dict)
 
-def plain_number(text: str) -> str:
-    """Without separators, currency and a final full stop."""
-    return text.replace(",", "").replace("$", "").removesuffix(".").casefold()
+    def takes(self, filtered: str, output: str) -> bool:
+        """Whether the answer `filtered` is what the filters find in `output`."""
+        return self.taken is None or filtered == take(output, self.taken)
 
-
-def plain_text(text: str) -> str:
-    """As BBH's tasks compare: no commas, quotes, line breaks and backslashes, no final full stop, any case."""
-    return re.sub(r"\\.$|[,\n\\\"]", "", text).casefold()
-
-
-def _equal(plain: Callable[[str], str]) -> Callable[[float, str, str], bool]:
-    return lambda correct, filtered, gold: correct == float(plain(filtered) == plain(gold))
-
-
-def _contains(filtered: str, output: str) -> bool:
-    return filtered in output
+    def agrees(self, correct: float, filtered: str, gold: str) -> bool:
+        """Whether the verdict `correct` follows from the answer taken and the benchmark's own."""
+        if self.ignored is None:
+            return correct in (0.0, 1.0)
+        return correct == float(compared(filtered, **self.ignored) == compared(gold, **self.ignored))
 
 
-def _anything(filtered: str, output: str) -> bool:
-    """The filter rewrites the output."""
-    return True
+def take(output: str, filters: Sequence[Mapping[str, Any]]) -> str:
+    """What the regex filters leave of an output: the match chosen, of its groups the first that is not empty."""
+    for options in filters:
+        fallback, found = options.get("fallback", "[invalid]"), re.findall(options["regex_pattern"], output)
+        chosen = found[options.get("group_select", 0)] if found else None
+        if isinstance(chosen, tuple):
+            chosen = next(filter(None, chosen), fallback)
+        output = fallback if chosen is None else chosen.strip()
+    return output
 
 
-def _symbolic(correct: float, filtered: str, gold: str) -> bool:
-    """Equivalence itself is lm-eval's to judge; a verdict is 0 or 1."""
-    return correct in (0.0, 1.0)
-
-
-MATCHES: dict[str, Match] = {
-    "same": Match(_equal(str), _contains),
-    "number": Match(_equal(plain_number), _contains),
-    "text": Match(_equal(plain_text), _anything),  # BBH's filters write number words as digits and sort words
-    "symbolic": Match(_symbolic, _anything),
-}
+def compared(
+    text: str,
+    regexes_to_ignore: Sequence[str] | None = None,
+    ignore_case: bool = False,
+    ignore_punctuation: bool = False,
+    ignore_numbers: bool = False,
+) -> str:
+    """What exact_match compares of a text; in numpy's arrays, which lm-eval uses, texts lose NULs at the end and cannot grow."""
+    text = text.rstrip("\0")
+    for pattern in regexes_to_ignore or ():
+        text = re.sub(pattern, "", text).rstrip("\0")
+    if ignore_case:
+        text = text.lower()[: len(text)]
+    removed = punctuation * ignore_punctuation + digits * ignore_numbers
+    return "".join(character for character in text if character not in removed).rstrip("\0")

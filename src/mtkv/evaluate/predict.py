@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.evaluator import evaluate
 
-from mtkv.evaluate.answers import answer_row
+from mtkv.evaluate.answers import answer_row, rules_of
 from mtkv.evaluate.backends import Loader, check_backend, evaluation_model
 from mtkv.evaluate.benchmarks import is_benchmark, load_benchmark
 from mtkv.evaluate.digests import predictions_digest
@@ -84,7 +84,9 @@ def predict(
             for name, parts in tasks.items():
                 with _failing(name, outputs, facts), resume.journal(name) as language_model.journal:
                     rows, facts["datasets"][name] = answer_tasks(language_model, parts, config.max_new_tokens, chat)
-                    write_predictions(outputs[name], rows, parts[0].metric)
+                    write_predictions(
+                        outputs[name], rows, parts[0].metric, {task.part: rules_of(task) for task in parts}
+                    )
                     if name in kept:
                         _copy(Path(outputs[name]), kept[name])
         facts["tokens"] = language_model.generated_tokens

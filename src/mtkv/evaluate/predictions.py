@@ -4,6 +4,9 @@
 metadata holds the reason, so that a study goes on and says what is missing.
 """
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtkv.evaluate.match import Rules
 from mtkv.provenance.files import atomic_path
 
 SCHEMA = pa.schema(
@@ -25,12 +29,19 @@ SCHEMA = pa.schema(
         ("correct", pa.float64()),
     ]
 )
-FAILED, METRIC = b"failed", b"metric"
+FAILED, METRIC, RULES = b"failed", b"metric", b"rules"
 
 
-def write_predictions(path: str | Path, rows: list[dict[str, Any]], metric: str | None = None) -> None:
-    """Write rows with the columns of `SCHEMA`, atomically; `metric` is lm-eval's name of what `correct` is."""
-    schema = SCHEMA.with_metadata({METRIC: metric.encode()}) if metric else SCHEMA
+def write_predictions(
+    path: str | Path, rows: list[dict[str, Any]], metric: str | None = None, rules: Mapping[str, Rules] | None = None
+) -> None:
+    """Write rows with the columns of `SCHEMA`, atomically.
+
+    `metric` is lm-eval's name of what `correct` is; `rules`, of each part of a dataset ("" where it has none), how generated answers were
+    taken and compared.
+    """
+    said = {RULES: json.dumps({part: asdict(rule) for part, rule in (rules or {}).items()}).encode()}
+    schema = SCHEMA.with_metadata(said | ({METRIC: metric.encode()} if metric else {}))
     _write(path, pa.Table.from_pylist(rows, schema=schema))
 
 
@@ -38,6 +49,12 @@ def read_metric(path: str | Path) -> str | None:
     """lm-eval's name of what `correct` is, where the file says."""
     metric = (pq.read_schema(path).metadata or {}).get(METRIC)
     return None if metric is None else metric.decode()
+
+
+def read_rules(path: str | Path) -> dict[str, Rules]:
+    """How generated answers were taken and compared, for each part of the dataset."""
+    found = json.loads((pq.read_schema(path).metadata or {}).get(RULES, b"{}"))
+    return {part: Rules(**rules) for part, rules in found.items()}
 
 
 def write_failure(path: str | Path, reason: str) -> None:

@@ -1,11 +1,13 @@
 """Item-level correctness of one dataset: a predictions file comes in, the score file that a user asks for goes out.
 
 Needs neither torch nor lm-eval. What lm-eval called correct is checked again from the raw columns, and the items must
-be exactly the dataset's. The interval is Wilson's score interval (E. B. Wilson, JASA 1927).
+be exactly the dataset's; where this second look contradicts, the dataset has no score but the reason. The interval is Wilson's
+score interval (E. B. Wilson, JASA 1927).
 """
 
 import math
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -13,11 +15,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mtkv.evaluate.match import MATCHES
-from mtkv.evaluate.predictions import read_metric, read_predictions
+from mtkv.evaluate.match import Rules
+from mtkv.evaluate.predictions import read_metric, read_predictions, read_rules
 from mtkv.provenance.files import write_json
 
 CONFIDENCE = 0.95
+
+
+class ContradictionError(ValueError):
+    """A second look at a predictions file does not find what lm-eval found."""
 
 
 def score(
@@ -33,12 +39,18 @@ def score(
 ) -> dict[str, Any]:
     """Write the score of `predictions` on the first `limit` questions (None: all) of `expected_items`, the test file.
 
-    Accuracy and its bounds are shares (0 to 1); null with status "failed" when the dataset could not be answered.
-    Returns the score without its items. Raises ValueError when items are missing, unknown or there twice, or when a
-    row's correctness does not follow from what the model said.
+    Accuracy and its bounds are shares (0 to 1); null with status "failed" and the reason when the dataset could not be answered,
+    when items are missing, unknown or there twice, or when a row's correctness does not follow from what the model said.
+    Returns the score without its items. Raises ValueError for a table that is no predictions file.
     """
     questions = pd.read_parquet(expected_items).iloc[:limit].set_index("id")
     rows, reason = read_predictions(predictions)
+    if reason is None:
+        try:
+            rows = _in_order(rows, questions)
+            _check_rows(rows, questions, read_rules(predictions))
+        except ContradictionError as contradiction:
+            reason = f"a second look contradicts: {contradiction}"
     result: dict[str, Any] = {
         "study": study,
         "arm": arm,
@@ -58,8 +70,6 @@ def score(
         }
         items: dict[str, list[Any]] = {"id": [], "cluster": [], "correct": []}
     else:
-        rows = _in_order(rows, questions, predictions)
-        _check_rows(rows, questions, predictions)
         count, correct = len(rows), int(rows["correct"].sum())
         low, high = wilson_interval(correct, count)
         result |= {"status": "ok", "reason": None, "n": count, "correct": correct, "accuracy": correct / count}
@@ -87,24 +97,34 @@ def _metric(questions: pd.DataFrame) -> str:
     return "exact_match" if (questions["gold"] < 0).all() else "acc"
 
 
-def _in_order(rows: pd.DataFrame, questions: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The rows indexed by item, in the order of the questions."""
+def _in_order(rows: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
+    """The rows indexed by item, in the order of the questions. Raises ContradictionError for other items."""
     twice = rows["item"][rows["item"].duplicated()].tolist()
     missing = questions.index[~questions.index.isin(rows["item"])].tolist()
     unknown = rows["item"][~rows["item"].isin(questions.index)].tolist()
     problems = {"there twice": twice, "missing": missing, "not of the dataset": unknown}
     said = "; ".join(f"{len(items)} {what} ({_some(items)})" for what, items in problems.items() if items)
     if said:
-        raise ValueError(f"{path}: items are not the dataset's {len(questions)}: {said}")
+        raise ContradictionError(f"items are not the dataset's {len(questions)}: {said}")
     return rows.set_index("item").loc[questions.index]
 
 
-def _check_rows(rows: pd.DataFrame, questions: pd.DataFrame, path: Path) -> None:
+def _check_rows(rows: pd.DataFrame, questions: pd.DataFrame, rules: Mapping[str, Rules]) -> None:
+    """Raises ContradictionError for rows that fail one of `CHECKS`, by the `rules` of each part of the dataset."""
     pairs = list(zip(rows.itertuples(), questions.itertuples(), strict=True))
     for problem, agrees in CHECKS.items():
-        wrong = [str(row.Index) for row, question in pairs if not agrees(row, question)]
+        wrong = [row for row, question in pairs if not agrees(row, question, rules.get(_part(question), Rules()))]
         if wrong:
-            raise ValueError(f"{path}: {problem} in {len(wrong)} rows ({_some(wrong)})")
+            first = ", ".join(
+                f"{name} {reprlib.repr(getattr(wrong[0], name))}" for name in ("filtered", "gold", "correct")
+            )
+            named = _some([str(row.Index) for row in wrong])
+            raise ContradictionError(f"{problem} in {len(wrong)} of {len(pairs)} rows ({named}); the first: {first}")
+
+
+def _part(question: Any) -> str:
+    """The part of its dataset that a question is of; the pocket tasks have none."""
+    return getattr(question, "part", "")
 
 
 def _gold(question: Any) -> str:
@@ -116,27 +136,29 @@ def _generated(row: Any) -> bool:
     return row.loglikelihoods is None
 
 
-def _filtered_follows(row: Any, question: Any) -> bool:
-    """The likeliest choice; of a generated text only that a right answer stands in it."""
+def _filtered_follows(row: Any, question: Any, rules: Rules) -> bool:
+    """The likeliest choice, or what the task's filters take from a generated text."""
     if _generated(row):
-        return not row.correct or MATCHES[_match(question)].stands_in(row.filtered, row.output)
-    return row.filtered == question.choices[int(np.argmax(row.loglikelihoods))]
+        return isinstance(row.filtered, str) and rules.takes(row.filtered, row.output)
+    return row.filtered in [question.choices[place] for place in _likeliest(row, question)]
 
 
-def _correct_follows(row: Any, question: Any) -> bool:
+def _correct_follows(row: Any, question: Any, rules: Rules) -> bool:
+    """Of equally likely choices it counts which one was taken: lm-eval takes the first as asked, an order that is not written here."""
     if _generated(row):
-        return MATCHES[_match(question)].agrees(row.correct, row.filtered, row.gold)
-    return row.correct == float(np.argmax(row.loglikelihoods) == question.gold)
+        return rules.agrees(row.correct, row.filtered, row.gold)
+    return row.correct == float(question.gold in _likeliest(row, question) and row.filtered == row.gold)
 
 
-def _match(question: Any) -> str:
-    """How a generated answer is compared; the pocket tasks do not say, theirs must be the same text."""
-    return getattr(question, "match", "same")
+def _likeliest(row: Any, question: Any) -> list[int]:
+    """The places of the likeliest choices, several where they are equal; none for another number of choices."""
+    same = len(row.loglikelihoods) == len(question.choices)
+    return np.flatnonzero(row.loglikelihoods == np.max(row.loglikelihoods)).tolist() if same else []
 
 
-CHECKS: dict[str, Callable[[Any, Any], bool]] = {
-    "cluster is not the question's": lambda row, question: row.cluster == question.cluster,
-    "gold is not the question's": lambda row, question: row.gold == _gold(question),
+CHECKS: dict[str, Callable[[Any, Any, Rules], bool]] = {
+    "cluster is not the question's": lambda row, question, _: row.cluster == question.cluster,
+    "gold is not the question's": lambda row, question, _: row.gold == _gold(question),
     "filtered does not follow from the raw output": _filtered_follows,
     "correct does not follow from filtered and gold": _correct_follows,
 }

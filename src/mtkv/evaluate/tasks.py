@@ -5,7 +5,8 @@ study at hand, read into memory. lm-eval's own way, `datasets.load_dataset`, wou
 folder that parallel jobs share.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,20 @@ class UnanswerableError(Exception):
     """One dataset can't be answered by this model; others may be."""
 
 
+@contextmanager
+def one_dataset(doing: str) -> Iterator[None]:
+    """Any error of lm-eval's own code about a record or an answer is the dataset's: it cannot be answered, the run goes on.
+
+    BBH's filter for numbers, for example, raises ValueError for the answer "one thousand thousand".
+    """
+    try:
+        yield
+    except UnanswerableError:
+        raise
+    except Exception as error:
+        raise UnanswerableError(f"{doing} failed in lm-eval: {type(error).__name__}: {error}") from error
+
+
 class StudyTask(ConfigurableTask):
     """A task of a YAML file whose documents are given, by split. `questions` are the study's rows of the tested ones, in order.
 
@@ -40,9 +55,30 @@ class StudyTask(ConfigurableTask):
     ) -> None:
         self._splits = dict(splits)
         self.questions = questions
-        super().__init__(config=config)
+        with one_dataset(f"task {config['task']}"):
+            super().__init__(config=config)
         self.metric = self.config.metric_list[0]["metric"]
         self.filter = self._filters[0].name
+
+    @property
+    def part(self) -> str:
+        """The part of its dataset that the task asks, "" where a dataset has none."""
+        return self.questions[0].get("part", "")
+
+    def fewshot_context(self, *args: Any, **options: Any) -> Any:
+        """lm-eval's prompt of one question."""
+        with one_dataset(f"prompts of {self.config.task}"):
+            return super().fewshot_context(*args, **options)
+
+    def apply_filters(self) -> Any:
+        """lm-eval's answers, taken out of all outputs."""
+        with one_dataset(f"taking answers of {self.config.task}"):
+            return super().apply_filters()
+
+    def process_results(self, doc: Any, results: Any) -> Any:
+        """lm-eval's verdict on one answer."""
+        with one_dataset(f"comparing an answer of {self.config.task}"):
+            return super().process_results(doc, results)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Replaces lm-eval's download: the documents are here already."""
