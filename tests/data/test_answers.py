@@ -7,7 +7,7 @@ import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtkv.data.answers import AnswerError, as_fraction, boxed, number, text, without_calculations, yes_no
+from mtkv.data.answers import AnswerError, as_fraction, as_text, boxed, number, text, without_calculations, yes_no
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,24 @@ def test_no_box(solution):
 def test_texts():
     assert without_calculations("48/2 = <<48/2=24>>24 a.\nThen <<1+1=2>>2.") == "48/2 = 24 a.\nThen 2."
     assert text("  a\n b\t") == "a b"
-    for empty in ("", " \n", None):
+    for empty in ("", " \n"):
         with pytest.raises(AnswerError, match="empty"):
             text(empty)
+
+
+@pytest.mark.parametrize("value", [None, 12, 1.5, float("nan"), True, ["a"], b"a"])
+def test_what_is_no_text_is_refused(value):
+    with pytest.raises(AnswerError, match="is not text"):
+        text(value)
+
+
+@given(st.text(st.characters(codec=None, categories=None), max_size=6))
+def test_text_is_what_can_be_written(value):
+    """Against Python's own UTF-8: lone surrogates, which JSON may hold, cannot be written to any file."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        with pytest.raises(AnswerError, match="half a character"):
+            as_text(value)
+    else:
+        assert as_text(value) is value

@@ -17,11 +17,14 @@ from mtkv.config.data import DataConfig
 from mtkv.data.benchmarks import BENCHMARKS
 from mtkv.data.build import build_data
 from mtkv.data.files import DataFileError
+from mtkv.data.mixture import _write_tests, usable_questions
+from mtkv.data.origins import Records, load_origin
 from mtkv.data.overlap import TestTexts, words
 from mtkv.data.quotas import quotas
 from mtkv.data.rows import ROW_COLUMNS
+from mtkv.data.sources import SOURCES
 from mtkv.data.splits import LeakageError, question_hash
-from mtkv.data.testsets import subset, unavailable
+from mtkv.data.testsets import dropped_examples, subset, unavailable
 
 NAMES = list(BENCHMARK_NAMES)
 
@@ -175,6 +178,153 @@ def test_repeats_and_unusable_records_are_counted(files, tmp_path):
     assert facts["sources"]["gsm8k"] == {"records": 42, "unusable": 1, "repeated": 1, "usable": 40}
 
 
+HALF = "half of \ud83d"
+NO_TEXT = {"null": None, "NaN": float("nan"), "list": ["a", 1], "half a character": HALF}
+NUMBERS = {("svamp", "Answer"), ("math23k", "ans"), ("gsm8k_aug", "answer"), ("gsm8k_aug_nl", "answer")}
+STRUCTURES = {("strategyqa", "facts"), ("arc_challenge", "choices")}
+
+
+@pytest.mark.parametrize("value", [*NO_TEXT, "number"])
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_record_whose_field_is_no_text_is_unusable_named_and_counted(name, value, tmp_path, monkeypatch):
+    source = SOURCES[name]
+    write_sources(tmp_path)
+    records = [{"question": f"How many are {n}?", "cot": f"<<{n}+1={n + 1}>>", "answer": str(n)} for n in range(9)]
+    lines(tmp_path / name / "train.jsonl", records) if source.extra else None
+    (good,) = list(load_origin(source.origin, source.split, tmp_path).values())[:1]
+    fields = [
+        field
+        for field in source.fields
+        if (value != "number" or (name, field) not in NUMBERS) and (value != "list" or (name, field) not in STRUCTURES)
+    ]
+    bad = [good[0] | {field: NO_TEXT.get(value, 12)} for field in fields]
+    parts = {"default": Records([("one.json", list(good[1:])), ("two.json", [*bad, good[0]])])}
+    monkeypatch.setattr("mtkv.data.mixture.load_origin", lambda *_: parts)
+    found, counts, unusable = usable_questions(source, config(tmp_path), TestTexts([]))
+    assert (counts["records"], counts["unusable"], len(found)) == (len(good) + len(fields), len(fields), len(good))
+    assert [reason.split(":")[0] for reason in unusable.reasons] == [
+        f"two.json, record {n}" for n in range(len(fields))
+    ]
+    str(unusable).encode()
+    written = [f"{question.item}" for question in found]
+    assert not any("nan" in text.split() or "None" in text or "\ud83d" in text for text in written)
+
+
+def altered(monkeypatch, name, field, value):
+    """The second record of the first part of a benchmark holds `value` in `field`."""
+    load = load_origin
+
+    def loaded(origin, split, *rest):
+        parts = load(origin, split, *rest)
+        if origin.name == name and split == BENCHMARKS[name].split:
+            records = next(iter(parts.values()))
+            records[1] = records[1] | {field: value}
+        return parts
+
+    monkeypatch.setattr("mtkv.data.testsets.load_origin", loaded)
+
+
+TEXTS = [(name, field) for name, benchmark in BENCHMARKS.items() if name != "truthfulqa" for field in benchmark.fields]
+TEXTS += [("truthfulqa", field) for field in ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")]
+
+
+CASES = [(name, field, value) for name, field in TEXTS for value in [*NO_TEXT, "number"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        case for case in CASES if not re.match("gpqa Incorrect.* null", " ".join(case))
+    ],  # lm-eval asks a blank option there
+)
+def test_a_test_record_whose_field_is_no_text_is_a_missing_cell(name, field, value, files, tmp_path, monkeypatch):
+    altered(monkeypatch, name, field, NO_TEXT.get(value, 12))
+    others = [other for other in ("gsm8k", "math500") if other != name][:1]
+    tests, asked, missing = _write_tests(config(files), [name, *others], tmp_path)
+    assert list(missing) == [name]
+    assert list(tests) == list(asked) == others
+    assert missing[name].startswith(f"{name}: 1 records cannot be asked: ")
+    assert f"{files / name}" in missing[name]
+    assert ", record 1: " in missing[name]
+    assert unavailable(tmp_path / "test" / f"{name}.parquet") == missing[name]
+
+
+@pytest.mark.parametrize(("name", "field"), [("math500", "subject"), ("gpqa", "Subdomain"), ("gpqa", "Explanation")])
+@pytest.mark.parametrize("value", NO_TEXT)
+def test_a_field_that_is_not_asked_costs_nothing(name, field, value, files, tmp_path, monkeypatch):
+    altered(monkeypatch, name, field, NO_TEXT[value])
+    assert _write_tests(config(files), [name], tmp_path)[2] == {}
+    rows = pd.read_parquet(tmp_path / "test" / f"{name}.parquet")
+    assert len(rows) == 6
+    assert all(set(json.loads(document)) == set(BENCHMARKS[name].fields) for document in rows["document"])
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("gsm8k", "answer", "as many as before\n#### many"),
+        ("gsm8k", "answer", "lm-eval asks for a blank ####18"),
+        ("math500", "solution", "there is no box"),
+        ("cmmlu", "Answer", "E"),
+        ("ceval", "answer", ""),
+        ("truthfulqa", "Best Answer", " "),
+    ],
+)
+def test_a_test_record_without_an_answer_for_lm_eval_is_a_missing_cell(
+    name, field, value, files, tmp_path, monkeypatch
+):
+    altered(monkeypatch, name, field, value)
+    missing = _write_tests(config(files), [name], tmp_path)[2]
+    assert ", record 1: " in missing[name]
+
+
+def test_bad_records_as_files_hold_them(files, tmp_path):
+    """NaN and half a character as JSON writes them, in a source, a test set and examples; the card names file and record."""
+    write_benchmarks(write_sources(tmp_path / "files"))
+    train = tmp_path / "files" / "gsm8k" / "train.jsonl"
+    bad = '{"question": NaN, "answer": "#### 1"}\n{"question": "a \\ud83d b", "answer": "#### 1"}\n{"question": 12, "answer": null}\n'
+    train.write_text(train.read_text() + bad)
+    test = tmp_path / "files" / "math500" / "test.jsonl"
+    test.write_text(test.read_text() + '{"problem": "\\ud83d", "solution": "\\\\boxed{1}", "answer": "1"}\n')
+    sizes = {"sources": ["gsm8k"], "train_rows": 50, "validation_rows": 4, "calibration_rows": 2}
+    facts = build_data(config(tmp_path / "files", **sizes), ["gsm8k", "math500"], tmp_path)
+    assert facts["sources"]["gsm8k"]["unusable"] == facts["examples"]["gsm8k"]["unusable"] == 3
+    assert re.search(r"train.jsonl, record 40: .*nan is not text", facts["unusable"]["gsm8k (examples)"])
+    for index, said in enumerate(["nan is not text", "half a character", "12 is not text|None is not text"]):
+        assert re.search(rf"train.jsonl, record {40 + index}: .*({said})", facts["unusable"]["gsm8k"])
+    assert re.search(
+        r"math500: 1 records cannot be asked: .*test.jsonl, record 6: .*half", facts["unavailable"]["math500"]
+    )
+    json.dumps(facts, ensure_ascii=False).encode()
+
+
+def test_examples_that_are_test_questions_are_dropped_and_counted(tmp_path):
+    """Upper-cased questions of the test in GSM8K's train split, and one of C-Eval with its options in another order."""
+    write_benchmarks(write_sources(tmp_path / "files"))
+    tested = gsm8k(6, first=1000, kind="test")
+    copies = [record | {"question": record["question"].upper()} for record in tested] * 3
+    similar = tested[0] | {"question": f"{tested[0]['question']} And how many boxes?"}
+    lines(tmp_path / "files" / "gsm8k" / "train.jsonl", [*gsm8k(40), *copies, similar])
+    path = tmp_path / "files" / "ceval" / "dev" / "law_dev.csv"
+    copied = pd.read_csv(tmp_path / "files" / "ceval" / "val" / "law_val.csv", dtype=str, keep_default_na=False).iloc[
+        :1
+    ]
+    swapped = copied.rename(columns={"A": "C", "C": "A"}).assign(answer="A")
+    other = copied.assign(C="another thing")
+    dev = [pd.read_csv(path, dtype=str, keep_default_na=False), swapped, other]
+    pd.concat(dev).to_csv(path, index=False)
+    sizes = {"sources": ["gsm8k"], "train_rows": 50, "validation_rows": 4, "calibration_rows": 2}
+    facts = build_data(config(tmp_path / "files", **sizes), ["gsm8k", "ceval", "math500"], tmp_path)
+    assert facts["examples"] == {
+        "gsm8k": {"records": 59, "contaminated_text": 18, "shares_ngram": 1, "usable": 41},
+        "ceval": {"records": 106, "contaminated_text": 1, "usable": 105},
+    }
+    examples = pd.read_parquet(tmp_path / "examples" / "gsm8k.parquet")["document"].map(json.loads)
+    assert not {document["question"].casefold() for document in examples} & {r["question"].casefold() for r in tested}
+    assert dropped_examples(tmp_path / "examples" / "gsm8k.parquet") == {"main": 18}
+    assert dropped_examples(tmp_path / "examples" / "ceval.parquet")["law"] == 1
+
+
 def test_long_rows_are_left_out(files, tmp_path):
     facts = build_data(
         config(files, sources=["gsm8k"], train_rows=10, validation_rows=1, calibration_rows=1, max_bytes=134),
@@ -229,7 +379,7 @@ def test_questions_of_every_benchmark(built):
     }
     tests = {name: pd.read_parquet(folder / "test" / f"{name}.parquet") for name in BENCHMARKS}
     assert all(frame["id"].is_unique for frame in tests.values())
-    assert list(tests["gsm8k"]["answer"]) == ["7", "72", "1000", "-5", "18", "0.5"]
+    assert list(tests["gsm8k"]["answer"]) == ["7.", "72", "1,000", "-5", "$18", "0.50"]  # as lm-eval compares them
     assert tests["bbh"].groupby("cluster").size().eq(2).all()
     assert set(tests["bbh"].head(27)["part"]) == set(tests["bbh"]["part"]), "every prefix is of all parts"
     gpqa = tests["gpqa"].iloc[1]

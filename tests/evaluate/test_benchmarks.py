@@ -8,8 +8,12 @@ import lm_eval.tasks
 import pandas as pd
 import pytest
 import yaml
-from benchmark_files import write_benchmarks, write_sources
+from benchmark_files import lines, write_benchmarks, write_sources
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lm_eval.api.metrics import exact_match_fn
 from lm_eval.evaluator import simple_evaluate
+from lm_eval.filters.extraction import RegexFilter
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -20,9 +24,11 @@ from mtkv.config.evaluation import LM_EVAL_TASKS
 from mtkv.config.models import DATE, ModelConfig
 from mtkv.data.build import build_data
 from mtkv.data.mixture import _write_tests
-from mtkv.evaluate.answers import answer_row
+from mtkv.evaluate.answers import answer_row, rules_of
 from mtkv.evaluate.benchmarks import LM_EVAL_FOLDER, RECIPES, load_benchmark
 from mtkv.evaluate.digests import predictions_digest
+from mtkv.evaluate.match import Rules, take
+from mtkv.evaluate.model import EvaluationModel
 from mtkv.evaluate.predict import predict
 from mtkv.evaluate.predictions import read_metric, read_predictions
 from mtkv.evaluate.score import score
@@ -252,20 +258,14 @@ def test_answers_are_taken_and_compared_and_stand_a_second_look(
     settings = study_tools.config(num_fewshot=0, tasks=WITHOUT_EXTRAS)
     tasks = load_benchmark(settings.task_of(dataset), dataset, data, settings)
     task = next(task for task in tasks if task.questions[0]["part"] == part)
-    row = outcome(task, index, output)
-    assert row["correct"] == correct
-    check = lambda row: run_score(tmp_path, pd.DataFrame([task.questions[index]]), row)  # noqa: E731
-    assert check(row)["correct"] == correct
-    if task.questions[0]["match"] != "symbolic":
-        with pytest.raises(ValueError, match=r"(correct|filtered) does not follow"):
-            check(row | {"correct": float(not correct)})
+    assert second_look(tmp_path, task, index, [output]) == [correct]
 
 
-def run_score(folder, questions, row):
+def run_score(folder, task, questions, rows):
     from mtkv.evaluate.predictions import write_predictions
 
-    questions.to_parquet(folder / "test.parquet")
-    write_predictions(folder / "p.parquet", [row], "exact_match")
+    pd.DataFrame(questions).to_parquet(folder / "test.parquet")
+    write_predictions(folder / "p.parquet", rows, task.metric, {task.part: rules_of(task)})
     return score(
         folder / "p.parquet",
         folder / "s.json",
@@ -275,6 +275,195 @@ def run_score(folder, questions, row):
         dataset="x",
         expected_items=folder / "test.parquet",
     )
+
+
+def second_look(folder, task, index, outputs):
+    """lm-eval's verdicts on outputs to one question, after asserting that the second look agrees with each and with no opposite."""
+    rows = [outcome(task, index, output) | {"item": str(number)} for number, output in enumerate(outputs)]
+    questions = [task.questions[index] | {"id": row["item"]} for row in rows]
+    facts, verdicts = run_score(folder, task, questions, rows), [row["correct"] for row in rows]
+    assert (facts["status"], facts["reason"]) == ("ok", None)
+    assert json.loads((folder / "s.json").read_text())["items"]["correct"] == verdicts
+    if rules_of(task).ignored is not None:
+        said = run_score(folder, task, questions, [row | {"correct": 1 - row["correct"]} for row in rows])["reason"]
+        assert f"correct does not follow from filtered and gold in {len(rows)} of {len(rows)} rows" in said
+    return verdicts
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "gsm8k_cot_zeroshot"])
+def test_the_gold_answer_is_compared_as_it_is_written(task, files, study_tools, tmp_path):
+    """lm-eval compares what stands behind ####, less commas, dollars and a full stop: 0.50 is not 0.5 to it."""
+    right = {
+        "0.50": "0.50",
+        "3.00": "3.00",
+        "007": "007",
+        "+4": None,
+        "−3": None,
+        "1,234.": "$1234",
+        "$5": "5",
+        "18": "18",
+    }
+    values = {"0.50": "0.5", "3.00": "3", "007": "7", "+4": "4", "−3": "-3", "1,234.": "123", "$5": "5.0", "18": "18.0"}
+    records = [{"question": f"How many are {gold}?", "answer": f"So.\n#### {gold}"} for gold in right]
+    shutil.copytree(files / "gsm8k", tmp_path / "files" / "gsm8k")
+    lines(tmp_path / "files" / "gsm8k" / "test.jsonl", records)
+    config = DataConfig(mixture="multi_reasoning_cot_direct", folder=str(tmp_path / "files"))
+    _write_tests(config, ["gsm8k"], tmp_path / "data")
+    (loaded,) = load_benchmark(task, "gsm8k", tmp_path / "data", study_tools.config(num_fewshot=0))
+    for index, gold in enumerate(right):
+        said = [f" it is {answer}" for answer in (values[gold], gold, right[gold] or "-")]
+        assert second_look(tmp_path, loaded, index, said) == [0, right[gold] is not None, right[gold] is not None]
+
+
+GENERATED = [task for task, recipe in RECIPES.items() if recipe.metric == "exact_match"]
+SAID = [
+    "",
+    " the answer is no.",
+    " the answer is No.",
+    " the answer is (b).",
+    " the answer is (B).",
+    " So the answer is (A)",
+]
+SAID += [
+    " 7.",
+    " 5.\0",
+    " -5",
+    " False",
+    " FALSE,",
+    " valid",
+    " apple pear w0",
+    " apple, pear w0.",
+    " ) ]",
+    ' "3"\n',
+    " İ ß.",
+]
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_every_task_is_looked_at_by_its_own_rules(name, data, study_tools, tmp_path):
+    """All parts of all tasks of lm-eval that generate; what each ignores is lm-eval's to say, whose verdict is `outcome`'s."""
+    dataset = next(dataset for dataset, tasks in LM_EVAL_TASKS.items() if name in tasks)
+    tasks = load_benchmark(name, dataset, data, study_tools.config(num_fewshot=0))
+    found = {verdict for task in tasks for verdict in second_look(tmp_path, task, 0, SAID)}
+    assert name == "hendrycks_math500" or found == {0.0, 1.0}
+
+
+def test_case_counts_in_one_task_and_not_in_another(data, study_tools, tmp_path):
+    """The gold answers are No and (B); in bbh_cot_fewshot lm-eval's file says nothing of case."""
+    verdicts = {}
+    for name in ("bbh_cot_zeroshot", "bbh_cot_fewshot"):
+        tasks = load_benchmark(name, "bbh", data, study_tools.config(num_fewshot=0))
+        parts = {task.part: task for task in tasks}
+        verdicts[name] = second_look(tmp_path, parts["navigate"], 0, [" the answer is no.", " the answer is No."])
+        verdicts[name] += second_look(tmp_path, parts["snarks"], 0, [" the answer is (b).", " the answer is (B)."])
+    assert verdicts == {"bbh_cot_zeroshot": [1, 1, 0, 1], "bbh_cot_fewshot": [0, 1, 0, 1]}
+
+
+TEXT = st.text(st.sampled_from('aBß İ.,$#\\"\n5-\0é\u0307!'), max_size=8)
+IGNORED = st.fixed_dictionaries(
+    {},
+    optional={name: st.booleans() for name in ("ignore_case", "ignore_punctuation", "ignore_numbers")}
+    | {
+        "regexes_to_ignore": st.lists(
+            st.sampled_from([",", "\\$", "(?s).*#### ", "\\.$", "\\\\", "\n", '"']), max_size=4
+        )
+    },
+)
+
+
+@given(filtered=TEXT, gold=TEXT, ignored=IGNORED)
+@settings(max_examples=500, deadline=None)
+def test_comparison_is_that_of_lm_eval_s_metric(filtered, gold, ignored):
+    theirs = exact_match_fn(predictions=[filtered], references=[gold], **ignored)["exact_match"]
+    assert Rules(ignored=ignored).agrees(float(theirs), filtered, gold)
+    assert not Rules(ignored=ignored).agrees(1 - float(theirs), filtered, gold)
+
+
+@given(
+    output=st.text(st.sampled_from("ab 1.-\n"), max_size=12),
+    pattern=st.sampled_from(["a", "(a)|(b+)", "a *(.+)", "(-?[$0-9.,]{2,})|(-?[0-9]+)", "()x?", "(?<=a )(.*)(?=.)"]),
+    place=st.sampled_from([{}, {"group_select": 0}, {"group_select": -1}]),
+    fallback=st.sampled_from([{}, {"fallback": " none "}]),
+)
+def test_answers_are_taken_as_lm_eval_s_filter_takes_them(output, pattern, place, fallback):
+    options = {"regex_pattern": pattern} | place | fallback
+    assert take(output, [options]) == RegexFilter(**options).apply([[output]], [{}])[0][0]
+
+
+def test_equally_likely_options_are_lm_eval_s_choice(files, data, model_folder, study_tools, tmp_path):
+    """A model with a head of zeros finds every option as likely as any: the first that was asked counts, here and in lm-eval."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model.lm_head.weight.data.zero_()
+    model.save_pretrained(tmp_path / "flat")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "flat")
+    names = ["gpqa", "truthfulqa", "ceval"]
+    _, rows = answers(data, tmp_path / "flat", tmp_path, names, study_tools.config())
+    assert all(len(set(found)) == 1 for found in rows["gpqa"]["loglikelihoods"])
+    samples = lm_eval_alone(files, tmp_path / "flat", tmp_path, "gpqa_main_zeroshot", "gpqa/gpqa_main.csv", {}, {})
+    assert [sample["acc"] for sample in samples] == list(rows["gpqa"]["correct"])
+    assert 0 < sum(rows["gpqa"]["correct"]) < len(samples)
+    for name in names:
+        facts = score(
+            tmp_path / f"{name}.parquet", tmp_path / f"{name}.json", study="s", arm="a", seed=1, dataset=name,
+            expected_items=data / "test" / f"{name}.parquet",
+        )  # fmt: skip
+        assert (facts["status"], facts["correct"]) == ("ok", rows[name]["correct"].sum())
+
+
+def test_an_answer_that_lm_eval_cannot_read_costs_one_dataset(data, model_folder, study_tools, tmp_path, monkeypatch):
+    """BBH's filter for numbers raises ValueError for this one; the other datasets of the run are answered."""
+    said = " one thousand thousand"
+    monkeypatch.setattr(EvaluationModel, "generate_until", lambda self, requests, **_: [said] * len(requests))
+    facts, rows = answers(data, model_folder, tmp_path, ["bbh", "gsm8k"], study_tools.config())
+    assert list(facts["failed"]) == ["bbh"]
+    assert "taking answers of bbh_cot_zeroshot_" in facts["failed"]["bbh"]
+    assert "Redundant number word" in facts["failed"]["bbh"]
+    assert list(rows["gsm8k"]["output"]) == [said] * 6
+
+
+def test_options_other_than_the_question_s_cost_one_dataset(data, study_tools):
+    (task,) = load_benchmark("gpqa_main_zeroshot", "gpqa", data, study_tools.config())
+    task.build_all_requests(limit=None, rank=0, world_size=1)
+    sample = {"doc_id": 0, "doc": task.instances[0].doc | {"choice1": "other"}, "prompt_hash": "", "acc": 1.0}
+    with pytest.raises(UnanswerableError, match=r"gpqa-00000: lm-eval asked .*other"):
+        answer_row(task, sample | {"resps": [[(-1.0, False)]] * 4})
+
+
+def planted(folder, files):
+    """Test questions in upper case among GSM8K's examples, and one of two dev questions of C-Eval's law that is tested."""
+    shutil.copytree(files, folder)
+    tested = [json.loads(line) for line in (files / "gsm8k" / "test.jsonl").read_text().splitlines()]
+    copies = [record | {"question": record["question"].upper()} for record in tested] * 3
+    train = [json.loads(line) for line in (files / "gsm8k" / "train.jsonl").read_text().splitlines()]
+    lines(folder / "gsm8k" / "train.jsonl", train + copies)
+    dev, val = (pd.read_csv(files / "ceval" / split / f"law_{split}.csv", dtype=str) for split in ("dev", "val"))
+    pd.concat([val.head(1), dev.head(1)]).to_csv(folder / "ceval" / "dev" / "law_dev.csv", index=False)
+    return DataConfig(mixture="multi_reasoning_cot_direct", folder=str(folder))
+
+
+def test_no_prompt_holds_its_own_question_twice(files, study_tools, tmp_path):
+    config = planted(tmp_path / "files", files)
+    assert _write_tests(config, ["gsm8k", "ceval"], tmp_path)[2] == {}
+    (task,) = load_benchmark("gsm8k", "gsm8k", tmp_path, study_tools.config(num_fewshot=5))
+    parts = load_benchmark("ceval-valid", "ceval", tmp_path, study_tools.config(num_fewshot=2))
+    for loaded, field, shots in [(task, "question", 5), *((part, "question", 2) for part in parts)]:
+        loaded.build_all_requests(limit=None, rank=0, world_size=1)
+        left = 1 if loaded.part == "law" else shots
+        for instance in loaded.instances:
+            prompt = instance.args[0].casefold()
+            assert prompt.count(instance.doc[field].casefold().strip()) == 1
+            assert prompt.count("\nanswer:" if loaded is task else "\n答案：") == left + 1
+
+
+def test_more_examples_than_there_are_cost_one_dataset(files, study_tools, tmp_path):
+    config = planted(tmp_path / "files", files)
+    _write_tests(config, ["ceval"], tmp_path)
+    with pytest.raises(
+        UnanswerableError, match=r"num_fewshot: 3 solved examples are asked for, ceval-valid_\w+ has [12]"
+    ):
+        load_benchmark("ceval-valid", "ceval", tmp_path, study_tools.config(num_fewshot=3))
 
 
 def test_equivalent_mathematics_is_right(data, study_tools):
@@ -375,9 +564,9 @@ def test_lm_eval_s_zero_stays_zero(data, study_tools):
     """A task that says num_fewshot: 0 keeps it, as in lm-eval; one that says nothing or more is set."""
     shots = {
         name: load_benchmark(settings.task_of(name), name, data, settings)[0].config.num_fewshot
-        for name, settings in ((name, study_tools.config(num_fewshot=3, tasks=WITHOUT_EXTRAS)) for name in NAMES)
+        for name, settings in ((name, study_tools.config(num_fewshot=2, tasks=WITHOUT_EXTRAS)) for name in NAMES)
     }
-    assert shots == {"gsm8k": 3, "math500": 3, "bbh": 0, "gpqa": 0, "truthfulqa": 0, "cmmlu": 3, "ceval": 3}
+    assert shots == {"gsm8k": 2, "math500": 2, "bbh": 0, "gpqa": 0, "truthfulqa": 0, "cmmlu": 2, "ceval": 2}
 
 
 def test_an_unavailable_benchmark_says_why(data, tmp_path, study_tools):

@@ -4,6 +4,7 @@ Numbers without separators, currency and needless decimals; booleans as yes and 
 """
 
 import re
+import reprlib
 from fractions import Fraction
 from typing import Any
 
@@ -63,9 +64,18 @@ def without_calculations(text: str) -> str:
     return _CALCULATION.sub("", text)
 
 
+def as_text(value: Any) -> str:
+    """`value` as it is. Raises AnswerError for what is no text (null, a number, NaN, a list) or cannot be written as UTF-8."""
+    if not isinstance(value, str):
+        raise AnswerError(f"{reprlib.repr(value)} is not text")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise AnswerError(f"{reprlib.repr(value)} holds half a character (a lone surrogate)")
+    return value
+
+
 def text(value: Any) -> str:
-    """Text without white space around it. Raises AnswerError when nothing is left."""
-    found = "" if value is None else " ".join(str(value).split())
+    """Text without white space around it. Raises AnswerError when nothing is left, and for what is no text."""
+    found = " ".join(as_text(value).split())
     if not found:
         raise AnswerError("the text is empty")
     return found

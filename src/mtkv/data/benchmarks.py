@@ -7,7 +7,7 @@ besides, question, choices and gold answer, serves the leakage check and a secon
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mtkv.data.answers import number
+from mtkv.data.answers import AnswerError, as_text, boxed, number
 from mtkv.data.benchmark_names import BBH_TASKS, CEVAL_SUBJECTS, CMMLU_SUBJECTS
 from mtkv.data.files import Record
 from mtkv.data.items import Item, Language
@@ -20,10 +20,10 @@ GPQA_WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark. `documents` makes the records that lm-eval expects out of what files hold; `fields` is what it reads.
+    """One benchmark. `document` makes the record that lm-eval expects out of what files hold; `fields` is what it reads.
 
-    `match` says how a generated answer is compared: as a number, as text, or symbolically. `examples` is the split that
-    few-shot prompts are taken from, or None where lm-eval brings its own.
+    `item` says what a document means; it raises AnswerError for one that cannot be asked, because a field is no text, say.
+    `examples` is the split that few-shot prompts are taken from, or None where lm-eval brings its own.
     """
 
     origin: Origin
@@ -31,7 +31,6 @@ class Benchmark:
     language: Language
     fields: tuple[str, ...]
     item: Callable[[Record, str], Item]
-    match: str = "choice"
     examples: str | None = None
     document: Callable[[Record], Record] = lambda record: record
 
@@ -42,36 +41,46 @@ class Benchmark:
 
 
 def gsm8k(record: Record, config: str) -> Item:
-    """The gold answer is what follows ####; every question stands for itself."""
-    return Item(record["question"], "", number(str(record["answer"]).rpartition("####")[2]), "")
+    """The gold answer is the number behind "#### " as it is written, for so lm-eval compares it; every question stands for itself."""
+    gold = as_text(record["answer"]).rpartition("#### ")[2]
+    number(gold)
+    return Item(as_text(record["question"]), "", gold, "")
 
 
 def math500(record: Record, config: str) -> Item:
     """Clusters are the subjects; the answer is LaTeX."""
-    return Item(record["problem"], "", record["answer"], record.get("subject", ""))
+    boxed(as_text(record["solution"]))  # lm-eval takes the answer from there
+    return Item(as_text(record["problem"]), "", as_text(record["answer"]), _cluster(record.get("subject")))
 
 
 def bbh(record: Record, config: str) -> Item:
     """Clusters are the 27 tasks."""
-    return Item(record["input"], "", record["target"], config)
+    return Item(as_text(record["input"]), "", as_text(record["target"]), config)
 
 
 def gpqa(record: Record, config: str) -> Item:
     """The right option first; lm-eval shuffles them."""
+    as_text(record["Correct Answer"])
     options = tuple(gpqa_text(record[field]) for field in ("Correct Answer", *GPQA_WRONG))
-    return Item(record["Question"], "", options[0], record.get("Subdomain") or "", options, 0)
+    return Item(as_text(record["Question"]), "", options[0], _cluster(record.get("Subdomain")), options, 0)
 
 
 def gpqa_text(value: str | None) -> str:
-    """An option as lm-eval's task writes it."""
-    return " " if value is None else value.strip().replace(" [title]", ". ").replace("  ", " ")
+    """An option as lm-eval's task writes it: a wrong one may be null."""
+    return " " if value is None else as_text(value).strip().replace(" [title]", ". ").replace("  ", " ")
 
 
 def truthfulqa(record: Record, config: str) -> Item:
-    """MC1: one of the options is true, in the data always the first."""
+    """MC1: one of the options is true, always the first: lm-eval's task does not look at the labels."""
     targets = record["mc1_targets"]
-    gold = list(targets["labels"]).index(1)
-    return Item(record["question"], "", targets["choices"][gold], "", tuple(targets["choices"]), gold)
+    choices, _ = (
+        tuple(as_text(choice) for choice in record[name]["choices"]) for name in ("mc1_targets", "mc2_targets")
+    )
+    if list(targets["labels"]) != [1] + [0] * (len(choices) - 1):
+        raise AnswerError(
+            f"mc1_targets: the labels {targets['labels']} are not 1 for the first choice and 0 for the others"
+        )
+    return Item(as_text(record["question"]), "", choices[0], "", choices, 0)
 
 
 def truthfulqa_document(record: Record) -> Record:
@@ -91,8 +100,22 @@ def truthfulqa_document(record: Record) -> Record:
 
 def letters(record: Record, config: str) -> Item:
     """CMMLU and C-Eval: four options, answered by their letter; clusters are the subjects."""
-    question, answer = (record.get(name, record.get(name.capitalize())) for name in ("question", "answer"))
-    return Item(str(question), "", str(answer), config, LETTERS, LETTERS.index(str(answer)))
+    question, answer = (as_text(record.get(name, record.get(name.capitalize()))) for name in ("question", "answer"))
+    for letter in LETTERS:
+        as_text(record[letter])
+    if answer not in LETTERS:
+        raise AnswerError(f"{answer!r} is none of the letters {', '.join(LETTERS)}")
+    return Item(question, "", answer, config, LETTERS, LETTERS.index(answer))
+
+
+def asked(item: Item, document: Record) -> str:
+    """A question, where there are options with the right one: "Which is true?" is asked of many things, in any order of them."""
+    return f"{item.question}\n{document[item.answer]}" if item.choices == LETTERS else item.question
+
+
+def _cluster(value: object) -> str:
+    """A subject where the record names one, else "": the question stands for itself."""
+    return value if isinstance(value, str) and value.isprintable() else ""
 
 
 KINDS = ("Best", "Correct", "Incorrect")
@@ -110,14 +133,13 @@ def _targets(right: list[str], wrong: list[str]) -> Record:
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
-        Benchmark(GSM8K_ORIGIN, "test", "en", ("question", "answer"), gsm8k, "number", "train"),
+        Benchmark(GSM8K_ORIGIN, "test", "en", ("question", "answer"), gsm8k, examples="train"),
         Benchmark(
             Origin("math500", "HuggingFaceH4/MATH-500", files=("{split}.jsonl",)),
             "test",
             "en",
             ("problem", "solution", "answer"),
             math500,
-            "symbolic",
         ),
         Benchmark(
             Origin("bbh", "SaylorTwift/bbh", BBH_TASKS, ("{config}.json",)),
@@ -125,7 +147,6 @@ BENCHMARKS: dict[str, Benchmark] = {
             "en",
             ("input", "target"),
             bbh,
-            "text",
         ),
         Benchmark(
             Origin("gpqa", "Idavidrein/gpqa", ("gpqa_main",), ("{config}.csv", "{config}.jsonl"), gated=True),

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mtkv.data.answers import AnswerError
 from mtkv.data.benchmarks import BENCHMARKS
 from mtkv.data.facts import split_facts
 from mtkv.data.files import DataFileError
@@ -22,9 +21,9 @@ from mtkv.data.origins import load_origin
 from mtkv.data.overlap import TestTexts
 from mtkv.data.quotas import quotas
 from mtkv.data.rows import ROW_COLUMNS, Question, row
-from mtkv.data.sources import DEFAULT_SOURCES, SOURCES, Source, check_fields
+from mtkv.data.sources import DEFAULT_SOURCES, SOURCES, Source, Unusable, check_fields
 from mtkv.data.splits import BIN_COUNT, question_hash
-from mtkv.data.testsets import read_benchmark, subset, write_examples, write_test
+from mtkv.data.testsets import TestSet, read_benchmark, subset, write_examples, write_test
 from mtkv.provenance.files import write_parquet
 
 if TYPE_CHECKING:
@@ -37,17 +36,22 @@ BINS = {"train": range(0, 13), "val": range(13, 15), "calibration": range(15, 16
 def build_mixture(config: "DataConfig", datasets: list[str], folder: Path) -> dict[str, Any]:
     """`build_data` for the real sources, checked against the test sets of `datasets`; all of them, asked or not."""
     tests, asked, missing = _write_tests(config, datasets, folder)
-    texts = TestTexts(question for frame in tests.values() for question in frame["question"])
+    questions = {name: test.questions for name, test in tests.items()}
+    texts = TestTexts(question for frame in questions.values() for question in frame["question"])
     pools: dict[str, list[Question]] = {}
     counts: dict[str, Counter[str]] = {}
+    unusable = {f"{name} (examples)": str(test.unusable) for name, test in tests.items() if test.unusable}
     names: list[str] = [*(config.sources or DEFAULT_SOURCES)]
     for name in names:
-        pools[name], counts[name] = usable_questions(SOURCES[name], config, texts)
+        pools[name], counts[name], bad = usable_questions(SOURCES[name], config, texts)
+        unusable |= {name: str(bad)} if bad else {}
     _without_repeats(pools, counts)
     frames = {split: _draw(config, split, pools) for split in BINS}
-    facts = split_facts(frames, tests) | {
+    facts = split_facts(frames, questions) | {
         "sources": {name: dict(count) for name, count in counts.items()},
-        "checked_against": {name: len(frame) for name, frame in tests.items()},
+        "examples": {name: dict(test.counts) for name, test in tests.items() if test.counts},
+        "unusable": unusable,
+        "checked_against": {name: len(frame) for name, frame in questions.items()},
         "asked": asked,
         "unavailable": missing,
     }
@@ -57,23 +61,27 @@ def build_mixture(config: "DataConfig", datasets: list[str], folder: Path) -> di
     return facts
 
 
-def usable_questions(source: Source, config: "DataConfig", tests: TestTexts) -> tuple[list[Question], Counter[str]]:
-    """Questions of one source that may be trained on, and how many records were left out for which reason.
+def usable_questions(
+    source: Source, config: "DataConfig", tests: TestTexts
+) -> tuple[list[Question], Counter[str], Unusable]:
+    """Questions of one source that may be trained on, how many records were left out for which reason, and those that are unusable.
 
     Raises DataFileError when the source is absent or has other fields, or when no record is usable.
     """
     folder = Path(config.folder) if config.folder else None
     parts = load_origin(source.origin, source.split, folder, config.revisions.get(source.name))
-    records = [record for part in parts.values() for record in part]
-    check_fields(source.name, records, source.fields)
+    items, unusable = [], Unusable(source.fields)
+    counts: Counter[str] = Counter(records=0)
+    for part in parts.values():
+        check_fields(source.name, part, source.fields)
+        for index, record in enumerate(part):
+            with unusable.unless_read(part, index):
+                items.append((counts["records"], source.item(record)))
+            counts["records"] += 1
+    if unusable:
+        counts["unusable"] = len(unusable)
     found: list[Question] = []
-    counts: Counter[str] = Counter(records=len(records))
-    for number, record in enumerate(records):
-        try:
-            item = source.item(record)
-        except (AnswerError, ValueError, TypeError, AttributeError, KeyError):
-            counts["unusable"] += 1
-            continue
+    for number, item in items:
         question = Question(source.name, source.language, number, question_hash(item.question), item)
         shared = tests.shares(item.question, f"{item.question} {item.reasoning} {item.answer}")
         if shared:
@@ -83,8 +91,10 @@ def usable_questions(source: Source, config: "DataConfig", tests: TestTexts) -> 
         else:
             found.append(question)
     if not found:
-        raise DataFileError(f"{source.name}: none of its {len(records)} records is usable: {dict(counts)}")
-    return found, counts
+        raise DataFileError(
+            f"{source.name}: none of its {counts['records']} records is usable: {dict(counts)} {unusable}"
+        )
+    return found, counts, unusable
 
 
 def styles_of(question: Question, styles: Sequence[str]) -> list[str]:
@@ -100,22 +110,22 @@ def split_of(digest: str) -> str:
 
 def _write_tests(
     config: "DataConfig", datasets: list[str], folder: Path
-) -> tuple[dict[str, pd.DataFrame], dict[str, int], dict[str, str]]:
-    """All questions of each test set, how many of them are asked, and the reasons of those that cannot be loaded."""
+) -> tuple[dict[str, TestSet], dict[str, int], dict[str, str]]:
+    """Each test set, how many of them are asked, and the reasons of those that cannot be loaded."""
     tests, asked, missing = {}, {}, {}
     for name in datasets:
         path, examples_path = folder / "test" / f"{name}.parquet", folder / "examples" / f"{name}.parquet"
         try:
-            tests[name], examples = read_benchmark(BENCHMARKS[name], config)
+            tests[name] = read_benchmark(BENCHMARKS[name], config)
         except DataFileError as error:
             missing[name] = str(error)
             write_test(path, pd.DataFrame(), missing[name])
             write_examples(examples_path, pd.DataFrame())
             continue
-        chosen = subset(tests[name], config.subsets.get(name, config.test_items), config.seed)
+        chosen = subset(tests[name].questions, config.subsets.get(name, config.test_items), config.seed)
         asked[name] = len(chosen)
         write_test(path, chosen)
-        write_examples(examples_path, examples)
+        write_examples(examples_path, tests[name].examples, tests[name].dropped)
     return tests, asked, missing
 
 

@@ -5,7 +5,7 @@ absent is one error that names the data set, where it was looked for and what to
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,22 @@ from typing import Any
 
 from mtkv.data.files import READERS, DataFileError, Record, read_records
 from mtkv.provenance.files import atomic_path
+
+
+class Records(list[Record]):
+    """The records of a split, in the order of the files (name, records) that hold them."""
+
+    def __init__(self, files: Sequence[tuple[str, list[Record]]]) -> None:
+        super().__init__(record for _, records in files for record in records)
+        self._files = [(name, len(records)) for name, records in files]
+
+    def where(self, index: int) -> str:
+        """File and number of a record, counted from 0 as the records of that file are."""
+        for name, count in self._files:
+            if index < count:
+                return f"{name}, record {index}"
+            index -= count
+        raise IndexError(f"there is no record {index} behind the last")
 
 
 @dataclass(frozen=True)
@@ -35,9 +51,7 @@ class Origin:
         return [*own, *filter(None, fetched)]
 
 
-def load_origin(
-    origin: Origin, split: str, folder: Path | None, revision: str | None = None
-) -> dict[str, list[Record]]:
+def load_origin(origin: Origin, split: str, folder: Path | None, revision: str | None = None) -> dict[str, Records]:
     """Records of a split, by configuration. Raises DataFileError when any configuration is absent or unreadable."""
     return {config: _load(origin, config, split, folder, revision) for config in origin.configs}
 
@@ -71,7 +85,7 @@ def _fetch(origin: Origin, config: str, split: str, folder: Path, revision: str 
     return path
 
 
-def _load(origin: Origin, config: str, split: str, folder: Path | None, revision: str | None) -> list[Record]:
+def _load(origin: Origin, config: str, split: str, folder: Path | None, revision: str | None) -> Records:
     if folder is None:
         return _from_hub(origin, config, split, revision)
     files = local_files(origin, config, split, folder)
@@ -81,15 +95,16 @@ def _load(origin: Origin, config: str, split: str, folder: Path | None, revision
             f"{origin.name}: no file of split {split}{_part(config)}; looked for {looked}. Put the files there, "
             f"or fetch {origin.hub} from the hub (data.folder: null){_licence(origin)}"
         )
-    return [record for file in files for record in read_records(file)]
+    return Records([(str(file), read_records(file)) for file in files])
 
 
-def _from_hub(origin: Origin, config: str, split: str, revision: str | None) -> list[Record]:
+def _from_hub(origin: Origin, config: str, split: str, revision: str | None) -> Records:
     """Records of the hub's data set, from its cache where there is no network."""
     with _explained(origin, config, split, revision):
         if origin.hub_file:
-            return read_records(_hub_file(origin, revision))
-        return _hub_split(origin, config, split, revision).to_list()
+            return Records([(f"{origin.hub}/{origin.hub_file}", read_records(_hub_file(origin, revision)))])
+        records = _hub_split(origin, config, split, revision).to_list()
+        return Records([(f"{origin.hub}, split {split}{_part(config)}", records)])
 
 
 def _hub_file(origin: Origin, revision: str | None) -> Path:

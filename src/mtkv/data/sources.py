@@ -4,14 +4,16 @@ What a source needs is its origin, its split and a function of a record. A recor
 is not what it claims to be); one whose answer is unusable is left out and counted.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from mtkv.data.answers import AnswerError, as_fraction, boxed, number, text, without_calculations, yes_no
+from mtkv.data.answers import AnswerError, as_fraction, as_text, boxed, number, text, without_calculations, yes_no
 from mtkv.data.files import DataFileError, Record
 from mtkv.data.items import Item, Language
-from mtkv.data.origins import Origin
+from mtkv.data.origins import Origin, Records
 
 MATH_SUBJECTS = (
     "algebra",
@@ -22,6 +24,7 @@ MATH_SUBJECTS = (
     "prealgebra",
     "precalculus",
 )
+NAMED = 3  # records that a message names
 GSM8K_ORIGIN = Origin("gsm8k", "openai/gsm8k", ("main",), ("{split}.jsonl",))
 
 
@@ -42,6 +45,32 @@ class Source:
         return self.origin.name
 
 
+@dataclass
+class Unusable:
+    """The records of a data set that could not be read: where each stands and why not, with the start of its `fields`."""
+
+    fields: tuple[str, ...]
+    reasons: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def unless_read(self, records: Records, index: int) -> Iterator[None]:
+        """Takes down record `index` when the block, which reads it, finds it is not what it should be."""
+        try:
+            yield
+        except DataFileError:
+            raise
+        except (ValueError, TypeError, AttributeError, LookupError) as error:  # AnswerError is a ValueError
+            held = [f"{name} {reprlib.repr(records[index][name])}" for name in self.fields if name in records[index]]
+            said = f"{records.where(index)}: {error} ({', '.join(held)})"
+            self.reasons.append(said.encode(errors="backslashreplace").decode())
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def __str__(self) -> str:
+        return "; ".join(self.reasons[:NAMED]) + ("; …" if len(self) > NAMED else "")
+
+
 def check_fields(name: str, records: list[Record], fields: tuple[str, ...]) -> None:
     """Raises DataFileError when a record lacks a field: other data than the schema says."""
     for index, record in enumerate(records):
@@ -54,7 +83,7 @@ def check_fields(name: str, records: list[Record], fields: tuple[str, ...]) -> N
 
 def gsm8k(record: Record) -> Item:
     """`answer` is the chain of thought with <<calculations>>, then "#### N"."""
-    reasoning, mark, answer = str(record["answer"]).rpartition("####")
+    reasoning, mark, answer = as_text(record["answer"]).rpartition("####")
     if not mark:
         raise AnswerError("the answer has no ####")
     return Item(text(record["question"]), text(without_calculations(reasoning)), number(answer), "gsm8k")
@@ -89,7 +118,7 @@ def math23k(record: Record) -> Item:
 
 def math(record: Record) -> Item:
     r"""`solution` ends in \boxed{answer}."""
-    answer = boxed(str(record["solution"]))
+    answer = boxed(as_text(record["solution"]))
     return Item(text(record["problem"]), text(record["solution"]), text(answer), "math")
 
 

@@ -1,12 +1,15 @@
 """The test sets of real benchmarks: questions in a table, with the records that lm-eval reads, or the reason why there are none.
 
 `test/<dataset>.parquet` holds the questions to ask. `examples/<dataset>.parquet` holds the records of the split that few-shot
-prompts are taken from. A set that cannot be loaded is a table without rows whose metadata says why: the study goes on without it.
+prompts are taken from, without those that are test questions. A set that cannot be loaded, or with a record that cannot be asked, is
+a table without rows whose metadata says why: the study goes on without it.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,17 +19,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtkv.data.answers import AnswerError
-from mtkv.data.benchmarks import Benchmark
+from mtkv.data.benchmarks import Benchmark, asked
 from mtkv.data.files import DataFileError, Record
-from mtkv.data.origins import load_origin
-from mtkv.data.sources import check_fields
+from mtkv.data.items import Item
+from mtkv.data.origins import Records, load_origin
+from mtkv.data.overlap import TestTexts
+from mtkv.data.sources import Unusable
 from mtkv.data.splits import question_hash
 from mtkv.provenance.files import atomic_path
 
 if TYPE_CHECKING:
     from mtkv.config.data import DataConfig
 
-UNAVAILABLE = b"unavailable"
+UNAVAILABLE, DROPPED = b"unavailable", b"dropped"
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -37,28 +42,60 @@ SCHEMA = pa.schema(
         ("cluster", pa.string()),
         ("question_hash", pa.string()),
         ("part", pa.string()),  # subtask or subject; "default" where there is just one
-        ("match", pa.string()),  # how a generated answer is compared
         ("document", pa.string()),  # the record as lm-eval reads it, in JSON
     ]
 )
 EXAMPLES = pa.schema([("part", pa.string()), ("document", pa.string())])
 
 
-def read_benchmark(benchmark: Benchmark, config: "DataConfig") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All questions of a benchmark and the records for few-shot prompts. Raises DataFileError when it cannot be loaded."""
+@dataclass
+class TestSet:
+    """Questions (columns of `SCHEMA`) and records for few-shot prompts (of `EXAMPLES`).
+
+    `counts`: what became of the records for prompts; `dropped`: how many of each part are not among them; `unusable`: those that
+    cannot be read.
+    """
+
+    __test__ = False
+
+    questions: pd.DataFrame
+    examples: pd.DataFrame
+    counts: Counter[str]
+    dropped: dict[str, int]
+    unusable: Unusable
+
+
+def read_benchmark(benchmark: Benchmark, config: "DataConfig") -> TestSet:
+    """All of a benchmark. Raises DataFileError when it cannot be loaded or a record cannot be asked."""
     folder = Path(config.folder) if config.folder else None
     revision = config.revisions.get(benchmark.name)
-    tables = [
-        _questions(benchmark, part, records)
-        for part, records in load_origin(benchmark.origin, benchmark.split, folder, revision).items()
-    ]
+    read, unusable = _read(benchmark, load_origin(benchmark.origin, benchmark.split, folder, revision))
+    if unusable:
+        raise DataFileError(f"{benchmark.name}: {len(unusable)} records cannot be asked: {unusable}")
+    tests = TestTexts(asked(item, document) for pairs in read.values() for item, document in pairs)
     # Parts take turns, so that the first so many questions are of all of them; the order within each part is the file's.
-    turns = [row for rows in zip_longest(*tables) for row in rows if row is not None]
-    examples = []
-    if benchmark.examples:
-        for part, records in load_origin(benchmark.origin, benchmark.examples, folder, revision).items():
-            examples += [{"part": part, "document": _written(record)} for record in records]
-    return pd.DataFrame(turns, columns=SCHEMA.names), pd.DataFrame(examples, columns=EXAMPLES.names)
+    tables = zip_longest(*(_questions(benchmark, part, pairs) for part, pairs in read.items()))
+    questions = pd.DataFrame([row for rows in tables for row in rows if row is not None], columns=SCHEMA.names)
+    splits = load_origin(benchmark.origin, benchmark.examples, folder, revision) if benchmark.examples else {}
+    return _with_examples(benchmark, questions, tests, splits)
+
+
+def _with_examples(
+    benchmark: Benchmark, questions: pd.DataFrame, tests: TestTexts, splits: Mapping[str, Records]
+) -> TestSet:
+    """Examples that are test questions are left out. Those that only share words with one are kept and counted: many questions on
+    Chinese law begin with the same 13 characters, and prompts stay lm-eval's."""
+    read, unusable = _read(benchmark, splits)
+    examples, counts, dropped = [], Counter[str](), {}
+    for part, pairs in read.items():
+        shared = [tests.shares(text, text) for text in (asked(item, document) for item, document in pairs)]
+        kept = [document for (_, document), found in zip(pairs, shared, strict=True) if found != "text"]
+        examples += [{"part": part, "document": _written(benchmark, document)} for document in kept]
+        dropped[part] = len(splits[part]) - len(kept)
+        counts += Counter(contaminated_text=shared.count("text"), shares_ngram=shared.count("ngram"), usable=len(kept))
+    if splits:
+        counts += Counter(records=sum(map(len, splits.values())), unusable=len(unusable))
+    return TestSet(questions, pd.DataFrame(examples, columns=EXAMPLES.names), counts, dropped, unusable)
 
 
 def subset(frame: pd.DataFrame, size: int | None, seed: int) -> pd.DataFrame:
@@ -78,9 +115,16 @@ def write_test(path: Path, frame: pd.DataFrame, reason: str | None = None) -> No
     _write(path, pa.Table.from_pylist(frame.to_dict("records"), schema=schema))
 
 
-def write_examples(path: Path, frame: pd.DataFrame) -> None:
-    """Write the records for few-shot prompts, atomically."""
-    _write(path, pa.Table.from_pylist(frame.to_dict("records"), schema=EXAMPLES))
+def write_examples(path: Path, frame: pd.DataFrame, dropped: Mapping[str, int] | None = None) -> None:
+    """Write the records for few-shot prompts, atomically; `dropped`: how many of each part were left out."""
+    schema = EXAMPLES.with_metadata({DROPPED: json.dumps(dropped or {}).encode()})
+    _write(path, pa.Table.from_pylist(frame.to_dict("records"), schema=schema))
+
+
+def dropped_examples(path: Path) -> dict[str, int]:
+    """How many records of each part are not in a file of examples, because they are test questions or cannot be asked."""
+    found: dict[str, int] = json.loads((pq.read_schema(path).metadata or {}).get(DROPPED, b"{}"))
+    return found
 
 
 def unavailable(path: Path) -> str | None:
@@ -89,27 +133,36 @@ def unavailable(path: Path) -> str | None:
     return None if reason is None else reason.decode()
 
 
-def _questions(benchmark: Benchmark, part: str, records: Sequence[Record]) -> list[Record]:
-    documents = [benchmark.document(record) for record in records]
-    check_fields(f"{benchmark.name} ({part})", documents, benchmark.fields)
+def _read(benchmark: Benchmark, splits: Mapping[str, Records]) -> tuple[dict[str, list[tuple[Item, Record]]], Unusable]:
+    """The records of each part that can be asked, as items and as lm-eval reads them, and the others."""
+    read: dict[str, list[tuple[Item, Record]]] = {part: [] for part in splits}
+    unusable = Unusable(benchmark.fields)
+    for part, records in splits.items():
+        for index, record in enumerate(records):
+            with unusable.unless_read(records, index):
+                document = benchmark.document(record)
+                if lacking := [field for field in benchmark.fields if field not in document]:
+                    raise AnswerError(f"there is no {', '.join(lacking)}")
+                read[part].append((benchmark.item(document, part), document))
+    return read, unusable
+
+
+def _questions(benchmark: Benchmark, part: str, read: list[tuple[Item, Record]]) -> list[Record]:
     single = len(benchmark.origin.configs) == 1
     rows = []
-    for index, document in enumerate(documents):
+    for index, (item, document) in enumerate(read):
         name = f"{benchmark.name}-{index:05d}" if single else f"{benchmark.name}-{part}-{index:04d}"
-        try:
-            item = benchmark.item(document, part)
-        except (AnswerError, ValueError, TypeError) as error:
-            raise DataFileError(f"{benchmark.name}: record {index} of {part} has no usable answer: {error}") from error
         rows.append(
             {"id": name, "question": item.question, "choices": list(item.choices), "gold": item.gold}
             | {"answer": item.answer, "cluster": item.cluster or name, "question_hash": question_hash(item.question)}
-            | {"part": part, "match": benchmark.match, "document": _written(document)}
+            | {"part": part, "document": _written(benchmark, document)}
         )
     return rows
 
 
-def _written(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False, sort_keys=False, default=str)
+def _written(benchmark: Benchmark, document: Record) -> str:
+    """The fields that lm-eval reads; the others may hold anything."""
+    return json.dumps({field: document[field] for field in benchmark.fields}, ensure_ascii=False)
 
 
 def _write(path: Path, table: pa.Table) -> None:

@@ -16,10 +16,11 @@ import lm_eval.tasks
 import pyarrow.parquet as pq
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from mtkv.data.benchmarks import BENCHMARKS
 from mtkv.data.rows import STYLES
-from mtkv.data.testsets import unavailable
+from mtkv.data.testsets import dropped_examples, unavailable
 from mtkv.evaluate.styles import question_text
-from mtkv.evaluate.tasks import StudyTask, UnanswerableError, examples_file, questions_file
+from mtkv.evaluate.tasks import StudyTask, UnanswerableError, examples_file, one_dataset, questions_file
 
 if TYPE_CHECKING:
     from mtkv.config.evaluation import EvaluationConfig
@@ -69,20 +70,23 @@ def is_benchmark(questions: Path) -> bool:
 def load_benchmark(task: str, name: str, data_folder: Path, config: "EvaluationConfig") -> list[StudyTask]:
     """lm-eval's tasks for the parts of a benchmark, on the first `config.limit` of its questions.
 
-    Raises UnanswerableError with the reason when the benchmark could not be loaded, or its task needs a package that is not
-    installed.
+    Raises UnanswerableError with the reason when the benchmark could not be loaded, when there are fewer solved examples than are
+    asked for, or when its task needs a package that is not installed. A part that lost examples to the leakage check has as many as
+    are left.
     """
     recipe, path = RECIPES[task], questions_file(data_folder, name)
     if reason := unavailable(path):
         raise UnanswerableError(reason)
     questions = pq.read_table(path).slice(0, config.limit).to_pylist()
     examples = _by_part(pq.read_table(examples_file(data_folder, name)).to_pylist())
+    dropped = dropped_examples(examples_file(data_folder, name))
     tasks = [
         _task(
             recipe,
             part,
             rows,
-            [json.loads(row["document"]) for row in examples.get(part, [])],
+            [json.loads(row["document"]) for row in examples.get(part, [])] if BENCHMARKS[name].examples else None,
+            dropped.get(part, 0),
             config.num_fewshot,
             COT_PROMPTS[task] if config.style == "cot" else {},
         )
@@ -97,7 +101,8 @@ def _task(
     recipe: Recipe,
     part: str,
     rows: list[dict[str, Any]],
-    examples: list[Any],
+    examples: list[Any] | None,
+    dropped: int,
     num_fewshot: int | None,
     asked: Mapping[str, Any],
 ) -> StudyTask:
@@ -109,7 +114,13 @@ def _task(
         raise UnanswerableError(f"lm-eval's task {file.stem} needs packages that are not installed: {said}") from error
     config = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
     config |= asked
-    config["num_fewshot"] = _shots(config.get("num_fewshot"), num_fewshot)
+    shots = _shots(config.get("num_fewshot"), num_fewshot)
+    if examples is not None and shots > len(examples) + dropped:
+        left_out = f" ({dropped} more are test questions or cannot be read)" if dropped else ""
+        raise UnanswerableError(
+            f"evaluation.num_fewshot: {shots} solved examples are asked for, {file.stem} has {len(examples)}{left_out}"
+        )
+    config["num_fewshot"] = shots if examples is None else min(shots, len(examples))
     documents = [json.loads(row["document"]) for row in rows]
     tested = config.get("test_split") or config["validation_split"]
     named = {config.get(key) for key in ("training_split", "validation_split", "fewshot_split")} - {None, tested}
@@ -125,9 +136,10 @@ def _seeded(config: dict[str, Any], splits: Mapping[str, list[Any]], rows: list[
     state = random.getstate()
     random.seed(RANDOM_SEED)
     try:
-        loaded = {name: datasets.Dataset.from_list(records) for name, records in splits.items()}
-        if process is not None:
-            loaded = {name: process(records) for name, records in loaded.items()}
+        with one_dataset(f"records of {config['task']}"):
+            loaded = {name: datasets.Dataset.from_list(records) for name, records in splits.items()}
+            if process is not None:
+                loaded = {name: process(records) for name, records in loaded.items()}
     finally:
         random.setstate(state)
     task = StudyTask(config, loaded, rows)
