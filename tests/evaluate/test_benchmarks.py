@@ -371,9 +371,15 @@ IGNORED = st.fixed_dictionaries(
 )
 
 
-@given(filtered=TEXT, gold=TEXT, ignored=IGNORED)
+@given(
+    filtered=TEXT,
+    gold=TEXT,
+    alike=st.sampled_from([str.lower, str.upper, str.casefold, str.strip, None]),
+    ignored=IGNORED,
+)
 @settings(max_examples=500, deadline=None)
-def test_comparison_is_that_of_lm_eval_s_metric(filtered, gold, ignored):
+def test_comparison_is_that_of_lm_eval_s_metric(filtered, gold, alike, ignored):
+    gold = gold if alike is None else alike(filtered)
     theirs = exact_match_fn(predictions=[filtered], references=[gold], **ignored)["exact_match"]
     assert Rules(ignored=ignored).agrees(float(theirs), filtered, gold)
     assert not Rules(ignored=ignored).agrees(1 - float(theirs), filtered, gold)
