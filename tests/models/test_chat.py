@@ -143,6 +143,16 @@ def test_plain_rows_begin_with_bos_where_the_tokenizer_puts_one():
     assert row.is_target.tolist() == [False, *without.is_target]
 
 
+def test_an_eos_behind_texts_is_not_taken_for_a_bos_before_them():
+    """Some tokenizers have one token for both."""
+    tokenizer = byte_level_bpe()
+    tokenizer.bos_token = tokenizer.eos_token
+    template = processors.TemplateProcessing(single="$0 <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = template
+    (row,) = encode_rows(tokenizer, ["Question"], [" 42"], None)
+    assert row.input_ids.tolist() == tokenizer("Question 42")["input_ids"]
+
+
 def test_a_tokenizer_that_reads_something_else_is_refused():
     """Ids of another vocabulary: the offsets look right, the model would read other words."""
     other = byte_level_bpe(300)
