@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 from tiny_study import TRAINING, TinyStudy, kv, weights
+from transformers import AutoModelForCausalLM
 
 from mtkv.config.arms import LoraConfig, TrainingConfig
 from mtkv.models import load, quantized
@@ -29,7 +30,7 @@ def test_transformers_is_asked_for_nf4_with_double_quantisation(tmp_path, monkey
         raise AskedError
 
     monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     with pytest.raises(AskedError):
         load.load_model(student, quantized=True)
     config = asked["quantization_config"]
