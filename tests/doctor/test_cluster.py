@@ -205,6 +205,7 @@ def test_gpu_memory_of_a_cluster_is_by_its_type(clinic, site):
 
 
 class Planned:
+    copied = ""
     problems = (
         "disk of /x: 5 TB are needed, 1 TB are free; free some",
         "train fixed 42: too long; raise resources.train.runtime",
