@@ -67,6 +67,8 @@ def test_bars_are_as_high_as_their_numbers_and_stand_on_one_line(figures, still)
 
 def test_whiskers_begin_and_end_at_their_numbers(figures, still):
     bars = lone_bars(figures["bars"])
+    longer = [1.5 * length for length in bars["error_y"]["array"]]
+    bars = bars | {"error_y": bars["error_y"] | {"array": longer}}
     svg = picture(Figure("f", "plots", "t", "", [bars], figures["bars"].layout, [], [])).svg
     drawn = sorted(filled(svg, bars["marker"]["color"]))
     point = drawn[0][3] / bars["y"][0]  # height of one point of accuracy
@@ -199,8 +201,12 @@ def test_markup_in_names_stays_text_and_unknown_letters_stay_in_the_svg():
 
 @pytest.mark.skipif(len(fonts()) == 2, reason="this machine has no font with Chinese letters")
 def test_chinese_letters_are_in_the_pdf():
-    known = b"".join(streams(picture(labelled("固定权重")).pdf))
-    assert all(f"<{letter.encode('utf-16-be').hex()}>".encode() in known for letter in "固定权重")
+    plain, chinese = (picture(labelled(name)).pdf for name in ("fixed", "固定权重"))
+    assert all(f"<{letter.encode('utf-16-be').hex()}>".encode() in b"".join(streams(chinese)) for letter in "固定权重")
+    embedded = [{name.split(b"+")[1] for name in re.findall(rb"/FontName /(\S+)", pdf)} for pdf in (plain, chinese)]
+    assert embedded[0] == {b"DejaVuSans"}
+    assert embedded[1] - {b"DejaVuSans"}
+    assert not any(b"LastResort" in name for name in embedded[1])  # matplotlib's boxes for letters that no font has
 
 
 def test_empty_and_constant_data_are_drawn():
