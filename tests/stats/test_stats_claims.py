@@ -69,7 +69,7 @@ def test_datasets_improved_counts_sure_datasets_and_names_the_rest(table_of):
     assert set(weak["verdict"]) == {"undecided"}
     assert weak.loc["two", "low"] < 2 <= weak.loc["two", "delta"]
     assert "point estimates are up" in weak.loc["two", "why"]
-    worse = table_of(claims, {"kv": 0.25}, items=150)
+    worse = table_of(claims, {"kv": 0.1}, items=150)
     assert set(worse["verdict"]) == {"refuted"}
 
 
@@ -86,6 +86,35 @@ def test_accuracy_of_one_seed_is_an_exact_binomial_test(made):
     study = made.make_study(claims={"c": ACCURATE | {"arm": "raw", "threshold": 25}})
     row = claims_table(answers, Resamples(answers, 100, 0), study.claims, 0.95).iloc[0]
     assert row["p"] == pytest.approx(stats.binomtest(20, 50, 0.25).pvalue, abs=1e-12)
+
+
+TWO = ("pocket_bbh", "pocket_gpqa")
+CERTAIN = {
+    "accuracy": {"kind": "accuracy", "dataset": "macro", "threshold": 90},
+    "equivalent": {"kind": "equivalent", "baseline": "sft", "margin": 50},
+    "same": {"kind": "equivalent", "baseline": "twin", "margin": 50},
+    "worse": {"kind": "difference", "arm": "sft", "baseline": "kv"},
+    "twin": {"kind": "difference", "baseline": "sft", "twin": "twin"},
+    "reaches": {"kind": "reaches", "baselines": ["twin"], "threshold": -10},
+    "behind": {"kind": "reaches", "arm": "sft", "baselines": ["kv"], "threshold": -10},
+    "improved": {"kind": "datasets_improved", "arm": "sft", "baseline": "kv", "at_least": 1},
+    "differ": {"kind": "differ", "baselines": ["sft"]},
+}
+
+
+@pytest.mark.parametrize(("items", "decided"), [(1, set()), (200, set(CERTAIN))])
+def test_answers_that_do_not_vary_decide_nothing_where_they_are_few(made, items, decided):
+    """kv and its twin answer all items of two datasets right, sft none."""
+    right = dict.fromkeys(TWO, np.ones((1, items)))
+    answers = made.answers_of({"kv": right, "twin": right, "sft": dict.fromkeys(TWO, np.zeros((1, items)))})
+    claims = {name: {"statement": "x", "arm": "kv"} | claim for name, claim in CERTAIN.items()}
+    claims = made.make_study(claims=claims, datasets=list(TWO)).claims
+    table = claims_table(answers, Resamples(answers, 2000, 0), claims, 0.95).set_index("claim")
+    assert set(table.index[table["verdict"] != "undecided"]) == decided - {"twin"}
+    assert (table["p"] < 0.05).to_dict() == {name: name in decided - {"twin"} for name in CERTAIN}
+    if decided:
+        refuted = {"equivalent", "worse", "behind", "improved"}
+        assert set(table.index[table["verdict"] == "refuted"]) == refuted
 
 
 def test_reaches_takes_the_weakest_and_a_margin(table_of):
@@ -129,8 +158,11 @@ def test_p_values_are_adjusted_over_all_claims_of_the_study(table_of):
         ({"low": 0.0}, 0.01, "undecided"),
         ({"low": 0.0, "inclusive": True}, 0.01, "supported"),
         ({"low": -1.0}, 0.01, "undecided"),
-        ({"low": -3.0, "high": -1.0}, 0.01, "refuted"),
-        ({"low": -3.0, "high": 0.0}, 0.01, "undecided"),
+        ({"low": -3.0, "high": -1.0, "p": 0.01}, 0.5, "refuted"),
+        ({"low": -3.0, "high": -1.0, "p": 0.06}, 0.06, "undecided"),
+        ({"low": -3.0, "high": 0.0, "p": 0.01}, 0.01, "undecided"),
+        ({"contradicted": "it is worse than its twin", "p": 0.01}, 0.01, "refuted"),
+        ({"contradicted": "it is worse than its twin", "p": 0.06}, 0.06, "undecided"),
         ({"unmet": "it does not beat its twin"}, 0.01, "undecided"),
         ({"missing": "kv has no result"}, float("nan"), "undecided"),
     ],

@@ -1,9 +1,12 @@
 """Intervals agree with statsmodels, scipy and formulas written out, and cover what they say they cover."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from scipy.special import xlogy
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
@@ -13,6 +16,7 @@ from mtkv.stats.items import MACRO
 from mtkv.stats.resampling import Resamples
 
 ONE = ["pocket_bbh"]
+TWO = ["pocket_bbh", "pocket_gpqa"]
 
 
 def test_wilson_is_the_root_of_the_score_equation():
@@ -121,6 +125,43 @@ def test_all_right_or_all_wrong_is_no_certainty(made, seeds, share):
     found = cell(answers, Resamples(answers, 100, 0), "a", ONE[0], 0.95)
     assert (found.low, found.high) == pytest.approx(wilson(50 * share, 50, 0.95))
     assert found.high - found.low > 0.05
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize(("datasets", "items"), [(2, 1), (7, 60)])
+def test_the_macro_average_of_all_right_is_wilsons_of_all_items(made, datasets, items, seeds):
+    answers = made.answers_of({"a": {name: np.ones((seeds, items)) for name in made.datasets[:datasets]}})
+    found = cell(answers, Resamples(answers, 4000, 0), "a", MACRO, 0.95)
+    assert (found.low, found.high) == pytest.approx(wilson(datasets * items, datasets * items, 0.95), abs=0.002)
+
+
+@pytest.mark.parametrize("accuracy", [0.8, 0.9, 0.95, 0.98])
+def test_the_macro_average_near_its_edge_covers_95_percent(made, accuracy):
+    """All outcomes of two datasets of six items, each with its probability; resampling alone covers 91 to 21 %."""
+    covered = 0.0
+    for counts in product(range(7), repeat=2):
+        rows = {name: np.repeat([[1.0, 0.0]], [n, 6 - n], axis=1) for name, n in zip(TWO, counts, strict=True)}
+        answers = made.answers_of({"a": rows})
+        found = cell(answers, Resamples(answers, 400, 1), "a", MACRO, 0.95)
+        chance = stats.binom.pmf(counts, 6, accuracy).prod()
+        covered += chance * (found.low <= accuracy <= found.high + 1e-9)
+    assert covered >= 0.95
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_difference_that_does_not_vary_has_tangos_interval(made, share):
+    """Score test of paired shares (Tango 1998): of n items `share`·n are right in one arm only, none in the other."""
+    n = 25
+    answers = made.answers_of({"a": {ONE[0]: np.full((1, n), share)}, "b": {ONE[0]: np.zeros((1, n))}})
+    found = estimate(answers, Resamples(answers, 4000, 0), "a", ONE[0], 0.95, "b")
+
+    def statistic(delta):
+        q = np.linspace(max(0.0, -delta), (1 - delta) / 2 - 1e-9, 20001)  # probability that only b is right
+        q = q[np.argmax(xlogy(share * n, q + delta) + xlogy(n - share * n, 1 - 2 * q - delta))]
+        return (share - delta) / np.sqrt((2 * q + delta - delta**2) / n)
+
+    assert statistic(found.low) == pytest.approx(1.96, abs=0.01)
+    assert found.high == 1 if share else statistic(found.high) == pytest.approx(-1.96, abs=0.01)
 
 
 def test_cell_of_one_seed_is_wilsons(made):

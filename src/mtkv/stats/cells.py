@@ -42,13 +42,10 @@ def cell(answers: Answers, resamples: Resamples, arm: str, column: str, confiden
         return gap
     found = estimate(answers, resamples, arm, column, confidence)
     low, high, method = max(found.low, 0.0), min(found.high, 1.0), found.method
-    if column != MACRO:
-        matrix = answers.matrix(arm, column)
-        # Answers that are all right, or all wrong, show no variation to resample; that is no certainty.
-        if (is_binary(answers, arm, column) and found.n_seeds == 1) or matrix.min() == matrix.max():
-            items = effective_items(answers, found, column, confidence)
-            low, high = wilson(found.value * items, items, confidence)
-            method = "wilson" if answers.groups(column) is None else "wilson, clusters"
+    if column != MACRO and ((is_binary(answers, arm, column) and found.n_seeds == 1) or found.unvaried):
+        items = effective_items(answers, found, column, confidence)
+        low, high = wilson(found.value * items, items, confidence)
+        method = "wilson" if answers.groups(column) is None else "wilson, clusters"
     return replace(found, low=low, high=high, method=method)
 
 
@@ -57,8 +54,10 @@ def effective_items(answers: Answers, found: Estimate, dataset: str, confidence:
 
     p(1 − p)/se², made smaller by (z/t)² for the few clusters that se is estimated from (Korn & Graubard 1998).
     """
-    if answers.groups(dataset) is None or found.se == 0:
+    if answers.groups(dataset) is None:
         return float(found.n_items)
+    if found.unvaried:  # whether the items of a cluster go together cannot be seen
+        return float(answers.n_clusters(dataset))
     tail = (1 + confidence) / 2
     few = (stats.norm.ppf(tail) / stats.t.ppf(tail, answers.n_clusters(dataset) - 1)) ** 2
     return min(float(found.n_items), found.value * (1 - found.value) / found.se**2 * few)

@@ -3,8 +3,9 @@
 In: `Answers` and the study's claims. Out: the rows of claims.parquet, in percentage points. First every claim is weighed
 alone (`weigh`: estimate, interval and p value against the claim's threshold); then Holm's adjustment runs over all claims of
 the study. *Supported* needs the whole interval beyond the threshold and the adjusted p below 1 − confidence, so the chance
-that a study supports anything that is not so is at most 1 − confidence. *Refuted* needs the whole interval on the other
-side: the burden of proof is the claim's, and a true one is refuted with a chance of half that (TOST: all of it). Anything
+that a study supports anything that is not so is at most 1 − confidence. *Refuted* needs evidence of its own: the whole
+interval on the other side, and a p of that (before adjustment) below 1 − confidence. The burden of proof is the claim's, and
+a true one is refuted with a chance of half that (TOST: all of it). Anything
 else, missing data first, is *undecided*, with the difference that the study could have seen.
 """
 
@@ -60,11 +61,15 @@ def judge(evidence: Evidence, p_holm: float, alpha: float) -> tuple[str, Sentenc
     if evidence.missing:
         return "undecided", tell("Data are missing: {missing}.", missing=evidence.missing)
     finding = tell("{finding}, Holm p {p}", finding=evidence.finding, p=_p(p_holm))
-    if evidence.below:
-        return "refuted", _because(finding, _place(evidence, passed=False))
-    if evidence.contradicted:
-        return "refuted", _because(finding, evidence.contradicted)
     doubt, needed = _power(finding, evidence), _needed(evidence)
+    against = _place(evidence, passed=False) if evidence.below else evidence.contradicted
+    if against and evidence.p < alpha:
+        return "refuted", _because(finding, against)
+    if against:
+        weak = tell(
+            "{against}, but its own p {p} is not below {alpha}", against=against, p=_p(evidence.p), alpha=f"{alpha:.3g}"
+        )
+        return "undecided", _because(doubt, weak)
     if not evidence.beyond:
         unsure = tell("the data do not place it for sure on either side of {needed}", needed=needed)
         return "undecided", _because(doubt, unsure)

@@ -9,6 +9,8 @@ a two-way table without replication). The error of a mean is drawn on two levels
   to that variance; between whole clusters where items come in clusters, then from t with one degree less than clusters.
 One seed has no first level: the interval speaks of that one trained model, not of how another seed would have come out; it
 is bias-corrected and accelerated (BCa, Efron 1987), stratified by dataset. Others are percentiles of the two-level draws.
+A dataset whose answers do not vary at all (all right; no item on which two arms differ) has nothing to resample, which is no
+certainty: its error is drawn from the score interval of such data (`unvaried`).
 """
 
 from dataclasses import dataclass, replace
@@ -26,6 +28,7 @@ from mtkv.stats.resampling import Resamples
 from mtkv.stats.variance import item_variance, residual_spread, sample_variance, satterthwaite, spread
 
 Matrix = NDArray[np.float64]
+NORMAL = 1_000_000  # degrees of freedom from which on Student's t is the normal distribution
 __all__ = ["Estimate", "estimate", "item_variance", "satterthwaite", "seed_sources", "wilson"]
 
 
@@ -36,7 +39,7 @@ class Estimate:
     All in 0..1. `draws` [resamples] is the two-level distribution that low and high are percentiles of; `se` and `df`
     are its closed-form standard error and Satterthwaite degrees of freedom; `se_items` is that of the items alone, as if
     seeds averaged to one model. `sd_seeds` is NaN for one seed. `method` is how low and high were found; `seed_means` are the
-    means by seed, of each source of `seed_sources`.
+    means by seed, of each source of `seed_sources`; `unvaried` says that the answers to some dataset do not vary at all.
     """
 
     value: float
@@ -52,6 +55,7 @@ class Estimate:
     method: str = "two-level"
     seed_means: tuple[NDArray[np.float64], ...] = ()
     se_items: float = 0.0
+    unvaried: bool = False
 
     @property
     def safe(self) -> Self:
@@ -81,23 +85,37 @@ def estimate(
         degrees.append(df)
         draws += np.sqrt(variance) * resamples.seed_draws(df, side)
     per_item = [_difference([answers.matrix(side, dataset).mean(axis=0) for side in sides]) for dataset in strata]
+    flat, naive = [], 0.0
     for index, (dataset, shares) in enumerate(zip(strata, per_item, strict=True)):
-        own = item_variance(shares, [source[index] for source in sources], groups[index])
-        variances.append(own / shares.size / len(strata) ** 2)
-        if groups[index] is None:
-            degrees.append(max(shares.size - 1, 1))
-            shrink = np.sqrt(own / spread(shares)) if own else 0.0
+        units = shares.size if groups[index] is None else answers.n_clusters(dataset)
+        seen = [source[index] for source in sources]
+        own, plain = (
+            item_variance(shares, seen, groups[index]) / shares.size,
+            spread(shares, groups[index]) / shares.size,
+        )
+        degrees.append(max(units - 1, 1))
+        error = np.zeros(1)
+        if unvaried(plain, units, seen):
+            flat.append((units, shares.mean()))
+        elif groups[index] is None:
+            shrink = np.sqrt(own / plain) if own else 0.0
             error = shrink * (_difference([resamples.means[dataset][side] for side in sides]) - shares.mean())
         else:
-            degrees.append(answers.n_clusters(dataset) - 1)
-            error = np.sqrt(own / shares.size) * resamples.cluster_draws(answers.n_clusters(dataset), dataset)
+            error = np.sqrt(own) * resamples.cluster_draws(units, dataset)
+        variances.append(own / len(strata) ** 2)
+        naive += plain / len(strata) ** 2
         draws += (shares.mean() + error) / len(strata)
-    naive = sum(spread(x, codes) / x.size for x, codes in zip(per_item, groups, strict=True)) / len(strata) ** 2
     value = float(np.mean([shares.mean() for shares in per_item]))
     clustered = any(codes is not None for codes in groups)
     tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
     if not sources and not clustered:
         tails = bca_tails(draws, value, per_item, tails)
+    if flat:
+        edges, least = edge_error(resamples.normal_draws, flat, -1.0 if baseline else 0.0)
+        draws = draws + edges / len(strata)
+        naive += least / len(strata) ** 2
+        variances.append(least / len(strata) ** 2)
+        degrees.append(NORMAL)
     low, high = np.quantile(draws, tails)
     return Estimate(
         value=value,
@@ -113,6 +131,7 @@ def estimate(
         method="two-level" if sources else "clusters" if clustered else "bca",
         seed_means=tuple(seed_means),
         se_items=float(np.sqrt(naive)),
+        unvaried=bool(flat),
     )
 
 
@@ -134,6 +153,30 @@ def seed_level(means: Matrix, source: list[Matrix], groups: list[Codes | None], 
     )
     options = [(sample_variance(means) / seeds, seeds - 1), (least / seeds / 4, max((seeds - 1) * int(units), 1))]
     return max(options, key=lambda one: one[0] * _critical(one[1], confidence) ** 2)
+
+
+def unvaried(variance: float, units: int, sources: list[Matrix]) -> bool:
+    """Whether a dataset shows no variation: `variance` over its items (or clusters) is 0, and all seeds of `sources` agree.
+
+    A single item shows none, whatever its seeds say.
+    """
+    return variance < 1e-15 and (units < 2 or all(np.ptp(matrix, axis=0).max() < 1e-12 for matrix in sources))
+
+
+def edge_error(z: Matrix, flat: list[tuple[int, float]], least: float) -> tuple[Matrix, float]:
+    """Error of the sum of several means, each of so many answers that do not vary, [draws]; and its mean square (wider side).
+
+    `flat` holds number and value, within `least`..1; `z` is standard normal. If a share m of a dataset's items were other than
+    those seen, and as far off as they can be, Σ n·m/(1 − m) ≤ z² is what the score test at level z lets pass: m = z²/(N + z²)
+    over F datasets of at least n = N/F items. All right: Wilson's interval, pooled. No item on which two arms differ, or
+    each: Tango's (Stat. Med. 1998).
+    """
+    units, values = min(number for number, _ in flat), np.array([value for _, value in flat])
+    sides = []
+    for room in (values - least, 1 - values):
+        count = max(int((room > 0).sum()), 1)
+        sides.append(np.minimum(count * room.max() * z**2 / (count * units + z**2), room.sum()))
+    return np.where(z < 0, -sides[0], sides[1]), float(max((side**2).mean() for side in sides))
 
 
 @lru_cache(maxsize=4096)

@@ -49,7 +49,9 @@ def difference(
         return both(gaps)
     found = estimate(answers, resamples, arm, column, confidence, baseline)
     p_items = _items_p(answers, resamples, arm, baseline, column, threshold)
-    p = max(p_items, two_level_p(found, threshold)) if found.n_seeds > 1 else p_items
+    # Flipped signs of differences that do not vary know nothing of a threshold other than 0.
+    sure = found.n_seeds == 1 and not (found.unvaried and threshold)
+    p = p_items if sure else max(p_items, two_level_p(found, threshold))
     mdd = smallest_detectable(found.safe, confidence) * widening(found.safe, confidence)
     return Difference(found, p_items, p, mdd)
 

@@ -57,11 +57,16 @@ class Resamples:
         """The same for the mean of a dataset's `clusters`."""
         return self._student(clusters - 1, crc32(b"clusters"), clusters, crc32(dataset.encode()))
 
+    @property
+    def normal_draws(self) -> Vector:
+        """Standard normal, [resamples]: how far an edge of what is possible lies from answers that do not vary."""
+        return self._student(0, crc32(b"edges"))
+
     def _student(self, degrees: int, *key: int) -> Vector:
-        """t draws in random order, stratified: one from each of [resamples] equally likely strips."""
+        """t draws (normal for 0 `degrees`) in random order, stratified: one of each of [resamples] equally likely strips."""
         if key not in self._drawn:
             stream = np.random.default_rng([self._seed, *key])
-            self._drawn[key] = stream.permutation(stats.t.ppf(self._strips, degrees))
+            self._drawn[key] = stream.permutation(stats.t.ppf(self._strips, degrees or np.inf))
         return self._drawn[key]
 
     @cached_property
