@@ -398,6 +398,27 @@ def test_questions_of_every_benchmark(built):
     assert Counter(json.loads(text)["Answer"] for text in examples["document"]) == {"A": 134}
 
 
+def test_questions_that_a_test_asks_again_are_counted_and_lie_in_one_cluster(tmp_path):
+    """Ten questions of GSM8K twenty times, and three once; two of C-Eval with the same stem but other options."""
+    write_sources(tmp_path / "files")
+    write_benchmarks(tmp_path / "files")
+    ten, three = gsm8k(10, first=1000, kind="test"), gsm8k(3, first=2000, kind="test")
+    lines(tmp_path / "files/gsm8k/test.jsonl", [*ten * 20, *three])
+    subject = tmp_path / "files/ceval/val/law_val.csv"
+    frame = pd.read_csv(subject, dtype=str)
+    same = pd.concat([frame, frame.iloc[:1], frame.iloc[:1].assign(A="another")])
+    same.to_csv(subject, index=False)
+    facts = build_data(config(tmp_path / "files"), NAMES, tmp_path)
+    assert facts["repeated_tests"]["gsm8k"] == 190
+    assert facts["repeated_tests"]["ceval"] == 1
+    asked = pd.read_parquet(tmp_path / "test/gsm8k.parquet")
+    assert sorted(asked.groupby("cluster").size()) == [1] * 3 + [20] * 10
+    assert (asked.groupby("cluster")["question"].nunique() == 1).all()
+    again = pd.read_parquet(tmp_path / "test/ceval.parquet").query("part == 'law' and id != same_as")
+    assert len(again) == 1
+    assert set(again["cluster"]) == {"law"}
+
+
 def test_truthfulqa_of_the_hub_is_the_same_as_the_csv_s():
     row = {"Question": "Q?", "Best Answer": "a", "Correct Answers": "a; b", "Incorrect Answers": "c; d"}
     of_csv = BENCHMARKS["truthfulqa"].document(row)

@@ -122,6 +122,7 @@ def test_score_file(case):
         "accuracy": 0.625,
         "low": pytest.approx(low),
         "high": pytest.approx(high),
+        "repeats": 0,
     }
 
 
@@ -214,3 +215,13 @@ def test_scoring_needs_no_model_code():
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "mtkv" in loaded
     assert not {"torch", "transformers", "lm_eval", "datasets", "scipy", "statsmodels"} & set(loaded)
+
+
+def test_questions_asked_again_are_counted_and_named(tmp_path):
+    items = [question(index) for index in range(4)]
+    pd.DataFrame(items).assign(same_as=["item-0", "item-1", "item-0", "item-0"]).to_parquet(tmp_path / "test.parquet")
+    write_predictions(tmp_path / "p.parquet", [choice_row(item, item["gold"]) for item in items])
+    run = {"study": "s", "arm": "a", "seed": 42, "dataset": "d", "expected_items": tmp_path / "test.parquet"}
+    assert score(tmp_path / "p.parquet", tmp_path / "s.json", **run)["repeats"] == 2
+    written = json.loads((tmp_path / "s.json").read_text())
+    assert written["items"]["same_as"] == ["item-0", "item-1", "item-0", "item-0"]

@@ -78,6 +78,30 @@ def test_clusters_flip_together(clustered):
     assert not np.isclose(np.sqrt((sums**2).sum()), np.sqrt((shares**2).sum()), rtol=0.3)
 
 
+@pytest.mark.parametrize("questions", [5, 20])
+@pytest.mark.parametrize("kind", ["alone", "in few clusters"])
+def test_a_question_asked_twenty_times_counts_once(questions, kind):
+    """As many questions as `questions`, each twenty times: the interval is Student's over the questions."""
+    rng = np.random.default_rng(1)
+    gain = rng.choice([-1.0, 0.0, 1.0], questions, p=[0.2, 0.3, 0.5])
+    codes = rng.permutation(np.repeat(np.arange(questions), 20))
+    correct = {("a", 42, ONE[0]): (gain[codes] > 0) * 1.0, ("b", 42, ONE[0]): (gain[codes] < 0) * 1.0}
+    subjects = codes if kind == "alone" else codes % 3
+    seeds = {"a": [42], "b": [42]}
+    answers = Answers(pd.DataFrame(), seeds, ONE, correct, {}, {ONE[0]: subjects}, questions={ONE[0]: codes})
+    found = estimate(answers, Resamples(answers, 4000, 0), "a", ONE[0], 0.95, "b")
+    expected = stats.t.interval(0.95, questions - 1, gain.mean(), stats.sem(gain))
+    assert (found.low, found.high) == pytest.approx(expected, abs=0.005)
+
+
+def test_one_question_is_one_item_however_often_it_is_asked():
+    codes, seeds = np.zeros(50, dtype=int), {"a": [42, 43]}
+    runs = {("a", seed, ONE[0]): np.ones(50) for seed in seeds["a"]}
+    answers = Answers(pd.DataFrame(), seeds, ONE, runs, {}, {}, questions={ONE[0]: codes})
+    found = cell(answers, Resamples(answers, 400, 0), "a", ONE[0], 0.95)
+    assert (found.low, found.high) == wilson(1, 1, 0.95)
+
+
 def test_wilson_with_clusters_uses_the_effective_number():
     codes = np.arange(60) // 5
     row = np.repeat([1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0], 5)

@@ -28,7 +28,7 @@ ARMS = {
     "teacher": {"model": "qwen2", "seeds": [42]},
 }
 COLUMNS = {
-    "items": "arm seed dataset item cluster correct",
+    "items": "arm seed dataset item cluster question correct",
     "cells": "arm dataset mean low high n_items n_seeds sd_seeds status reason tied "
     "sd_items se interval n_clusters clustered design_effect rank rank_low rank_high reason_parts",
     "pairs": "arm baseline dataset delta low high p p_holm n_items n_seeds sd_seeds sd_items mdd family "

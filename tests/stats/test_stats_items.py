@@ -81,6 +81,21 @@ def _rename_last(content):
     content["items"]["id"][-1] = "another-item"
 
 
+def _repeat(content):
+    ids = content["items"]["id"]
+    content["items"]["same_as"] = [*ids[:3], ids[0], *ids[4:]]
+
+
+def test_repeated_questions_are_read(scores):
+    for path in scores:
+        edit(path, _repeat)
+    answers = read_scores(scores, "made", SEEDS, TWO, min_clusters=11)
+    groups = answers.groups("pocket_bbh")
+    assert groups is not None
+    assert (groups == groups[0]).nonzero()[0].tolist() == [0, 3]
+    assert answers.items.query("dataset == 'pocket_bbh'")["question"].nunique() == 19
+
+
 def _move_cluster(content):
     content["items"]["cluster"][3] = "elsewhere"
 
@@ -90,6 +105,7 @@ def _move_cluster(content):
     [
         (_duplicate, "raw, seed 42, dataset pocket_bbh: 1 items are there twice: pocket_bbh-0000"),
         (_move_cluster, "disagree on the cluster of pocket_bbh-0003"),
+        (_repeat, "disagree on the question of pocket_bbh-0003"),
         (lambda s: s.update(n=19), "n is 19"),
         (lambda s: s["items"]["correct"].__setitem__(2, 1.5), "0..1.*pocket_bbh-0002"),
         (lambda s: s["items"]["correct"].__setitem__(2, float("nan")), "0..1.*pocket_bbh-0002"),

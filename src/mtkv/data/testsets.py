@@ -41,6 +41,10 @@ SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("cluster", pa.string()),
         ("question_hash", pa.string()),
+        (
+            "same_as",
+            pa.string(),
+        ),  # id of the first question that asks the same with the same options; its own where new
         ("part", pa.string()),  # subtask or subject; "default" where there is just one
         ("document", pa.string()),  # the record as lm-eval reads it, in JSON
     ]
@@ -75,7 +79,12 @@ def read_benchmark(benchmark: Benchmark, config: "DataConfig") -> TestSet:
     tests = TestTexts(asked(item, document) for pairs in read.values() for item, document in pairs)
     # Parts take turns, so that the first so many questions are of all of them; the order within each part is the file's.
     tables = zip_longest(*(_questions(benchmark, part, pairs) for part, pairs in read.items()))
-    questions = pd.DataFrame([row for rows in tables for row in rows if row is not None], columns=SCHEMA.names)
+    turns = [row for rows in tables for row in rows if row is not None]
+    first: dict[str, str] = {}
+    for row in turns:
+        row["same_as"] = first.setdefault(row["same_as"], row["id"])
+        row["cluster"] = row["cluster"] or row["same_as"]
+    questions = pd.DataFrame(turns, columns=SCHEMA.names)
     splits = load_origin(benchmark.origin, benchmark.examples, folder, revision) if benchmark.examples else {}
     return _with_examples(benchmark, questions, tests, splits)
 
@@ -152,9 +161,12 @@ def _questions(benchmark: Benchmark, part: str, read: list[tuple[Item, Record]])
     rows = []
     for index, (item, document) in enumerate(read):
         name = f"{benchmark.name}-{index:05d}" if single else f"{benchmark.name}-{part}-{index:04d}"
+        # The options of some benchmarks are fields of the record, their choices the letters.
+        options = sorted(str(document.get(choice, choice)) for choice in item.choices)
         rows.append(
             {"id": name, "question": item.question, "choices": list(item.choices), "gold": item.gold}
-            | {"answer": item.answer, "cluster": item.cluster or name, "question_hash": question_hash(item.question)}
+            | {"answer": item.answer, "cluster": item.cluster, "question_hash": question_hash(item.question)}
+            | {"same_as": question_hash("\n".join([item.question, *options]))}
             | {"part": part, "document": _written(benchmark, document)}
         )
     return rows

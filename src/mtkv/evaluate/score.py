@@ -41,6 +41,7 @@ def score(
 
     Accuracy and its bounds are shares (0 to 1); null with status "failed" and the reason when the dataset could not be answered,
     when items are missing, unknown or there twice, or when a row's correctness does not follow from what the model said.
+    `repeats` counts questions that were asked before; with any, `items.same_as` names the first that asks the same.
     Returns the score without its items. Raises ValueError for a table that is no predictions file.
     """
     questions = pd.read_parquet(expected_items).iloc[:limit].set_index("id")
@@ -79,6 +80,9 @@ def score(
             "cluster": rows["cluster"].tolist(),
             "correct": rows["correct"].astype(int).tolist(),
         }
+        if repeats := _repeats(questions):
+            items["same_as"] = questions["same_as"].tolist()
+        result["repeats"] = repeats
     write_json(output, result | {"items": items})
     return result
 
@@ -91,6 +95,11 @@ def wilson_interval(correct: int, count: int, confidence: float = CONFIDENCE) ->
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def _repeats(questions: pd.DataFrame) -> int:
+    """How many questions repeat an earlier one; the pocket tasks draw each question once."""
+    return int(questions["same_as"].dropna().duplicated().sum()) if "same_as" in questions else 0
 
 
 def _metric(questions: pd.DataFrame) -> str:

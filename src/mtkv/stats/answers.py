@@ -3,9 +3,11 @@
 Items of one cluster (a passage, a template) are alike. A dataset of `min_clusters` clusters or more is treated as a sample of
 clusters: its errors are those of whole clusters. A dataset of fewer is taken as made of just these, and its intervals speak
 of new questions of the same kinds: three clusters have no distribution to learn (no sign-flip test of three can go below
-p = 0.25). Both numbers, and the design effect, are in cells.parquet.
+p = 0.25). Both numbers, and the design effect, are in cells.parquet. A question that is asked twice is no new question, and
+a model answers it alike: without enough clusters, the repeats of one question are a cluster, however many such there are.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +27,8 @@ class Answers:
     """Who answered what. All runs of a dataset have the same items, in the same (sorted) order.
 
     `items` is the long table of items.parquet, `correct` maps (arm, seed, dataset) to shares [items], `reasons` maps the
-    runs that are missing to why, `clusters` maps a dataset to the cluster number of each of its items.
+    runs that are missing to why, `clusters` maps a dataset to the cluster number of each of its items, `questions` to the
+    number of its question.
     """
 
     items: pd.DataFrame
@@ -35,6 +38,7 @@ class Answers:
     reasons: dict[Run, str]
     clusters: dict[str, Codes] = field(default_factory=dict)
     min_clusters: int = MIN_CLUSTERS
+    questions: dict[str, Codes] = field(default_factory=dict)
     _matrices: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -65,12 +69,26 @@ class Answers:
 
     def n_clusters(self, dataset: str) -> int:
         """Number of clusters of a dataset's items; 0 when they are not known, or every item is its own."""
-        codes = self.clusters.get(dataset)
-        if codes is None or codes.size == 0:
-            return 0
-        number = int(codes.max()) + 1
-        return number if number < codes.size else 0
+        return _number(self.clusters.get(dataset))
 
     def groups(self, dataset: str) -> Codes | None:
         """The clusters [items] that errors must respect, or None when items count as independent of each other."""
-        return self.clusters[dataset] if self.n_clusters(dataset) >= max(self.min_clusters, 2) else None
+        if self.n_clusters(dataset) >= max(self.min_clusters, 2):
+            return self.clusters[dataset]
+        return self.questions[dataset] if _number(self.questions.get(dataset)) else None
+
+    def n_groups(self, dataset: str) -> int:
+        """Number of `groups`; 0 where items count as independent."""
+        groups = self.groups(dataset)
+        return 0 if groups is None else int(groups.max()) + 1
+
+
+def codes_of(names: Iterable[str]) -> Codes:
+    """Numbers from 0 in place of names, in their sorted order."""
+    return np.asarray(np.unique([*names], return_inverse=True)[1])
+
+
+def _number(codes: Codes | None) -> int:
+    """Number of groups; 0 when they are not known, or every item is its own."""
+    number = 0 if codes is None or codes.size == 0 else int(codes.max()) + 1
+    return number if codes is not None and number < codes.size else 0

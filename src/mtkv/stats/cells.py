@@ -57,9 +57,9 @@ def effective_items(answers: Answers, found: Estimate, dataset: str, confidence:
     if answers.groups(dataset) is None:
         return float(found.n_items)
     if found.unvaried:  # whether the items of a cluster go together cannot be seen
-        return float(answers.n_clusters(dataset))
+        return float(answers.n_groups(dataset))
     tail = (1 + confidence) / 2
-    few = (stats.norm.ppf(tail) / stats.t.ppf(tail, answers.n_clusters(dataset) - 1)) ** 2
+    few = (stats.norm.ppf(tail) / stats.t.ppf(tail, answers.n_groups(dataset) - 1)) ** 2
     return min(float(found.n_items), found.value * (1 - found.value) / found.se**2 * few)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mtkv.stats.answers import MACRO, Answers
+from mtkv.stats.answers import MACRO, Answers, Codes, codes_of
 from mtkv.stats.intervals import estimate
 from mtkv.stats.multiplicity import holm
 from mtkv.stats.paired import difference
@@ -55,7 +55,8 @@ def paired_answers(
 ) -> tuple[Answers, dict[str, tuple[int, int]]]:
     """`Answers` of two arms "a" and "b" on the items both have, and how many items only one of them has, per dataset."""
     seeds = {side: sorted(int(s) for s in frame["seed"].unique()) for side, frame in (("a", a), ("b", b))}
-    correct, reasons, clusters, lost = {}, {}, {}, {}
+    correct, reasons, lost = {}, {}, {}
+    codes: dict[str, dict[str, Codes]] = {"cluster": {}, "question": {}}
     for dataset in datasets:
         wide = {side: _wide(frame[frame["dataset"] == dataset]) for side, frame in (("a", a), ("b", b))}
         common = wide["a"].index.intersection(wide["b"].index).sort_values()
@@ -69,10 +70,12 @@ def paired_answers(
                     reasons[key] = reason or f"no scores in {side}"
                 else:
                     correct[key] = table.loc[common, run].to_numpy(dtype=float)
-        named = a[a["dataset"] == dataset].drop_duplicates("item").set_index("item")["cluster"].reindex(common)
-        clusters[dataset] = np.unique(named.astype(str), return_inverse=True)[1]
+        named = a[a["dataset"] == dataset].drop_duplicates("item").set_index("item").reindex(common)
+        for what in codes.keys() & named.columns:  # studies of before do not know which questions are repeated
+            codes[what][dataset] = codes_of(named[what].astype(str))
     seeds = {side: own or [0] for side, own in seeds.items()}
-    return Answers(pd.DataFrame(), seeds, datasets, correct, reasons, clusters, min_clusters), lost
+    frame = pd.DataFrame()
+    return Answers(frame, seeds, datasets, correct, reasons, codes["cluster"], min_clusters, codes["question"]), lost
 
 
 def missing_because(answers: Answers, column: str) -> str:

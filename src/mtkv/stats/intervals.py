@@ -87,7 +87,7 @@ def estimate(
     per_item = [_difference([answers.matrix(side, dataset).mean(axis=0) for side in sides]) for dataset in strata]
     flat, naive = [], 0.0
     for index, (dataset, shares) in enumerate(zip(strata, per_item, strict=True)):
-        units = shares.size if groups[index] is None else answers.n_clusters(dataset)
+        units = shares.size if groups[index] is None else answers.n_groups(dataset)
         seen = [source[index] for source in sources]
         own, plain = (
             item_variance(shares, seen, groups[index]) / shares.size,

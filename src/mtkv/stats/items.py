@@ -17,19 +17,20 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mtkv.provenance.files import read_json
-from mtkv.stats.answers import MACRO, MIN_CLUSTERS, Answers, Run
+from mtkv.stats.answers import MACRO, MIN_CLUSTERS, Answers, Run, codes_of
 from mtkv.stats.sentences import Sentence, tell
 
-COLUMNS = ["arm", "seed", "dataset", "item", "cluster", "correct"]
+COLUMNS = ["arm", "seed", "dataset", "item", "cluster", "question", "correct"]
 __all__ = ["COLUMNS", "MACRO", "Answers", "ScoresError", "read_scores"]
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """The answers of one run to one dataset, sorted by item."""
+    """The answers of one run to one dataset, sorted by item. Items with the same of `questions` ask the same."""
 
     items: list[str]
     clusters: list[str]
+    questions: list[str]
     correct: NDArray[np.float64]
 
 
@@ -69,10 +70,8 @@ def read_scores(
         datasets=list(datasets),
         correct={run: sheets[run].correct for run in order},
         reasons=reasons,
-        clusters={
-            run[2]: np.unique(sheets[run].clusters, return_inverse=True)[1]
-            for run in {run[2]: run for run in order}.values()
-        },
+        clusters={run[2]: codes_of(sheets[run].clusters) for run in {run[2]: run for run in order}.values()},
+        questions={run[2]: codes_of(sheets[run].questions) for run in {run[2]: run for run in order}.values()},
         min_clusters=min_clusters,
     )
 
@@ -90,7 +89,8 @@ def _run(scores: Any, path: Path) -> Run:
 def _sheet(scores: dict[str, Any], run: Run) -> Sheet:
     """The checked items of one run, sorted by id."""
     lists = scores["items"]
-    lengths = {len(lists[key]) for key in ("id", "cluster", "correct")}
+    named = lists.get("same_as", lists["id"])
+    lengths = {len(one) for one in (*(lists[key] for key in ("id", "cluster", "correct")), named)}
     if lengths != {scores["n"]} or not scores["n"]:
         raise ScoresError(f"{_label(run)}: n is {scores['n']}, but the lists of items have {sorted(lengths)} entries")
     ids = [str(item) for item in lists["id"]]
@@ -104,8 +104,8 @@ def _sheet(scores: dict[str, Any], run: Run) -> Sheet:
             f"{_label(run)}: correct must lie in 0..1; it does not for {_some(ids[place] for place in outside)}"
         )
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    clusters = [str(lists["cluster"][place]) for place in order]
-    return Sheet([ids[place] for place in order], clusters, correct[order])
+    clusters, questions = ([str(names[place]) for place in order] for names in (lists["cluster"], named))
+    return Sheet([ids[place] for place in order], clusters, questions, correct[order])
 
 
 def _with_other_items(sheets: Mapping[Run, Sheet]) -> dict[Run, str]:
@@ -142,15 +142,15 @@ def _difference(lacks: Collection[str], more: Collection[str]) -> Sentence:
 
 
 def _check_clusters(sheets: Mapping[Run, Sheet]) -> None:
-    """Every run of a dataset must have its items in the same clusters. Raises ScoresError."""
+    """Every run of a dataset must have its items in the same clusters, and the same repeats. Raises ScoresError."""
     first: dict[str, Run] = {}
     for run in sorted(sheets):
         other = first.setdefault(run[2], run)
         ours, theirs = sheets[run], sheets[other]
-        if ours.clusters != theirs.clusters:
-            places = zip(ours.items, ours.clusters, theirs.clusters, strict=True)
-            moved = [item for item, one, two in places if one != two]
-            raise ScoresError(f"{_label(run)} and {_label(other)} disagree on the cluster of {_some(moved)}")
+        for what in ("cluster", "question"):
+            places = zip(ours.items, getattr(ours, f"{what}s"), getattr(theirs, f"{what}s"), strict=True)
+            if moved := [item for item, one, two in places if one != two]:
+                raise ScoresError(f"{_label(run)} and {_label(other)} disagree on the {what} of {_some(moved)}")
 
 
 def _in_order(seeds: Mapping[str, Sequence[int]], datasets: Sequence[str]) -> list[Run]:
@@ -166,8 +166,11 @@ def _table(sheets: Sequence[tuple[Run, Sheet]]) -> pd.DataFrame:
     }
     columns["item"] = [item for _, sheet in sheets for item in sheet.items]
     columns["cluster"] = [cluster for _, sheet in sheets for cluster in sheet.clusters]
+    columns["question"] = [question for _, sheet in sheets for question in sheet.questions]
     columns["correct"] = np.concatenate([sheet.correct for _, sheet in sheets]) if sheets else []
-    return pd.DataFrame(columns, columns=COLUMNS).astype(dict.fromkeys(("arm", "dataset", "item", "cluster"), str))
+    return pd.DataFrame(columns, columns=COLUMNS).astype(
+        dict.fromkeys(("arm", "dataset", "item", "cluster", "question"), str)
+    )
 
 
 def _label(run: Run) -> str:

@@ -39,7 +39,7 @@ class Resamples:
         items, groups = shares.shape[1], answers.groups(dataset)
         stream = np.random.default_rng([self._seed, crc32(dataset.encode())])
         counts = stream.multinomial(items, np.full(items, 1 / items), size=self.resamples).astype(np.float64)
-        units = items if groups is None else answers.n_clusters(dataset)
+        units = items if groups is None else answers.n_groups(dataset)
         signs = stream.integers(0, 2, size=(self.resamples, units)) * 2.0 - 1.0
         signs = signs if groups is None else signs[:, groups]
         self.means[dataset] = dict(zip(arms, shares @ counts.T / items, strict=True))

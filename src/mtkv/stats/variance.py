@@ -18,7 +18,7 @@ def spread(values: Vector, groups: Codes | None = None) -> float:
     if values.size < 2:
         return 0.0
     sums = cluster_sums(values[None] - values.mean(), groups)
-    return float(_correction(sums) * (sums**2).sum() / values.size)
+    return float(_correction(sums) * (sums**2).sum() / values.size) if sums.shape[1] > 1 else 0.0
 
 
 def residual_spread(matrix: Vector, groups: Codes | None = None) -> float:
@@ -28,7 +28,7 @@ def residual_spread(matrix: Vector, groups: Codes | None = None) -> float:
         return 0.0
     residual = matrix - matrix.mean(axis=1, keepdims=True) - matrix.mean(axis=0, keepdims=True) + matrix.mean()
     sums = cluster_sums(residual, groups)
-    return float(_correction(sums) * (sums**2).sum() / ((seeds - 1) * items))
+    return float(_correction(sums) * (sums**2).sum() / ((seeds - 1) * items)) if sums.shape[1] > 1 else 0.0
 
 
 def item_variance(shares: Vector, sources: list[Vector], groups: Codes | None = None) -> float:
