@@ -1,13 +1,18 @@
 """CSV, Markdown and LaTeX of the tables, and the SVG files."""
 
 import csv
+import html
 import io
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pandas as pd
+import pyarrow.csv
 import pytest
 
 from mtkv.report.figure import number, p_text, text
+from mtkv.report.files import write_folder
+from mtkv.report.items import ITEM_HEADER, item_rows
 from mtkv.report.tables import as_csv, as_latex, as_markdown
 
 
@@ -32,6 +37,66 @@ def test_pairs_file_holds_points_with_plain_minus_signs(rendered, tree):
     frame = pd.read_csv(rendered[0] / "tables/pairs.csv").set_index(key)["delta"]
     assert frame.isna().sum() == pairs.isna().sum() > 0
     pd.testing.assert_series_equal(frame.sort_index(), pairs.sort_index() * 100, atol=0.0051, rtol=0)
+
+
+SAID = [
+    "—",
+    "−5",
+    "a\rb",
+    "a\r\nb\n",
+    "x\0y",
+    "\x1b[31mred",
+    "tab\there",
+    'he said "hi", |',
+    "\x85\u2028",
+    "&lt; \\",
+    "",
+    " ",
+]
+
+
+@pytest.fixture
+def items(tmp_path):
+    """items.csv, items.md and items.tex of one item per text of `SAID`, which is question, gold and both answers."""
+    places = range(len(SAID))
+    shown = [[f"i{n}", 1.0, 0.0, 42, 42, n, n] for n in places]
+    one = {"arm": "kv", "other": "sft", "dataset": "gsm8k", "shown": shown}
+    browser = {"lists": [one], "questions": {"gsm8k": {f"i{n}": [n, n] for n in places}}, "texts": SAID}
+    rows = list(item_rows(browser))
+    forms = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
+    write_folder(tmp_path / "t", {f"items.{end}": form(ITEM_HEADER, rows).encode() for end, form in forms.items()})
+    return tmp_path / "t"
+
+
+def test_answers_with_any_character_come_back_from_the_csv_file(items):
+    expected = [["kv", "sft", "gsm8k", f"i{n}", "1", "0", *[said] * 4] for n, said in enumerate(SAID)]
+    with (items / "items.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [ITEM_HEADER, *expected]
+    strings = dict.fromkeys(ITEM_HEADER, "string")
+    table = pyarrow.csv.read_csv(
+        items / "items.csv",
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=strings),
+    )
+    assert [list(row.values()) for row in table.to_pylist()] == expected
+    frame = pd.read_csv(items / "items.csv", dtype=str, keep_default_na=False)
+    seen = [[cell.split("\0")[0] for cell in row] for row in expected]  # pandas' own reader ends a text at NUL
+    assert [[cell.split("\0")[0] for cell in row] for row in frame.to_numpy().tolist()] == seen
+
+
+def test_answers_with_any_character_keep_the_rows_of_the_other_tables(items):
+    lines = (items / "items.md").read_bytes().decode().splitlines()
+    assert len(lines) == 2 + len(SAID)
+    for said, line in zip(SAID, lines[2:], strict=True):
+        cells = line.removeprefix("| ").removesuffix(" |").split(" | ")
+        assert len(cells) == 10
+        # HTML knows no NUL, and reads the number 133 as an ellipsis.
+        back = re.sub("&#(\\d+);", lambda found: chr(int(found[1])), re.sub(r"\\(.)", r"\1", cells[-1]))
+        assert html.unescape(back.replace("&#", "&amp;#")) == said
+    tex = (items / "items.tex").read_bytes().decode()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", tex)
+    assert [line.count(" & ") for line in tex.split("\n")[4:-3]] == [9] * len(SAID)
+    assert r"\textasciicircum{}[[31mred" in tex
 
 
 def test_formats_escape():

@@ -80,6 +80,12 @@ def base_layout(height: int) -> dict[str, Any]:
     }
 
 
+class Verbatim(str):
+    """What a person or a model wrote (a question, an answer, a token): tables quote it, and read nothing of it as a number."""
+
+    verbatim = True
+
+
 def label(text: object) -> str:
     """`text` as plotly must get it: plotly reads a little HTML in names, so markup is escaped."""
     if isinstance(text, Words):

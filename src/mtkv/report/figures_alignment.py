@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mtkv.report.figure import Figure, Trace, label, mean, number, percent, text
+from mtkv.report.figure import Figure, Trace, Verbatim, label, mean, number, percent, text
 from mtkv.report.palette import GREYS, OKABE_ITO, SEQUENTIAL, style
 from mtkv.report.results import Results
 from mtkv.report.strings import say
@@ -227,7 +227,7 @@ def _tokens(frame: pd.DataFrame, side: str) -> list[tuple[int, str]]:
     """(number, "3 ␣apples") of every token of one side, in order; the number keeps equal texts apart."""
     known = frame.dropna(subset=f"{side}_token").drop_duplicates(f"{side}_token").sort_values(f"{side}_token")
     pairs = zip(known[f"{side}_token"], known[f"{side}_text"], strict=True)
-    return [(int(i), f"{int(i)} {str(shown).translate(SHOWN_LETTERS)}") for i, shown in pairs]
+    return [(int(i), Verbatim(f"{int(i)} {str(shown).translate(SHOWN_LETTERS)}")) for i, shown in pairs]
 
 
 def _token_map(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from mtkv.report.figure import Figure, Trace, label, percent, text, tick
+from mtkv.report.figure import Figure, Trace, Verbatim, label, percent, text, tick
 from mtkv.report.figures_alignment import SHOWN_LETTERS
 from mtkv.report.latents import Latents
 from mtkv.report.palette import CELL_TEXT, SEQUENTIAL
@@ -107,7 +107,7 @@ def _rows(arm: str, seed: int, part: pd.DataFrame) -> list[list[str]]:
             first = text(percent(own["first"].iloc[0]), 0)
             rows.append([*run, dataset, "all", str(slot), _said(own), first])
         for item, own in single[single["dataset"] == dataset].groupby("item"):
-            question = f"{item}: {own['question'].iloc[0][:QUESTION]}"
+            question = Verbatim(f"{item}: {own['question'].iloc[0][:QUESTION]}")
             rows.append([*run, dataset, question, f"1–{len(own)}", _said(own), "—"])
     return rows
 
@@ -115,4 +115,4 @@ def _rows(arm: str, seed: int, part: pd.DataFrame) -> list[list[str]]:
 def _said(tokens: pd.DataFrame) -> str:
     """Tokens with their probability in percent."""
     pairs = zip(tokens["shown"], tokens["probability"], strict=True)
-    return ", ".join(f"{token} {text(percent(probability), 0)}" for token, probability in pairs)
+    return Verbatim(", ".join(f"{token} {text(percent(probability), 0)}" for token, probability in pairs))

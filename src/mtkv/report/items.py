@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from mtkv.report.figure import number
+from mtkv.report.figure import Verbatim, number
 from mtkv.report.results import Results
 
 MAX_ENTRIES = 3000
@@ -197,7 +197,7 @@ def item_rows(browser: dict[str, Any]) -> Iterator[list[str]]:
         for item, ours, theirs, _, _, mine, others in one["shown"]:
             question, gold = browser["questions"][one["dataset"]][item]
             head = [one["arm"], one["other"], one["dataset"], item, f"{ours:g}", f"{theirs:g}"]
-            yield [*head, texts[question], texts[gold], texts[mine], texts[others]]
+            yield [*head, *(Verbatim(texts[place]) for place in (question, gold, mine, others))]
 
 
 ITEM_HEADER = [

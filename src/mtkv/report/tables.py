@@ -3,18 +3,22 @@
 In: `Results`; out: rows of text. Accuracies are percentages with one decimal; a missing cell says so and is never averaged over.
 """
 
-import csv
-import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtkv.report.figure import mean, number, percent, text
+from mtkv.report.figure import Verbatim, mean, number, percent, text
 from mtkv.report.figures_cost import MEASURES, arm_costs
 from mtkv.report.outcomes import outcome
 from mtkv.report.results import MACRO, Results, reason_of
 from mtkv.report.strings import say
 
+CONTROL = [*range(32), 127]
+BLANK = "\t\n\v\f\r"
+CSV_QUOTED = re.compile(r'[",\x00-\x1f\x7f\x85\u2028\u2029]')
+MARKDOWN_SPECIAL = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "&": "&amp;"})
+MARKDOWN_SPECIAL |= {code: f"&#{code};" for code in (*CONTROL, 0x85, 0x2028, 0x2029)}
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -44,6 +48,9 @@ LATEX_SPECIAL = {
     "⏎": r"$\hookleftarrow$",
     "⇥": r"$\mapsto$",
 }
+# TeX refuses control characters, or ends its line there: a blank for white space, ^[ for others.
+LATEX_SPECIAL |= {chr(code): rf"\textasciicircum{{}}{chr(code ^ 64)}" for code in CONTROL if chr(code) not in BLANK}
+LATEX_SPECIAL |= dict.fromkeys(BLANK, " ")
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,9 @@ def claims_table(results: Results) -> Table:
     header += ["mdd", "twin", "twin estimate", "twin low", "twin high", "why"]
     rows = [
         [
-            *(_word(claim[key]) for key in ("claim", "statement", "level", "verdict")),
+            str(claim["claim"]),
+            Verbatim(claim["statement"]),
+            *(_word(claim[key]) for key in ("level", "verdict")),
             *(text(claim[key]) for key in ("delta", "low", "high", "threshold")),
             *(text(claim[key], 4) for key in ("p", "p_holm")),
             *(text(claim.get(key), 0) for key in ("n", "n_seeds")),
@@ -270,21 +279,23 @@ def _word(value: Any) -> str:
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """CSV with plain minus signs; what is unknown is empty."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([["" if cell == "—" else cell.replace("\u2212", "-") for cell in row] for row in [header, *rows]])
-    return buffer.getvalue()
+    """CSV with plain minus signs; what is unknown is empty. `Verbatim` text stays as it is to the last character."""
+    return "".join(",".join(map(_csv, row)) + "\n" for row in [header, *rows])
+
+
+def _csv(cell: str) -> str:
+    if not isinstance(cell, Verbatim):
+        cell = "" if cell == "—" else cell.replace("\u2212", "-")
+    # Python's csv would leave a bare \r unquoted, which other readers take for the end of the row.
+    return '"' + cell.replace('"', '""') + '"' if CSV_QUOTED.search(cell) else cell
 
 
 def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A GitHub table."""
-    lines = [header, ["---"] * len(header), *rows]
-    escaped = [
-        [cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ") for cell in line]
-        for line in lines
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in escaped) + "\n"
+    """A GitHub table; line ends and other control characters are character references."""
+    escaped = [[cell.translate(MARKDOWN_SPECIAL) for cell in line] for line in (header, *rows)]
+    return (
+        "\n".join("| " + " | ".join(line) + " |" for line in [escaped[0], ["---"] * len(header), *escaped[1:]]) + "\n"
+    )
 
 
 def as_latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -308,7 +319,7 @@ def as_latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _latex(cell: str) -> str:
-    return "".join(LATEX_SPECIAL.get(letter, letter) for letter in cell.replace("\n", " "))
+    return "".join(LATEX_SPECIAL.get(letter, letter) for letter in cell)
 
 
 FORMATS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], str]] = {

@@ -60,15 +60,16 @@ function shownTable() {
   return [...table.rows].filter((row) => !row.hidden).map((row) => [...row.cells].filter((cell) => !cell.hidden).map(text));
 }
 
-const cellText = (cell) => (cell.children.length ? cell.innerText.replace(/\s+/g, " ").trim() : cell.textContent);
+class Verbatim extends String {} // what a model or a person wrote: nothing in it is a number
+const cellText = (cell) => "verbatim" in cell.dataset ? new Verbatim(cell.textContent) : (cell.children.length ? cell.innerText.replace(/\s+/g, " ").trim() : cell.textContent);
 const plainTable = (table) => $$("tr", table).map((row) => [...row.cells].map(cellText));
 
 const asCsv = (rows) => rows.map((row) => row.map((cell) => {
-  const plain = cell.replaceAll("\u2212", "-");
-  return /[",\n]/.test(plain) ? `"${plain.replaceAll('"', '""')}"` : plain;
+  const plain = cell instanceof Verbatim ? cell : cell.replaceAll("\u2212", "-");
+  return /[",\u0000-\u001f\u007f\u0085\u2028\u2029]/.test(plain) ? `"${plain.replaceAll('"', '""')}"` : plain;
 }).join(",")).join("\n") + "\n";
 const asMarkdown = ([head, ...rows]) => [head, head.map(() => "---"), ...rows]
-  .map((row) => `| ${row.map((cell) => cell.replaceAll("\\", "\\\\").replaceAll("|", "\\|").replaceAll("<", "&lt;")).join(" | ")} |`).join("\n") + "\n";
+  .map((row) => `| ${row.map((cell) => cell.replaceAll("\\", "\\\\").replaceAll("|", "\\|").replaceAll("&", "&amp;").replaceAll("<", "&lt;")).join(" | ")} |`).join("\n") + "\n";
 const LATEX = {
   "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\u2212": "$-$", "—": "---", "Δ": "$\\Delta$", "≥": "$\\geq$",
 };
