@@ -12,7 +12,9 @@ from mtkv.report.figures_ablations import ablation_figures, families
 from mtkv.report.figures_matrix import duels, runs
 from mtkv.report.figures_pairs import forest
 from mtkv.report.figures_scores import heatmap
+from mtkv.report.files import write_tables
 from mtkv.report.outcomes import clear, outcome, verdict
+from mtkv.report.summary import results_json
 
 
 def pairs_of(root):
@@ -94,6 +96,35 @@ def test_matrix_counts_and_cells_are_those_of_the_file(full, full_tree):
     counts = table.groupby(["dataset", "arm"])["outcome"].value_counts().to_dict()
     for name, arm, *numbers in figure.rows:
         assert [int(n) for n in numbers] == [counts.get((name, arm, word), 0) for word in ("win", "tie", "loss")]
+
+
+def test_of_many_arms_only_those_that_are_named_are_drawn_and_all_are_in_the_file(
+    full, full_tree, tmp_path, monkeypatch
+):
+    whole = duels(full)
+    monkeypatch.setattr("mtkv.report.results.MATRIX_ARMS", len(full.arms) - 1)
+    claims = full.claims.to_dict("records")
+    against = full.pairs[full.pairs["family"].isin(["claim", "twin"])]
+    named = {full.baseline, *(claim[key] for claim in claims for key in ("arm", "baseline")), *against["baseline"]}
+    named &= set(full.arms)
+    assert named < set(full.arms)
+    figure = duels(full)
+    assert set(figure.traces[0]["y"]) == set(figure.traces[0]["meta"]["columns"]["arm"]) == named
+    assert f"{len(full.arms) - len(named)} arms that no claim names are not drawn" in figure.caption
+    assert figure.rows == whole.rows
+    shown = results_json(full)["matrix"]
+    assert {row["arm"] for row in shown} == {row["other"] for row in shown} == named
+    table = pd.read_parquet(full_tree / "compare/matrix.parquet")
+    write_tables(full, [], None, tmp_path / "tables")
+    file = pd.read_csv(tmp_path / "tables/matrix.csv")
+    assert len(file) == len(table) > len(shown)
+    assert file[["arm", "other", "dataset", "outcome"]].equals(
+        table[["arm", "other", "dataset", "outcome"]].astype(str)
+    )
+    assert np.allclose(file[["delta", "low", "high"]], table[["delta", "low", "high"]] * 100, atol=0.0051)
+    assert np.allclose(file[["p", "p (Holm)"]], table[["p", "p_holm"]], atol=0.000051)
+    assert "-0.00," not in (tmp_path / "tables/matrix.csv").read_text()
+    assert len((tmp_path / "tables/matrix.md").read_text().splitlines()) == 2 + len(shown)
 
 
 def test_a_study_without_matrix_has_no_matrix(full):

@@ -64,7 +64,7 @@ def items(tmp_path):
     browser = {"lists": [one], "questions": {"gsm8k": {f"i{n}": [n, n] for n in places}}, "texts": SAID}
     rows = list(item_rows(browser))
     forms = {"csv": as_csv, "md": as_markdown, "tex": as_latex}
-    write_folder(tmp_path / "t", {f"items.{end}": form(ITEM_HEADER, rows).encode() for end, form in forms.items()})
+    write_folder(tmp_path / "t", {f"items.{end}": [form(ITEM_HEADER, rows).encode()] for end, form in forms.items()})
     return tmp_path / "t"
 
 

@@ -1,6 +1,8 @@
 """Intervals agree with statsmodels, scipy and formulas written out, and cover what they say they cover."""
 
-from itertools import product
+from dataclasses import replace
+from itertools import permutations, product
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,9 @@ from statsmodels.stats.anova import anova_lm
 from mtkv.stats.cells import cell, tied_set
 from mtkv.stats.intervals import estimate, item_variance, satterthwaite, wilson
 from mtkv.stats.items import MACRO
-from mtkv.stats.resampling import Resamples
+from mtkv.stats.paired import two_level_p
+from mtkv.stats.ranks import duels
+from mtkv.stats.resampling import Resamples, quantiles
 
 ONE = ["pocket_bbh"]
 TWO = ["pocket_bbh", "pocket_gpqa"]
@@ -199,3 +203,68 @@ def test_seeds_that_coincide_by_accident_make_no_certainty(made):
     assert found.sd_seeds == 0
     assert found.safe.se >= stats.sem(np.mean(rows, axis=0)) - 1e-12
     assert found.high - found.low > 0.4 * 2 * 1.96 * stats.sem(np.mean(rows, axis=0))
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_pairs_at_once_are_the_pairs_one_by_one(made, monkeypatch, clustered):
+    """Arms with the same seeds, with others and with one, and two that answer a dataset alike; three pairs at a time."""
+    seeds = {"a": 3, "b": 3, "c": 3, "d": 3, "e": 3, "f": 2, "g": 1, "h": 1}
+    world = made.draw_world(np.random.default_rng(2), dict.fromkeys(seeds, 0.5), seeds, TWO, 24, 0.2)
+    world["e"][ONE[0]] = world["a"][ONE[0]]
+    codes = {ONE[0]: np.repeat(np.arange(12), 2)} if clustered else {}
+    answers = replace(made.answers_of(world), clusters=codes)
+    resamples = Resamples(answers, 300, 0)
+    monkeypatch.setattr("mtkv.stats.ranks.CHUNK", 3)
+    for column in (ONE[0], MACRO):
+        fought = duels(answers, resamples, column, 0.95, list(seeds))
+        assert fought.arms == list(seeds)
+        for (i, arm), (j, other) in permutations(enumerate(seeds), 2):
+            one = estimate(answers, resamples, min(arm, other), column, 0.95, max(arm, other))
+            side = 1 if i < j else -1
+            assert side * fought.value[i, j] == pytest.approx(one.value, abs=1e-12)
+            limits = fought.low[i, j], fought.high[i, j]
+            assert sorted(side * limit for limit in limits) == pytest.approx([one.low, one.high], abs=1e-12)
+            assert fought.p[i, j] == two_level_p(one, 0.0)
+            assert fought.n_seeds[i, j] == one.n_seeds
+
+
+def test_the_limits_of_a_pair_are_those_of_its_resamples_written_out(made):
+    """Same three seeds: t of the seeds' means beside the bootstrap of the items, shrunk to what the seeds leave."""
+    world = made.draw_world(np.random.default_rng(7), {"a": 0.6, "b": 0.5}, {"a": 3, "b": 3}, ONE, 50, 0.3)
+    answers = made.answers_of(world)
+    resamples = Resamples(answers, 400, 5)
+    found = estimate(answers, resamples, "a", ONE[0], 0.9, "b")
+    gap = world["a"][ONE[0]] - world["b"][ONE[0]]
+    shares = gap.mean(axis=0)
+    residual = gap - gap.mean(axis=1, keepdims=True) - shares + gap.mean()
+    own = shares.var(ddof=1) - (residual**2).sum() / (2 * 49) / 3
+    counts = np.random.default_rng([5, crc32(ONE[0].encode())]).multinomial(50, np.full(50, 1 / 50), size=400)
+    items = np.sqrt(own / shares.var(ddof=1)) * (counts @ shares / 50 - shares.mean())
+    draws = shares.mean() + items + stats.sem(gap.mean(axis=1)) * resamples.seed_draws(2, 0)
+    assert (found.low, found.high) == pytest.approx(np.quantile(draws, [0.05, 0.95]), abs=1e-12)
+
+
+def test_resamples_do_not_depend_on_how_many_are_drawn_at_a_time(made, monkeypatch):
+    answers = made.answers_of(
+        made.draw_world(np.random.default_rng(2), {"a": 0.5, "b": 0.5}, {"a": 2, "b": 2}, TWO, 30)
+    )
+    answers = replace(answers, clusters={ONE[0]: np.repeat(np.arange(10), 3)})
+    whole = Resamples(answers, 100, 0)
+    monkeypatch.setattr("mtkv.stats.resampling.CHUNK", 7)
+    parts = Resamples(answers, 100, 0)
+    for dataset in TWO:
+        for arm in "ab":
+            assert parts.means[dataset][arm] == pytest.approx(whole.means[dataset][arm], abs=1e-12)
+            assert parts.flips[dataset][arm] == pytest.approx(whole.flips[dataset][arm], abs=1e-12)
+        assert parts.flip_means[dataset] == pytest.approx(whole.flip_means[dataset], abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [10, 400, 5000])
+def test_quantiles_are_numpys(size):
+    rng = np.random.default_rng(0)
+    draws = np.stack([rng.normal(size=size), rng.standard_t(2, size), rng.integers(0, 3, size) * 1.0, np.zeros(size)])
+    draws = np.concatenate([draws, np.sort(draws, axis=-1), draws])
+    draws[-4:, :: max(1, size // 200)] -= 5  # those that a look at a few sees are the lowest of all
+    for tails in (np.tile([0.025, 0.975], (12, 1)), np.tile([0.3, 0.99], (12, 1)), rng.uniform(size=(12, 2))):
+        expected = [np.quantile(row, own) for row, own in zip(draws, tails, strict=True)]
+        assert quantiles(draws, tails) == pytest.approx(np.array(expected), abs=1e-12)

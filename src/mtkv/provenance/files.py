@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,10 +95,20 @@ def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def write_parquet(path: str | Path, frame: "pd.DataFrame") -> None:
-    """Write `frame` without its index as parquet, atomically."""
+def write_parquet(path: str | Path, frame: "pd.DataFrame | Iterable[pd.DataFrame]") -> None:
+    """Write `frame` without its index as parquet, atomically; of several frames, with the same columns, one is held at a time."""
     with atomic_path(path) as temporary:
-        frame.to_parquet(temporary, index=False)
+        if hasattr(frame, "to_parquet"):
+            frame.to_parquet(temporary, index=False)
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        tables = (pa.Table.from_pandas(one, preserve_index=False) for one in frame)
+        first = next(tables)
+        with pq.ParquetWriter(temporary, first.schema) as writer:
+            for table in chain([first], tables):
+                writer.write_table(table)
 
 
 def _open_to_others(path: Path) -> None:

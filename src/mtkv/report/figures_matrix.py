@@ -4,7 +4,6 @@ In: matrix.parquet (arm, other, dataset, delta, p_holm, outcome) and the items; 
 their cells, so that nothing depends on colour.
 """
 
-from collections import Counter
 from typing import Any
 
 from mtkv.report.figure import Figure, Trace, label, percent, text, tick
@@ -29,10 +28,15 @@ def matrix_figures(results: Results) -> list[Figure]:
 def duels(results: Results) -> Figure:
     """One view per dataset: the row's arm minus the column's, with win, tie or loss; one row of counts per arm in the table."""
     names = [MACRO, *results.datasets]
-    known: Known = {(r["dataset"], r["arm"], r["other"]): r for r in results.matrix.to_dict("records")}
-    counts = Counter((name, arm, row["outcome"]) for (name, arm, _), row in known.items())
+    arms = results.matrix_arms
+    known: Known = {(r["dataset"], r["arm"], r["other"]): r for r in results.matrix_shown.to_dict("records")}
+    counts = results.matrix.groupby(["dataset", "arm", "outcome"], observed=True).size().to_dict()
     bound = max(1.0, *(abs(percent(row["delta"]) or 0.0) for row in known.values()))
-    rows = [[name, arm, *(str(counts[name, arm, word]) for word in WORDS)] for name in names for arm in results.arms]
+    rows = [
+        [name, arm, *(str(counts.get((name, arm, word), 0)) for word in WORDS)]
+        for name in names
+        for arm in results.arms
+    ]
     return Figure(
         "matrix",
         "plots",
@@ -42,21 +46,28 @@ def duels(results: Results) -> Figure:
             "all pairs of the shown dataset is below {alpha}. A tie is not equality: this study cannot tell the two apart. The table "
             "counts them; each pair with its interval is in tables/matrix.csv.",
             alpha=f"{results.alpha:.2g}",
-        ),
+        )
+        + _unnamed(len(results.arms) - len(arms)),
         [_duel_map(results, known, name, bound) for name in names],
         AXES,
         ["Dataset", "Arm", "Wins", "Ties", "Losses"],
         rows,
         views=[(name, name) for name in names],
         view_label="Dataset",
-        height=max(280, 100 + 36 * len(results.arms)),
+        height=max(280, 100 + 36 * len(arms)),
     )
 
 
+def _unnamed(count: int) -> str:
+    if not count:
+        return ""
+    return say(" {count} arms that no claim names are not drawn; the table counts their pairs as well.", count=count)
+
+
 def _duel_map(results: Results, known: Known, name: str, bound: float) -> Trace:
-    found = [[known.get((name, arm, other)) for other in results.arms] for arm in results.arms]
+    arms = results.matrix_arms
+    found = [[known.get((name, arm, other)) for other in arms] for arm in arms]
     return _grid(
-        results,
         [[percent((row or {}).get("delta")) for row in line] for line in found],
         [
             [
@@ -65,8 +76,9 @@ def _duel_map(results: Results, known: Known, name: str, bound: float) -> Trace:
             ]
             for line in found
         ],
-        {"view": name, "columns": {"arm": results.arms}, **({} if name == MACRO else {"dataset": name})},
-        results.arms,
+        {"view": name, "columns": {"arm": arms}, **({} if name == MACRO else {"dataset": name})},
+        arms,
+        arms,
     ) | {"colorscale": DIVERGING, "zmin": -bound, "zmax": bound, "zmid": 0}
 
 
@@ -101,7 +113,7 @@ def runs(results: Results) -> Figure:
         )
         + _holes(partial, empty),
         [
-            _grid(results, z, words, {"columns": {"dataset": names}}, names)
+            _grid(z, words, {"columns": {"dataset": names}}, names, results.arms)
             | {"colorscale": SEQUENTIAL, "zmin": 0, "zmax": 1.6, "showscale": False}
         ],
         AXES,
@@ -125,13 +137,13 @@ def _reason(results: Results, arm: str, seed: int, dataset: str) -> str:
 
 
 def _grid(
-    results: Results, z: list[list[Any]], words: list[list[str]], meta: dict[str, Any], columns: list[str]
+    z: list[list[Any]], words: list[list[str]], meta: dict[str, Any], columns: list[str], arms: list[str]
 ) -> Trace:
     return {
         "type": "heatmap",
         "name": meta.get("view", "runs"),
         "x": [tick(name) for name in columns],
-        "y": [label(arm) for arm in results.arms],
+        "y": [label(arm) for arm in arms],
         "z": z,
         "text": [[label(word) for word in line] for line in words],
         "texttemplate": "%{text}",
@@ -141,5 +153,5 @@ def _grid(
         "ygap": 2,
         "hoverongaps": False,
         "colorbar": {"thickness": 12, "outlinewidth": 0},
-        "meta": {"rows": {"arm": results.arms}, "all_seeds_only": True, **meta},
+        "meta": {"rows": {"arm": arms}, "all_seeds_only": True, **meta},
     }

@@ -4,6 +4,7 @@ In: `Results`, the figures and the SVG text of each figure's first view. Out: fi
 are replaced, so that no file of an earlier study stays.
 """
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mtkv.report.tables import (
     claims_table,
     headline,
     headline_table,
+    matrix_csv,
     matrix_table,
     models_table,
     pairs_table,
@@ -30,8 +32,10 @@ def write_tables(results: Results, figures: list[Figure], browser: dict[str, Any
     tables = [headline_table(headline(results)), claims_table(results), pairs_table(results), matrix_table(results)]
     tables += [Table("items", ITEM_HEADER, list(item_rows(browser)))] if browser else []
     tables += [Table(f"figure-{figure.id}", figure.header, figure.rows) for figure in figures]
-    written = {f"{t.id}.{suffix}": form(t.header, t.rows) for t in tables for suffix, form in FORMATS.items()}
-    write_folder(folder, {name: text.encode() for name, text in written.items()})
+    written = {
+        f"{t.id}.{suffix}": [form(t.header, t.rows).encode()] for t in tables for suffix, form in FORMATS.items()
+    }
+    write_folder(folder, written | {"matrix.csv": matrix_csv(results)})
     return len(tables)
 
 
@@ -43,9 +47,10 @@ def write_summaries(results: Results, folder: Path) -> None:
     write_text(folder / "model_comparison.csv", as_csv(models.header, models.rows))
 
 
-def write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """A folder with just these files."""
+def write_folder(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:
+    """A folder with just these files, each given in parts."""
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
-        for name, content in files.items():
-            (temporary / name).write_bytes(content)
+        for name, parts in files.items():
+            with (temporary / name).open("wb") as file:
+                file.writelines(parts)

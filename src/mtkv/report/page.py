@@ -140,6 +140,6 @@ def _write_figures(figures: list[Figure], pictures: dict[str, Picture], folder: 
             first = not figure.views or view == figure.views[0][0]
             name = f"{figure.id}-{SEPARATORS.sub('-', view)}" if figure.views else figure.id
             drawn[name] = pictures[figure.id] if first else picture(figure, view)
-    files = {f"{name}.svg": one.svg.encode() for name, one in drawn.items()}
-    write_folder(folder, files | {f"{name}.pdf": one.pdf for name, one in drawn.items()})
+    files = {f"{name}.svg": [one.svg.encode()] for name, one in drawn.items()}
+    write_folder(folder, files | {f"{name}.pdf": [one.pdf] for name, one in drawn.items()})
     return len(drawn)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mtkv.config.study import Study
 
 MACRO = "macro"
+MATRIX_ARMS = 30  # so many the page and results.json show against each other; of more only those that are named
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,22 @@ class Results:
         """The row of pairs.parquet of `arm` against `other` (the study's baseline), if there is one with numbers."""
         found = self._lookup("pairs", arm, dataset, other or self.baseline)
         return found if found is not None and found["delta"] == found["delta"] else None
+
+    @property
+    def matrix_arms(self) -> list[str]:
+        """The arms that are shown against each other: all, or of more than `MATRIX_ARMS` the baseline and those of the claims."""
+        if len(self.arms) <= MATRIX_ARMS:
+            return self.arms
+        claimed = self.pairs[self.pairs["family"].isin(["claim", "twin"])]
+        named = {self.baseline, *self.claims["arm"], *self.claims["baseline"], *claimed["arm"], *claimed["baseline"]}
+        return [arm for arm in self.arms if arm in named]
+
+    @property
+    def matrix_shown(self) -> pd.DataFrame:
+        """The rows of `matrix` among `matrix_arms`."""
+        if self.matrix.empty:
+            return self.matrix
+        return self.matrix[self.matrix["arm"].isin(self.matrix_arms) & self.matrix["other"].isin(self.matrix_arms)]
 
     def runs_of(self, arm: str) -> list[int]:
         """The seeds that `arm` is to have."""

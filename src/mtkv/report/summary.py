@@ -47,7 +47,7 @@ def results_json(results: Results) -> dict[str, Any]:
         "claims": records(results.claims),
         "cells": [row | {"cards": cell_cards(results, row["arm"], row["dataset"])} for row in records(results.cells)],
         "pairs": records(results.pairs),
-        "matrix": records(results.matrix),
+        "matrix": records(results.matrix_shown),
         "runs": [
             row | {"cards": run_cards(results, row["arm"], row["seed"], row["dataset"])}
             for row in records(results.seed_scores)

@@ -4,7 +4,7 @@ In: `Results`; out: rows of text. Accuracies are percentages with one decimal; a
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from mtkv.report.outcomes import outcome
 from mtkv.report.results import MACRO, Results, reason_of
 from mtkv.report.strings import say
 
+MATRIX_HEADER = ["arm", "other", "dataset", "delta", "low", "high", "p", "p (Holm)", "n", "seeds", "outcome"]
+MATRIX_COLUMNS = ["arm", "other", "dataset", "delta", "low", "high", "p", "p_holm", "n_items", "n_seeds", "outcome"]
 CONTROL = [*range(32), 127]
 BLANK = "\t\n\v\f\r"
 CSV_QUOTED = re.compile(r'[",\x00-\x1f\x7f\x85\u2028\u2029]')
@@ -213,9 +215,20 @@ def _pair_row(results: Results, pair: dict[Any, Any]) -> list[str]:
     ]
 
 
+def matrix_csv(results: Results) -> Iterator[bytes]:
+    """CSV of every arm against every other, whether the page shows the pair or not, part by part: pairs may be millions."""
+    yield as_csv(MATRIX_HEADER, []).encode()
+    for start in range(0, len(results.matrix), 100_000):
+        part = results.matrix.iloc[start : start + 100_000].astype(
+            {"arm": str, "other": str, "dataset": str, "outcome": str}
+        )
+        for names, factor, digits in ((["delta", "low", "high"], 100, 2), (["p", "p_holm"], 1, 4)):
+            part[names] = ((part[names] * factor).round(digits) + 0.0).map(f"{{:.{digits}f}}".format)
+        yield part[MATRIX_COLUMNS].to_csv(header=False, index=False, lineterminator="\n").encode()
+
+
 def matrix_table(results: Results) -> Table:
-    """Every arm against every other, in percentage points."""
-    header = ["arm", "other", "dataset", "delta", "low", "high", "p", "p (Holm)", "n", "seeds", "outcome"]
+    """The arms of `Results.matrix_arms` against each other, in percentage points."""
     rows = [
         [
             *(row[key] for key in ("arm", "other", "dataset")),
@@ -224,9 +237,9 @@ def matrix_table(results: Results) -> Table:
             *(text(row[key], 0) for key in ("n_items", "n_seeds")),
             row["outcome"],
         ]
-        for row in results.matrix.to_dict("records")
+        for row in results.matrix_shown.to_dict("records")
     ]
-    return Table("matrix", header, rows)
+    return Table("matrix", MATRIX_HEADER, rows)
 
 
 def models_table(results: Results) -> Table:

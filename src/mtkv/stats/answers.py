@@ -7,7 +7,7 @@ p = 0.25). Both numbers, and the design effect, are in cells.parquet. A question
 a model answers it alike: without enough clusters, the repeats of one question are a cluster, however many such there are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,15 @@ MACRO = "macro"
 MIN_CLUSTERS = 10
 Run = tuple[str, int, str]
 Codes = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Arms with the same seeds on one dataset: row of each arm, `correct` [arms, seeds, items], its mean `shares` [arms, items]."""
+
+    rows: dict[str, int]
+    correct: NDArray[np.float64]
+    shares: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Answers:
     clusters: dict[str, Codes] = field(default_factory=dict)
     min_clusters: int = MIN_CLUSTERS
     questions: dict[str, Codes] = field(default_factory=dict)
-    _matrices: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict, repr=False, compare=False)
+    _matrices: dict[tuple[tuple[int, ...], str], Stack] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def columns(self) -> list[str]:
@@ -52,9 +61,31 @@ class Answers:
 
     def matrix(self, arm: str, dataset: str) -> NDArray[np.float64]:
         """Correctness [seeds, items] of an arm on a dataset that is not missing."""
-        key = arm, dataset
+        stack = self._stack(arm, dataset)
+        return stack.correct[stack.rows[arm]]
+
+    def matrices(self, arms: Sequence[str], dataset: str) -> NDArray[np.float64]:
+        """The same for `arms` that have the same seeds, [arms, seeds, items]."""
+        stack = self._stack(arms[0], dataset)
+        return stack.correct[[stack.rows[arm] for arm in arms]]
+
+    def shares(self, arms: Sequence[str], dataset: str) -> NDArray[np.float64]:
+        """The share of seeds that answered each item right, [arms, items]."""
+        stack = self._stack(arms[0], dataset)
+        return stack.shares[[stack.rows[arm] for arm in arms]]
+
+    def _stack(self, arm: str, dataset: str) -> Stack:
+        """All arms with the seeds of `arm` that have all answers to the dataset, as one array; made once."""
+        key = tuple(self.seeds[arm]), dataset
         if key not in self._matrices:
-            self._matrices[key] = np.stack([self.correct[arm, seed, dataset] for seed in self.seeds[arm]])
+            runs = {
+                one: [(one, seed, dataset) for seed in key[0]]
+                for one, own in self.seeds.items()
+                if tuple(own) == key[0]
+            }
+            there = [one for one, own in runs.items() if all(run in self.correct for run in own)]
+            correct = np.stack([np.stack([self.correct[run] for run in runs[one]]) for one in there])
+            self._matrices[key] = Stack({one: row for row, one in enumerate(there)}, correct, correct.mean(axis=1))
         return self._matrices[key]
 
     def missing(self, arm: str, column: str) -> str | None:

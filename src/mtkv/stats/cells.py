@@ -4,7 +4,7 @@ In: `Answers`. Out: the rows of cells.parquet. One seed of right-or-wrong answer
 effective number of items); anything else that of `intervals`. `tied`, `rank`, `rank_low` and `rank_high` are those of `ranks`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from scipy import stats
 
 from mtkv.stats.answers import MACRO, Answers
 from mtkv.stats.intervals import Estimate, estimate, wilson
-from mtkv.stats.ranks import Duels, Place, duels, places, tied_set
+from mtkv.stats.ranks import Place, tied_set
 from mtkv.stats.resampling import Resamples
 from mtkv.stats.sentences import packed
 from mtkv.stats.variance import spread
@@ -88,19 +88,13 @@ def cells_table(
     answers: Answers,
     resamples: Resamples,
     confidence: float,
-    contenders: Sequence[str],
-    fought: Mapping[str, Duels] | None = None,
+    placed: Mapping[str, Mapping[str, Place]],
 ) -> pd.DataFrame:
-    """cells.parquet. Only `contenders` are candidates for the best arm, its tied set, and have ranks.
-
-    `fought` are the `duels` of each column, where they are known already.
-    """
+    """cells.parquet. `placed` are the `places` of each column: only contenders can be the best arm, tied with it, and have ranks."""
     rows = []
     for column in answers.columns:
         cells = {arm: cell(answers, resamples, arm, column, confidence) for arm in answers.seeds}
-        known = fought[column] if fought else duels(answers, resamples, column, confidence, contenders)
-        ranked = places(answers, column, known, confidence, contenders)
-        rows += [_row(answers, arm, column, found, ranked.get(arm, Place())) for arm, found in cells.items()]
+        rows += [_row(answers, arm, column, found, placed[column].get(arm, Place())) for arm, found in cells.items()]
     order = {arm: i for i, arm in enumerate(answers.seeds)}
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(
         "arm", key=lambda arms: arms.map(order), kind="stable", ignore_index=True

@@ -5,9 +5,11 @@ files, the study's config beside them (for `diff`), and the facts of the stage's
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from mtkv.provenance.files import read_json, write_json, write_parquet
 from mtkv.stats.cells import cells_table
@@ -15,7 +17,7 @@ from mtkv.stats.claims import claims_table, grade
 from mtkv.stats.fairness import check_fairness
 from mtkv.stats.items import read_scores
 from mtkv.stats.pairs import families, pairs_table
-from mtkv.stats.ranks import duels, matrix_rows, matrix_table
+from mtkv.stats.ranks import duels, matrix_table, places
 from mtkv.stats.resampling import Resamples
 from mtkv.stats.sentences import tell
 
@@ -37,12 +39,19 @@ def compare(study: "Study", scores: Sequence[Path], train_cards: Sequence[Path],
     seeds = {arm: study.seeds_of(arm) for arm in study.arms}
     answers = read_scores(scores, study.study, seeds, study.datasets, settings.min_clusters)
     resamples = Resamples(answers, settings.resamples, settings.seed)
-    fought = {column: duels(answers, resamples, column, confidence, list(study.arms)) for column in answers.columns}
+    placed = {}
+
+    def matrix() -> Iterator[pd.DataFrame]:
+        for column in answers.columns:
+            fought = duels(answers, resamples, column, confidence, list(study.arms))
+            placed[column] = places(answers, column, fought, confidence, contenders(study))
+            yield matrix_table(column, fought, confidence, list(study.arms), answers.columns)
+
+    write_parquet(folder / "matrix.parquet", matrix())
     tables = {
         "items": answers.items,
-        "cells": cells_table(answers, resamples, confidence, contenders(study), fought),
+        "cells": cells_table(answers, resamples, confidence, placed),
         "pairs": pairs_table(answers, resamples, families(study), confidence, margin),
-        "matrix": matrix_table([row for name, one in fought.items() for row in matrix_rows(name, one, confidence)]),
         "claims": claims_table(answers, resamples, study.claims, confidence, margin, without_twin(study)),
     }
     write_json(folder / "study.json", study.model_dump(mode="json", exclude={"resources"}))

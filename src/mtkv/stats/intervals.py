@@ -13,6 +13,7 @@ A dataset whose answers do not vary at all (all right; no item on which two arms
 certainty: its error is drawn from the score interval of such data (`unvaried`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Self
@@ -20,11 +21,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.special import ndtr, ndtri
 from statsmodels.stats.proportion import proportion_confint
 
 from mtkv.stats.answers import Answers, Codes
-from mtkv.stats.resampling import Resamples
+from mtkv.stats.resampling import Resamples, bca_tails, quantiles
 from mtkv.stats.variance import item_variance, residual_spread, sample_variance, satterthwaite, spread
 
 Matrix = NDArray[np.float64]
@@ -73,94 +73,164 @@ def estimate(
     answers: Answers, resamples: Resamples, arm: str, column: str, confidence: float, baseline: str | None = None
 ) -> Estimate:
     """The accuracy of `arm` in a column (a dataset or "macro"), or its difference from `baseline`. None may be missing."""
+    return estimates(answers, resamples, arm, column, confidence, [] if baseline is None else [baseline]).one(0)
+
+
+def estimates(
+    answers: Answers, resamples: Resamples, arm: str, column: str, confidence: float, others: Sequence[str]
+) -> "Estimates":
+    """The differences of `arm` from each of `others`, which must all have the same seeds, at once; without any, its accuracy."""
     strata = answers.strata(column)
-    sides = [arm] if baseline is None else [arm, baseline]
-    sources = [source for source in seed_sources(answers, sides, strata) if source[0].shape[0] > 1]
     groups = [answers.groups(dataset) for dataset in strata]
-    seed_means = [_seed_means(source) for source in sources]
-    draws, variances, degrees = np.zeros(resamples.resamples), [], []
-    for side, (means, source) in enumerate(zip(seed_means, sources, strict=True)):
-        variance, df = seed_level(means, source, groups, confidence)
-        variances.append(variance)
-        degrees.append(df)
-        draws += np.sqrt(variance) * resamples.seed_draws(df, side)
-    per_item = [_difference([answers.matrix(side, dataset).mean(axis=0) for side in sides]) for dataset in strata]
-    flat, naive = [], 0.0
-    for index, (dataset, shares) in enumerate(zip(strata, per_item, strict=True)):
-        units = shares.size if groups[index] is None else answers.n_groups(dataset)
-        seen = [source[index] for source in sources]
-        own, plain = (
-            item_variance(shares, seen, groups[index]) / shares.size,
-            spread(shares, groups[index]) / shares.size,
-        )
-        degrees.append(max(units - 1, 1))
-        error = np.zeros(1)
-        if unvaried(plain, units, seen):
-            flat.append((units, shares.mean()))
-        elif groups[index] is None:
-            shrink = np.sqrt(own / plain) if own else 0.0
-            error = shrink * (_difference([resamples.means[dataset][side] for side in sides]) - shares.mean())
-        else:
-            error = np.sqrt(own) * resamples.cluster_draws(units, dataset)
-        variances.append(own / len(strata) ** 2)
-        naive += plain / len(strata) ** 2
-        draws += (shares.mean() + error) / len(strata)
-    value = float(np.mean([shares.mean() for shares in per_item]))
+    sources = [source for source in seed_sources(answers, arm, others, strata) if source[0].shape[-2] > 1]
+    per_item = [answers.shares([arm], dataset) for dataset in strata]
+    if others:
+        per_item = [ours - answers.shares(others, dataset) for ours, dataset in zip(per_item, strata, strict=True)]
+    found = Estimates(per_item, sources, resamples)
+    found.n_seeds = max(len(answers.seeds[side]) for side in (arm, *others[:1]))
+    for side, source in enumerate(sources):
+        found.add_seeds(source, groups, confidence, side)
+    for index, dataset in enumerate(strata):
+        if groups[index] is not None:
+            found.add_items(
+                index,
+                groups[index],
+                answers.n_groups(dataset),
+                resamples.cluster_draws(answers.n_groups(dataset), dataset),
+            )
+            continue
+        error = resamples.of(others or [arm], dataset)
+        if others:
+            np.subtract(resamples.means[dataset][arm], error, out=error)
+        found.add_items(index, None, per_item[index].shape[-1], error)
     clustered = any(codes is not None for codes in groups)
-    tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
-    if not sources and not clustered:
-        tails = bca_tails(draws, value, per_item, tails)
-    if flat:
-        edges, least = edge_error(resamples.normal_draws, flat, -1.0 if baseline else 0.0)
-        draws = draws + edges / len(strata)
-        naive += least / len(strata) ** 2
-        variances.append(least / len(strata) ** 2)
-        degrees.append(NORMAL)
-    low, high = np.quantile(draws, tails)
-    return Estimate(
-        value=value,
-        low=float(low),
-        high=float(high),
-        se=float(np.sqrt(sum(variances))),
-        df=satterthwaite(variances, degrees),
-        n_items=sum(shares.size for shares in per_item),
-        n_seeds=max(len(answers.seeds[side]) for side in sides),
-        sd_seeds=float(np.sqrt(sum(sample_variance(means) for means in seed_means))) if sources else float("nan"),
-        sd_items=float(np.sqrt(np.mean([sample_variance(shares) for shares in per_item]))),
-        draws=draws,
-        method="two-level" if sources else "clusters" if clustered else "bca",
-        seed_means=tuple(seed_means),
-        se_items=float(np.sqrt(naive)),
-        unvaried=bool(flat),
-    )
+    found.method = "two-level" if sources else "clusters" if clustered else "bca"
+    found.finish(confidence, -1.0 if others else 0.0)
+    return found
 
 
-def seed_level(means: Matrix, source: list[Matrix], groups: list[Codes | None], confidence: float) -> tuple[float, int]:
-    """Variance of the mean of the seeds' `means` [seeds], and its degrees of freedom.
+class Estimates:
+    """Several `Estimate`s at once, as their errors are added up: numbers are [means], `draws` [means, resamples].
+
+    `per_item` holds the shares [means, items] of each dataset, `sources` those of `seed_sources` that have several seeds.
+    """
+
+    method, n_seeds = "", 1
+
+    def __init__(self, per_item: list[Matrix], sources: list[list[Matrix]], resamples: Resamples) -> None:
+        self.per_item, self.sources, self.resamples = per_item, sources, resamples
+        self.value = np.mean([shares.mean(axis=-1) for shares in per_item], axis=0)
+        self.draws = np.zeros((len(self.value), resamples.resamples))
+        self.variances: list[Matrix] = []
+        self.degrees: list[Matrix] = []
+        self.naive: list[Matrix] = [np.zeros(len(self.value))]
+        self.seed_means: list[Matrix] = []
+        self.flat: list[NDArray[np.bool_]] = []
+        self.units: list[int] = []
+
+    def add_seeds(self, source: list[Matrix], groups: list[Codes | None], confidence: float, side: int) -> None:
+        """One source of `seed_sources`."""
+        means = np.mean([matrix.mean(axis=-1) for matrix in source], axis=0)
+        means = np.broadcast_to(means, (len(self.value), means.shape[-1]))
+        variance, df = (np.broadcast_to(one, len(means)) for one in seed_level(means, source, groups, confidence))
+        self.seed_means.append(means)
+        self.variances.append(variance)
+        self.degrees.append(df)
+        for one in set(df.tolist()):
+            self.draws += np.where(df == one, np.sqrt(variance), 0.0)[:, None] * self.resamples.seed_draws(one, side)
+
+    def add_items(self, index: int, codes: Codes | None, units: int, error: Matrix) -> None:
+        """The items of a dataset. `error`: bootstrap means of its shares (overwritten); with clusters, draws of Student's t."""
+        shares, strata = self.per_item[index], len(self.per_item)
+        items, mean = shares.shape[-1], shares.mean(axis=-1)
+        seen = [source[index] for source in self.sources]
+        own, plain = item_variance(shares, seen, codes) / items, spread(shares, codes) / items
+        flat = unvaried(plain, units, seen)
+        own = np.where(flat, 0.0, own)
+        if codes is None:
+            shrink = np.sqrt(np.divide(own, plain, out=np.zeros_like(own), where=own > 0))
+            error -= mean[:, None]
+            error *= (shrink / strata)[:, None]
+            self.draws += error
+        else:
+            self.draws += (np.sqrt(own) / strata)[:, None] * error
+        self.variances.append(own / strata**2)
+        self.degrees.append(np.full(len(own), max(units - 1, 1)))
+        self.naive.append(plain / strata**2)
+        self.flat.append(flat)
+        self.units.append(units)
+
+    def finish(self, confidence: float, least: float) -> None:
+        """The limits `low` and `high`; `least`: the smallest value there can be."""
+        self.draws += self.value[:, None]
+        tails = np.tile([(1 - confidence) / 2, (1 + confidence) / 2], (len(self.value), 1))
+        if self.method == "bca":
+            tails = bca_tails(self.draws, self.value, self.per_item, tails)
+        self.unvaried = np.any(self.flat, axis=0)
+        extra = np.zeros(len(self.value))
+        for place in np.flatnonzero(self.unvaried):
+            means = [shares[place].mean() for shares in self.per_item]
+            alike = [
+                one for one, flat in zip(zip(self.units, means, strict=True), self.flat, strict=True) if flat[place]
+            ]
+            error, square = edge_error(self.resamples.normal_draws, alike, least)
+            self.draws[place] += error / len(means)
+            extra[place] = square / len(means) ** 2
+        self.variances.append(extra)
+        self.degrees.append(np.full(len(extra), NORMAL))
+        self.naive.append(extra)
+        self.low, self.high = quantiles(self.draws, tails).T
+
+    def one(self, place: int) -> Estimate:
+        """One of them."""
+        means = tuple(source[place] for source in self.seed_means)
+        variances = [float(one[place]) for one in self.variances]
+        return Estimate(
+            value=float(self.value[place]),
+            low=float(self.low[place]),
+            high=float(self.high[place]),
+            se=float(np.sqrt(sum(variances))),
+            df=satterthwaite(variances, [float(one[place]) for one in self.degrees]),
+            n_items=sum(shares.shape[-1] for shares in self.per_item),
+            n_seeds=self.n_seeds,
+            sd_seeds=float(np.sqrt(sum(map(sample_variance, means)))) if means else float("nan"),
+            sd_items=float(np.sqrt(np.mean([sample_variance(shares[place]) for shares in self.per_item]))),
+            draws=self.draws[place],
+            method=self.method,
+            seed_means=means,
+            se_items=float(np.sqrt(sum(float(one[place]) for one in self.naive))),
+            unvaried=bool(self.unvaried[place]),
+        )
+
+
+def seed_level(
+    means: Matrix, source: list[Matrix], groups: list[Codes | None], confidence: float
+) -> tuple[Matrix, Matrix]:
+    """Variance of the mean of the seeds' `means` [..., seeds], and its degrees of freedom.
 
     Three seeds may agree by accident, to the last item even; but each seed's mean varies at least by what a seed does to
     single items, which many items tell. Where half of that alone makes the wider interval, it is what counts. (All of it
     would cover 98 % for 95 %, nothing of it would call a difference certain because three means coincide.)
     """
-    seeds = means.size
-    least = (
-        sum(residual_spread(matrix, codes) / matrix.shape[1] for matrix, codes in zip(source, groups, strict=True))
-        / len(source) ** 2
-    )
-    units = sum(
-        (matrix.shape[1] if codes is None else codes.max() + 1) - 1
-        for matrix, codes in zip(source, groups, strict=True)
-    )
-    options = [(sample_variance(means) / seeds, seeds - 1), (least / seeds / 4, max((seeds - 1) * int(units), 1))]
-    return max(options, key=lambda one: one[0] * _critical(one[1], confidence) ** 2)
+    seeds = means.shape[-1]
+    sizes = [matrix.shape[-1] for matrix in source]
+    parts = [residual_spread(matrix, codes) / size for matrix, codes, size in zip(source, groups, sizes, strict=True)]
+    units = sum((n if codes is None else codes.max() + 1) - 1 for n, codes in zip(sizes, groups, strict=True))
+    seen, least = sample_variance(means) / seeds, np.sum(parts, axis=0) / len(source) ** 2 / seeds / 4
+    few, many = seeds - 1, max((seeds - 1) * int(units), 1)
+    wider = seen * _critical(few, confidence) ** 2 >= least * _critical(many, confidence) ** 2
+    return np.where(wider, seen, least), np.where(wider, few, many)
 
 
-def unvaried(variance: float, units: int, sources: list[Matrix]) -> bool:
+def unvaried(variance: Matrix, units: int, sources: list[Matrix]) -> NDArray[np.bool_]:
     """Whether a dataset shows no variation: `variance` over its items (or clusters) is 0, and all seeds of `sources` agree.
 
     A single item shows none, whatever its seeds say.
     """
-    return variance < 1e-15 and (units < 2 or all(np.ptp(matrix, axis=0).max() < 1e-12 for matrix in sources))
+    flat = variance < 1e-15
+    for matrix in sources if units > 1 else []:
+        flat = flat & (np.ptp(matrix, axis=-2).max(axis=-1) < 1e-12)
+    return flat
 
 
 def edge_error(z: Matrix, flat: list[tuple[int, float]], least: float) -> tuple[Matrix, float]:
@@ -184,37 +254,18 @@ def _critical(df: int, confidence: float) -> float:
     return float(stats.t.ppf((1 + confidence) / 2, df))
 
 
-def bca_tails(draws: Matrix, value: float, per_item: list[Matrix], tails: Matrix) -> Matrix:
-    """The probabilities at which BCa reads the bootstrap distribution instead of at `tails`."""
-    # Each item's influence on the mean of the datasets' means; their skewness is the acceleration (Efron 1987, eq. 7.3).
-    influence = np.concatenate([(shares - shares.mean()) / (shares.size * len(per_item)) for shares in per_item])
-    if not influence.any():
-        return tails
-    acceleration = (influence**3).sum() / (6 * (influence**2).sum() ** 1.5)
-    bias = ndtri(np.clip(((draws < value - 1e-12).mean() + (draws <= value + 1e-12).mean()) / 2, 1e-6, 1 - 1e-6))
-    normal = bias + ndtri(tails)
-    return np.asarray(ndtr(bias + normal / (1 - acceleration * normal)))
-
-
-def seed_sources(answers: Answers, sides: list[str], strata: list[str]) -> list[list[Matrix]]:
-    """What varies by seed, as one list of [seeds, items] per independent source.
+def seed_sources(answers: Answers, arm: str, others: Sequence[str], strata: Sequence[str]) -> list[list[Matrix]]:
+    """What varies by seed, as one list of [others or 1, seeds, items] per independent source.
 
     Two arms with the same seeds give one source, their difference seed by seed. An arm with one seed is repeated for each
     seed of the other: right for a model that no seed enters (the raw student, a teacher), and for a trained one a
     statement about that one model. Otherwise the seeds of the two arms are independent of each other.
     """
-    matrices = [[answers.matrix(side, dataset) for dataset in strata] for side in sides]
-    if len(sides) == 1:
-        return matrices
-    seeds = [answers.seeds[side] for side in sides]
+    ours = [answers.matrices([arm], dataset) for dataset in strata]
+    if not others:
+        return [ours]
+    theirs = [answers.matrices(others, dataset) for dataset in strata]
+    seeds = answers.seeds[arm], answers.seeds[others[0]]
     if seeds[0] == seeds[1] or min(map(len, seeds)) == 1:
-        return [[ours - theirs for ours, theirs in zip(*matrices, strict=True)]]
-    return matrices
-
-
-def _difference(sides: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    return sides[0] if len(sides) == 1 else sides[0] - sides[1]
-
-
-def _seed_means(strata: list[Matrix]) -> NDArray[np.float64]:
-    return np.mean([matrix.mean(axis=1) for matrix in strata], axis=0)
+        return [[one - two for one, two in zip(ours, theirs, strict=True)]]
+    return [ours, theirs]

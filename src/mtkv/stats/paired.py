@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from statsmodels.stats.contingency_tables import mcnemar
 
 from mtkv.stats.answers import MACRO, Answers
-from mtkv.stats.intervals import Estimate, estimate
+from mtkv.stats.intervals import Estimate, Estimates, estimate
 from mtkv.stats.multiplicity import holm
 from mtkv.stats.power import smallest_detectable, widening
 from mtkv.stats.resampling import Resamples
@@ -51,15 +51,15 @@ def difference(
     p_items = _items_p(answers, resamples, arm, baseline, column, threshold)
     # Flipped signs of differences that do not vary know nothing of a threshold other than 0.
     sure = found.n_seeds == 1 and not (found.unvaried and threshold)
-    p = p_items if sure else max(p_items, two_level_p(found, threshold))
+    p = p_items if sure else max(p_items, float(two_level_p(found, threshold)))
     mdd = smallest_detectable(found.safe, confidence) * widening(found.safe, confidence)
     return Difference(found, p_items, p, mdd)
 
 
-def two_level_p(found: Estimate, threshold: float) -> float:
-    """Two-sided p: how far into the tail of the two-level distribution the threshold lies."""
-    tail = min((found.draws <= threshold).sum(), (found.draws >= threshold).sum())
-    return min(1.0, 2.0 * float(tail + 1) / (found.draws.size + 1))
+def two_level_p(found: Estimate | Estimates, threshold: float) -> NDArray[np.float64]:
+    """Two-sided p: how far into the tail of the two-level distribution the threshold lies; one for each of several."""
+    tail = np.minimum((found.draws <= threshold).sum(axis=-1), (found.draws >= threshold).sum(axis=-1))
+    return np.asarray(np.minimum(1.0, 2.0 * (tail + 1) / (found.draws.shape[-1] + 1)))
 
 
 def exact_mcnemar(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:

@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, stats
+from scipy.special import nctdtr
 
 from mtkv.stats.intervals import Estimate
 
@@ -34,8 +35,8 @@ def noncentrality(df: float, confidence: float) -> float:
     critical = stats.t.ppf((1 + confidence) / 2, df)
 
     def shortfall(shift: float) -> float:
-        other_side = np.nan_to_num(stats.nct.cdf(-critical, df, shift))  # NaN where it is too small to compute
-        return float(stats.nct.sf(critical, df, shift) + other_side) - POWER
+        other_side = np.nan_to_num(nctdtr(df, shift, -critical))  # NaN where it is too small to compute
+        return float(1 - nctdtr(df, shift, critical) + other_side) - POWER
 
     guess = critical + stats.t.ppf(POWER, df)
     return float(optimize.brentq(shortfall, 0.8 * guess, 1.5 * guess, xtol=1e-9))

@@ -7,19 +7,22 @@ bootstrap's p values (Mogstad, Romano, Shaikh & Wilhelm 2024). Bootstrapping ran
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mtkv.stats.answers import Answers
-from mtkv.stats.intervals import Estimate, estimate
+from mtkv.stats.intervals import estimates
 from mtkv.stats.multiplicity import holm
 from mtkv.stats.paired import two_level_p
 from mtkv.stats.resampling import Resamples
 
 COLUMNS = ["arm", "other", "dataset", "delta", "low", "high", "p", "p_holm", "n_items", "n_seeds", "outcome"]
 NAN = float("nan")
+CHUNK = 32  # pairs at a time; each needs 8 bytes per resample several times
+Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -32,35 +35,62 @@ class Place:
     tied: bool = False
 
 
-Duels = dict[tuple[str, str], tuple[Estimate, float]]
+@dataclass(frozen=True)
+class Duels:
+    """Every arm with a number in a column against every other; all arrays are [arms, arms], the row's arm minus the column's.
+
+    `p` is the bootstrap's, two-sided; the diagonals mean nothing.
+    """
+
+    arms: list[str]
+    value: Numbers
+    low: Numbers
+    high: Numbers
+    p: Numbers
+    n_seeds: Numbers
+    n_items: int
+
+    def of(self, arms: Sequence[str]) -> "Duels":
+        """Those among `arms`."""
+        kept = [place for place, arm in enumerate(self.arms) if arm in arms]
+        parts = {name: getattr(self, name)[np.ix_(kept, kept)] for name in ("value", "low", "high", "p", "n_seeds")}
+        return Duels([self.arms[place] for place in kept], **parts, n_items=self.n_items)
 
 
 def duels(answers: Answers, resamples: Resamples, column: str, confidence: float, arms: Sequence[str]) -> Duels:
-    """(arm, other) → difference (without its draws) and p, for each unordered pair of arms with a number in the column."""
+    """Every pair of `arms` with a number in the column. Each arm was resampled once; pairs are put together `CHUNK` at a time."""
     present = [arm for arm in arms if answers.missing(arm, column) is None]
-    pairs = [(one, other) for i, one in enumerate(present) for other in present[i + 1 :]]
-    found: Duels = {}
-    for arm, other in pairs:
-        one = estimate(answers, resamples, arm, column, confidence, other)
-        found[arm, other] = replace(one, draws=one.draws[:0]), two_level_p(one, 0.0)
-    return found
+    value, low, high, p, seeds = np.zeros((5, len(present), len(present)))
+    items = 0
+    for row, arm in enumerate(present):
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for place in range(row + 1, len(present)):
+            alike.setdefault(tuple(answers.seeds[present[place]]), []).append(place)
+        chunks = [places[start : start + CHUNK] for places in alike.values() for start in range(0, len(places), CHUNK)]
+        for chunk in chunks:
+            found = estimates(answers, resamples, arm, column, confidence, [present[place] for place in chunk])
+            value[row, chunk], low[row, chunk], high[row, chunk] = found.value, found.low, found.high
+            value[chunk, row], low[chunk, row], high[chunk, row] = -found.value, -found.high, -found.low
+            p[row, chunk] = p[chunk, row] = two_level_p(found, 0.0)
+            seeds[row, chunk] = seeds[chunk, row] = found.n_seeds
+            items = sum(shares.shape[-1] for shares in found.per_item)
+    return Duels(present, value, low, high, p, seeds, items)
 
 
 def places(
     answers: Answers, column: str, fought: Duels, confidence: float, contenders: Sequence[str]
 ) -> dict[str, Place]:
     """The place of every contender that has a number in the column. `fought` may hold further arms."""
-    means = _means(answers, column, contenders)
-    tied = _tied(means, fought)
+    among = fought.of(contenders)
+    means = _means(answers, column, among.arms)
+    tied = _tied(means, among)
     found = {}
-    for arm in means:
-        rivals = [other for other in means if other != arm]
-        signed = [fought[arm, other] if (arm, other) in fought else fought[other, arm] for other in rivals]
-        sides = [1 if (arm, other) in fought else -1 for other in rivals]
-        sure = holm(np.array([p for _, p in signed])) < 1 - confidence
-        ahead = np.array([side * one.value for side, (one, _) in zip(sides, signed, strict=True)])
+    for place, arm in enumerate(among.arms):
+        rivals = np.arange(len(among.arms)) != place
+        sure = holm(among.p[place, rivals]) < 1 - confidence
+        ahead = among.value[place, rivals]
         better, worse = int((sure & (ahead < 0)).sum()), int((sure & (ahead > 0)).sum())
-        rank = 1 + sum(means[other] > means[arm] + 1e-12 for other in rivals)
+        rank = 1 + sum(mean > means[arm] + 1e-12 for mean in means.values())
         found[arm] = Place(float(rank), 1.0 + better, float(len(means) - worse), arm in tied)
     return found
 
@@ -69,38 +99,45 @@ def tied_set(
     answers: Answers, resamples: Resamples, column: str, confidence: float, contenders: Sequence[str]
 ) -> set[str]:
     """The best contender of a column and those whose difference from it has an interval that covers 0."""
-    return _tied(_means(answers, column, contenders), duels(answers, resamples, column, confidence, contenders))
+    fought = duels(answers, resamples, column, confidence, contenders)
+    return _tied(_means(answers, column, fought.arms), fought)
 
 
-def matrix_rows(column: str, fought: Duels, confidence: float) -> list[dict[str, object]]:
-    """Rows of matrix.parquet for one column, each pair in both directions; Holm's family is the column."""
-    adjusted = holm(np.array([p for _, p in fought.values()]))
-    rows: list[dict[str, object]] = []
-    for ((arm, other), (found, p)), p_holm in zip(fought.items(), adjusted, strict=True):
-        for side, names in ((1, (arm, other)), (-1, (other, arm))):
-            low, high = sorted((side * found.low, side * found.high))
-            outcome = "tie" if not p_holm < 1 - confidence else "win" if side * found.value > 0 else "loss"
-            numbers = [side * found.value + 0.0, low, high, p, p_holm, found.n_items, found.n_seeds, outcome]
-            rows.append(dict(zip(COLUMNS, [*names, column, *numbers], strict=True)))
-    return rows
-
-
-def matrix_table(rows: list[dict[str, object]]) -> pd.DataFrame:
-    """matrix.parquet, in 0..1."""
-    return pd.DataFrame(rows, columns=COLUMNS).astype(
-        dict.fromkeys(["delta", "low", "high", "p", "p_holm"], float) | dict.fromkeys(["n_items", "n_seeds"], int)
-    )
+def matrix_table(
+    column: str, fought: Duels, confidence: float, arms: Sequence[str], columns: Sequence[str]
+) -> pd.DataFrame:
+    """The rows of matrix.parquet for one of `columns`, in 0..1, each pair in both directions; Holm's family is the column."""
+    one, other = np.triu_indices(len(fought.arms), 1)
+    rows, others = (np.stack(both, axis=1).ravel() for both in ((one, other), (other, one)))
+    delta, p = fought.value[rows, others] + 0.0, fought.p[rows, others]
+    p_holm = np.repeat(holm(fought.p[one, other]), 2)
+    outcome = np.where(p_holm < 1 - confidence, np.where(delta > 0, 0, 2), 1)
+    codes = np.array([list(arms).index(arm) for arm in fought.arms], dtype=int)
+    table = {
+        "arm": pd.Categorical.from_codes(codes[rows], pd.Index(arms)),
+        "other": pd.Categorical.from_codes(codes[others], pd.Index(arms)),
+        "dataset": pd.Categorical.from_codes(np.full(rows.size, list(columns).index(column)), pd.Index(columns)),
+        "delta": delta,
+        "low": fought.low[rows, others],
+        "high": fought.high[rows, others],
+        "p": p,
+        "p_holm": p_holm,
+        "n_items": np.full(rows.size, fought.n_items),
+        "n_seeds": fought.n_seeds[rows, others].astype(int),
+        "outcome": pd.Categorical.from_codes(outcome, pd.Index(["win", "tie", "loss"])),
+    }
+    return pd.DataFrame(table, columns=COLUMNS)
 
 
 def _means(answers: Answers, column: str, arms: Sequence[str]) -> dict[str, float]:
     strata = answers.strata(column)
-    present = [arm for arm in arms if answers.missing(arm, column) is None]
-    return {arm: float(np.mean([answers.matrix(arm, dataset).mean() for dataset in strata])) for arm in present}
+    return {arm: float(np.mean([answers.matrix(arm, dataset).mean() for dataset in strata])) for arm in arms}
 
 
 def _tied(means: dict[str, float], fought: Duels) -> set[str]:
+    """`means` of the arms of `fought`, in their order."""
     if not means:
         return set()
-    best = max(means, key=means.__getitem__)
-    versus = {arm: fought.get((best, arm)) or fought[arm, best] for arm in means if arm != best}
-    return {best} | {arm for arm, (found, _) in versus.items() if found.low <= 0 <= found.high}
+    best = fought.arms.index(max(means, key=means.__getitem__))
+    covers = (fought.low[best] <= 0) & (fought.high[best] >= 0)
+    return {arm for place, arm in enumerate(fought.arms) if covers[place]}  # of the best itself, 0 and 0

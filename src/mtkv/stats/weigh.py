@@ -119,7 +119,7 @@ def weigh_accuracy(claim: "AccuracyClaim", on: Weighing) -> Evidence:
         right = round(found.value * found.n_items)
         p = float(stats.binomtest(right, found.n_items, claim.threshold / 100).pvalue)
     else:
-        p = two_level_p(found, claim.threshold / 100)
+        p = float(two_level_p(found, claim.threshold / 100))
     delta, low, high = (100 * value for value in (found.value, found.low, found.high))
     return Evidence(
         tell(
