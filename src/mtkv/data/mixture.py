@@ -53,7 +53,7 @@ def build_mixture(config: "DataConfig", datasets: list[str], folder: Path) -> di
         "unusable": unusable,
         "checked_against": {name: len(frame) for name, frame in questions.items()},
         "asked": asked,
-        "repeated_tests": {name: int((frame["id"] != frame["same_as"]).sum()) for name, frame in tests.items()},
+        "repeated_tests": {name: int((frame["id"] != frame["same_as"]).sum()) for name, frame in questions.items()},
         "unavailable": missing,
     }
     facts["rows"]["test"] = asked
