@@ -29,6 +29,7 @@ CHATML = (
 )
 QUESTION = "Question: Tom has 12 apples and buys 30 more. How many?\nReason:"
 WAYS = {"ours": True, "lm-eval's": False}
+DAY = "2024-07-26"  # that templates are told
 LIMIT = 24
 
 
@@ -163,13 +164,13 @@ def test_a_dataset_is_asked_so(base, tmp_path, data_folder, study_tools):
     folder, _ = base
     settings = study_tools.config(max_new_tokens=LIMIT, limit=4)
     found = {}
-    for chat in (True, False):
+    for chat in (DAY, None):
         facts = predict(folder, ["pocket_bbh"], data_folder, settings, {"pocket_bbh": tmp_path / "out"}, chat=chat)
         found[chat] = facts["datasets"]["pocket_bbh"]["generated_tokens"]
     rows = pd.read_parquet(data_folder / "test" / "pocket_bbh.parquet").head(4)
     texts, lengths = by_transformers(folder, [study_tools.expected_prompt("pocket_bbh", q) for q in rows["question"]])
-    assert found[True] == sum(lengths) < 4 * LIMIT
-    predict(folder, ["pocket_bbh"], data_folder, settings, {"pocket_bbh": tmp_path / "out"}, chat=True)
+    assert found[DAY] == sum(lengths) < 4 * LIMIT
+    predict(folder, ["pocket_bbh"], data_folder, settings, {"pocket_bbh": tmp_path / "out"}, chat=DAY)
     assert read_predictions(tmp_path / "out")[0]["output"].tolist() == texts
 
 
