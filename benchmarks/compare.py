@@ -16,7 +16,7 @@ import numpy as np
 
 from mtkv.config.study import load_study
 from mtkv.provenance.files import write_json
-from mtkv.stats.compare import compare
+from mtkv.stages.compare import compare
 
 DATASETS = [f"pocket_{name}" for name in ("gsm8k", "math500", "bbh", "gpqa", "truthfulqa", "cmmlu", "ceval")]
 SEEDS, ITEMS = (42, 43, 44), 100

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from mtkv.config.evaluation import EvaluationConfig
-from mtkv.evaluate.predict import predict
+from mtkv.stages.predict import predict
 folder, dtype, data, settings, out, chat, names = sys.argv[1:]
 names = names.split(",")
 outputs = {name: Path(out) / f"{name}.parquet" for name in names}
@@ -49,7 +49,7 @@ def write_tasks(arguments, folder):
     import pyarrow.parquet as pq
 
     from mtkv.config.evaluation import EvaluationConfig
-    from mtkv.evaluate.benchmarks import LM_EVAL_FOLDER, RECIPES, _by_part, load_benchmark
+    from mtkv.evaluate.lm_eval_tasks import LM_EVAL_FOLDER, RECIPES, _by_part, load_benchmark
 
     names = []
     (folder / "tasks").mkdir()
@@ -139,8 +139,8 @@ def loops(arguments, folder):
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from mtkv.evaluate.model import EvaluationModel
-    from mtkv.evaluate.predict import _quiet, study_tasks
+    from mtkv.evaluate.lm_eval_model import EvaluationModel
+    from mtkv.stages.predict import _quiet, study_tasks
 
     torch.set_num_threads(arguments.threads)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=arguments.dtype)

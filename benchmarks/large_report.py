@@ -27,7 +27,7 @@ READY = "html[data-ready=yes]"
 
 def made_page(folder: Path) -> Path:
     """The page of a made-up study of the full size."""
-    from mtkv.report.page import render
+    from mtkv.stages.report import render
 
     place = REPOSITORY / "tests/report/study_tree.py"
     spec = importlib.util.spec_from_file_location("study_tree", place)

@@ -14,16 +14,16 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from mtkv.align.calibrate import calibrate_map
 from mtkv.align.layers import stored_layers
 from mtkv.config.arms import TrainingConfig
 from mtkv.config.kv import AlignConfig, KVConfig
 from mtkv.config.models import ModelConfig
-from mtkv.distill.train import TeacherFiles, train_arm
 from mtkv.kv.extract import extract_shard
 from mtkv.kv.store import write_index
 from mtkv.models.load import model_layers
 from mtkv.provenance.files import read_json, write_json, write_parquet
+from mtkv.stages.fit_map import calibrate_map
+from mtkv.stages.train import TeacherFiles, train_arm
 
 COUNTS = {"train": 200, "val": 24, "calibration": 48}
 LONGEST = 700  # characters; longer rows are left out

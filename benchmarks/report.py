@@ -26,7 +26,7 @@ STAGE = """
 import json, sys
 from pathlib import Path
 from mtkv.config.study import read_study
-from mtkv.report.page import render
+from mtkv.stages.report import render
 facts = render(read_study(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
 print(json.dumps({"figures": facts["figures"], "bytes": facts["bytes"], "torch": "torch" in sys.modules}))
 """

@@ -22,15 +22,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mtkv.config.models import ModelConfig
-from mtkv.data.checks import check_rows
-from mtkv.data.pieces import RowFile, check_files
-from mtkv.distill.order import LengthOrder
-from mtkv.distill.rows import DistillationRows
-from mtkv.distill.sources import RawSource
-from mtkv.distill.streamed import StreamedRows
+from mtkv.data.parquet_rows import RowFile, check_files
+from mtkv.data.validation import check_rows
+from mtkv.distill.dataset import DistillationRows
+from mtkv.distill.dataset_on_disk import StreamedRows
+from mtkv.distill.teacher_kv import TeacherKV
 from mtkv.kv.store import KVStore, StoredRow, write_index, write_shard
-from mtkv.models.encode import encode_rows
 from mtkv.models.load import load_tokenizer
+from mtkv.models.tokenization import encode_rows
+from mtkv.training.data_parallel import LengthOrder
 
 ROWS = (10_000, 100_000)
 SHARD_ROWS = 5000
@@ -97,7 +97,7 @@ def measure(folder: Path, way: str, arm: str) -> None:
     encode_rows(tokenizer, ["Question"], [" 1"])
     before, anonymous, started = status("VmRSS"), status("RssAnon"), time.perf_counter()
     path = folder / "rows.parquet"
-    sources = [RawSource(KVStore(folder / name), torch.eye(1)) for name in (TEACHERS if arm != "sft" else ())]
+    sources = [TeacherKV(KVStore(folder / name), torch.eye(1)) for name in (TEACHERS if arm != "sft" else ())]
     if way == "disk":
         file = RowFile(path)
         check_files([file], "rows")

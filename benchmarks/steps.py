@@ -27,18 +27,18 @@ import torch
 import typer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from mtkv.align.maps import fit_map
+from mtkv.align.closed_form_maps import fit_map
 from mtkv.config.kv import KVConfig
 from mtkv.config.models import ModelConfig
+from mtkv.distill.dataset import DistillationRows
 from mtkv.distill.distiller import Distiller
-from mtkv.distill.rows import DistillationRows
-from mtkv.distill.sources import MappedSource, RawSource
-from mtkv.distill.supervision import KVSupervision
+from mtkv.distill.kv_objective import KVObjective
+from mtkv.distill.teacher_kv import ProjectedTeacherKV, TeacherKV
 from mtkv.kv.extract import read_rows
 from mtkv.kv.select import select_tokens
 from mtkv.kv.store import KEY, KVStore, MappedStore, StoredRow, mapped_rows, write_index, write_mapped, write_shard
-from mtkv.models.encode import EncodedRow
 from mtkv.models.load import load_tokenizer
+from mtkv.models.tokenization import EncodedRow
 
 
 class Size(NamedTuple):
@@ -118,7 +118,7 @@ def build_variant(
         x = torch.randn(teacher_width + 64, 1, 2, teacher_width, generator=generator).expand(-1, layers, -1, -1)
         y = torch.randn(teacher_width + 64, 1, 2, width, generator=generator).expand(-1, layers, -1, -1)
         maps.append(fit_map(x, y, list(range(layers)), "ridge", 1e-3))
-        source = RawSource(KVStore(store), torch.eye(layers))
+        source = TeacherKV(KVStore(store), torch.eye(layers))
         if tier == "mapped":
             matches = [(row, source.match(row, item, None)) for row, item in zip(rows["id"], encoded, strict=True)]
             targets = folder / f"{size}-{teacher_width}-mapped"
@@ -126,14 +126,14 @@ def build_variant(
                 targets / "shard-0000.safetensors", mapped_rows(source.store, matches, maps[-1].target), "int8"
             )
             write_index([targets / "shard-0000.safetensors"], targets / "index.parquet")
-            sources.append(MappedSource(MappedStore(targets)))
+            sources.append(ProjectedTeacherKV(MappedStore(targets)))
         else:
             sources.append(source)
     data = DistillationRows(tokenizer, rows, sources, "none", 0, None)
     supervision = None
     if teachers:
         config = KVConfig.model_validate({"teachers": [f"t{i}" for i in range(teachers)], "loss": {"gamma": 0}})
-        supervision = KVSupervision(config, maps, (kv_heads, [1] * teachers), mapped=tier == "mapped").to(device)
+        supervision = KVObjective(config, maps, (kv_heads, [1] * teachers), mapped=tier == "mapped").to(device)
     distiller = Distiller(student, 1.0, supervision)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-5)
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtkv.align.byte_spans import synchronised_tokens
+from mtkv.align.closed_form_maps import KVMap, fit_map
 from mtkv.align.layers import layer_map
-from mtkv.align.maps import KVMap, fit_map
-from mtkv.align.tokens import synchronised_tokens
 from mtkv.config.data import POCKET_DATASETS, DataConfig
 from mtkv.config.models import ModelConfig
 from mtkv.data.build import draw_frames
@@ -28,8 +28,8 @@ from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv, read_kv
 from mtkv.kv.quantize import LARGEST_CODE
 from mtkv.kv.store import MappedStore, StoredRow, write_index, write_mapped, write_shard
-from mtkv.models.encode import EncodedRow, encode_rows, pad_batch
 from mtkv.models.load import load_model, load_tokenizer, model_layers
+from mtkv.models.tokenization import EncodedRow, encode_rows, pad_batch
 
 TEACHER, STUDENT = (48, 8 * 128), (28, 2 * 128)  # layers, kv_heads·head_dim
 POCKET_TEACHERS = ("qwen2", "gpt2")

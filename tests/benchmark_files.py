@@ -7,7 +7,7 @@ import csv
 import json
 from pathlib import Path
 
-from mtkv.data.benchmark_names import BBH_TASKS, CEVAL_SUBJECTS, CMMLU_SUBJECTS
+from mtkv.data.benchmarks import BBH_TASKS, CEVAL_SUBJECTS, CMMLU_SUBJECTS
 
 GSM8K_ANSWERS = {"1,000": "1000", "-5": "-5", "$18": "18", "0.50": "0.5", "7.": "7", "72": "72"}
 

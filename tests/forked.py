@@ -1,4 +1,4 @@
-"""Processes of a training that are forks of this one: what `python -m mtkv.distill.worker` does, without importing torch each time."""
+"""Processes of a training that are forks of this one: what `python -m mtkv.stages.train_worker` does, without importing torch each time."""
 
 import os
 import signal
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState
 
-from mtkv.distill import worker
+from mtkv.stages import train_worker as worker
 
 
 class Forked:
-    """As much of `subprocess.Popen` as `mtkv.distill.launch` uses. `words`: the file that the process prints to."""
+    """As much of `subprocess.Popen` as `mtkv.training.launcher` uses. `words`: the file that the process prints to."""
 
     def __init__(self, command: list[str], environment: Mapping[str, str], words: Path) -> None:
         self.returncode: int | None = None

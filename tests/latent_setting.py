@@ -7,18 +7,18 @@ import pandas as pd
 import torch
 from tokenizers_for_tests import byte_level_bpe, unigram
 
-from mtkv.align.maps import fit_map
+from mtkv.align.closed_form_maps import fit_map
 from mtkv.config.kv import KVConfig
 from mtkv.config.latent import LatentConfig
-from mtkv.distill.latent_distiller import LatentDistiller
-from mtkv.distill.latent_rows import LatentRows
-from mtkv.distill.latent_sources import ChainSource, OwnSource
-from mtkv.distill.own_kv import own_map
-from mtkv.distill.supervision import KVSupervision
+from mtkv.distill.kv_objective import KVObjective
 from mtkv.kv.extract import answer_tokens, read_rows
 from mtkv.kv.store import KVStore, StoredRow, write_index, write_shard
-from mtkv.models.encode import encode_rows
-from mtkv.models.latent import LatentStudent
+from mtkv.latent.model.student import LatentStudent
+from mtkv.latent.training.dataset import LatentRows
+from mtkv.latent.training.objective import LatentDistiller
+from mtkv.latent.training.self_teacher import own_map
+from mtkv.latent.training.teacher_kv import ChainTeacherKV, SelfTeacherKV
+from mtkv.models.tokenization import encode_rows
 
 CHAINS = [
     (" 3+4=7. 7-2=5. 5*2=10.", "\nAnswer: 10"),
@@ -76,13 +76,14 @@ class Setting:
         torch.manual_seed(5)
         return LatentStudent.create(model, config.tokens, config.iterations, config.projection, config.markers).eval()
 
-    def sources(self, kv: KVConfig | None) -> list[ChainSource | OwnSource]:
+    def sources(self, kv: KVConfig | None) -> list[ChainTeacherKV | SelfTeacherKV]:
         if kv is None:
             return []
         if kv.own:
-            return [OwnSource()]
+            return [SelfTeacherKV()]
         return [
-            ChainSource(self.stores[t], torch.eye(3), kv.align.time, kv.select, kv_heads=HEADS[t]) for t in kv.teachers
+            ChainTeacherKV(self.stores[t], torch.eye(3), kv.align.time, kv.select, kv_heads=HEADS[t])
+            for t in kv.teachers
         ]
 
     def make(
@@ -96,8 +97,8 @@ class Setting:
         supervision = None
         torch.manual_seed(3)
         if parsed and parsed.own:
-            supervision = KVSupervision(parsed, [own_map(3, 16)], (2, [2]))
+            supervision = KVObjective(parsed, [own_map(3, 16)], (2, [2]))
         elif parsed:
             maps = [self.maps[teacher] for teacher in parsed.teachers]
-            supervision = KVSupervision(parsed, maps, (2, [HEADS[teacher] for teacher in parsed.teachers]))
+            supervision = KVObjective(parsed, maps, (2, [HEADS[teacher] for teacher in parsed.teachers]))
         return LatentDistiller(student, 1.0, config, supervision), found

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mtkv.kv.store import KVStore, StoredRow, write_index, write_shard
-from mtkv.models.encode import EncodedRow
+from mtkv.models.tokenization import EncodedRow
 
 SIZE = 60  # bytes of a row
 SEGMENTS = (23, 47)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from mtkv.cli import app
 from mtkv.config.schema import study_schema
 from mtkv.provenance.files import write_json, write_parquet
-from mtkv.stats.diff import diff_studies
+from mtkv.study_diff.diff import diff_studies
 
 SMALL = "data: {train_rows: 70, validation_rows: 70, calibration_rows: 140, test_items: 5}\n"
 

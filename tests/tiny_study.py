@@ -10,15 +10,15 @@ from conftest import ARCHITECTURES, ENCODERS
 from safetensors.torch import load_file
 from tokenizers_for_tests import byte_level_bpe, unigram, wordpiece
 
-from mtkv.align.calibrate import calibrate_map
-from mtkv.align.targets import write_targets
 from mtkv.config.arms import TrainingConfig
 from mtkv.config.kv import AlignConfig, KVConfig
 from mtkv.config.models import ModelConfig
-from mtkv.distill.train import TeacherFiles, train_arm
 from mtkv.kv.extract import extract_shard
 from mtkv.kv.store import write_index
 from mtkv.provenance.files import write_parquet
+from mtkv.stages.fit_map import calibrate_map
+from mtkv.stages.project_targets import write_targets
+from mtkv.stages.train import TeacherFiles, train_arm
 
 STEPS = 6
 TRAINING = TrainingConfig.model_validate(

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from mtkv.config.errors import ConfigError
 from mtkv.config.study import Study, read_study
-from mtkv.plan.command import plan
+from mtkv.ops.plan.command import plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +76,7 @@ def export(
     jsonl: Annotated[Path, typer.Option(help="File to write.")],
 ) -> None:
     """Write rows as JSON lines, one object per row."""
-    from mtkv.data.export import write_jsonl
+    from mtkv.data.rows import write_jsonl
 
     typer.echo(f"{write_jsonl(rows, jsonl)} rows → {jsonl}")
 
@@ -96,7 +96,7 @@ def doctor(
     json: Annotated[Path | None, typer.Option("--json", help="Also write it as JSON; - for JSON alone.")] = None,
 ) -> None:
     """What would keep a study from running here, each line with its remedy. Exits with 1 when something would stop it."""
-    from mtkv.doctor.command import examine
+    from mtkv.ops.doctor.command import examine
 
     if not examine(_study(configfile), profile, configfile, json, Console()):
         raise typer.Exit(1)
@@ -113,7 +113,7 @@ def status(
     json: Annotated[Path | None, typer.Option("--json", help="Also write it as JSON; - for JSON alone.")] = None,
 ) -> None:
     """How far a study is: jobs done, running, queued, failed; time left; loss; which log to read. Reads files and SLURM's queue only."""
-    from mtkv.status.command import print_status, watch_status
+    from mtkv.ops.status.command import print_status, watch_status
 
     study = _study(configfile)
     if watch:
@@ -130,8 +130,8 @@ def diff(
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
 ) -> None:
     """What differs between two studies: config, data, versions, code, claims and scores (b − a, on the questions both asked)."""
-    from mtkv.report.differences import difference_json, print_differences
-    from mtkv.stats.diff import NoComparisonError, diff_studies
+    from mtkv.study_diff.diff import NoComparisonError, diff_studies
+    from mtkv.study_diff.tables import difference_json, print_differences
 
     try:
         found = diff_studies(a, b, confidence=confidence)
@@ -161,9 +161,9 @@ def _probed(study: Study, teachers: list[str]) -> "pd.DataFrame":
     """The probe tables of the teachers, read through their models now; nothing of a study's results is touched."""
     import pandas as pd
 
-    from mtkv.align.calibrate import calibrate_map
     from mtkv.config.kv import AlignConfig
     from mtkv.data.build import build_data
+    from mtkv.stages.fit_map import calibrate_map
 
     tables = []
     with tempfile.TemporaryDirectory() as scratch:

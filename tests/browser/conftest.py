@@ -51,7 +51,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     """File URL of a report with one missing cell, a failed run, and hostile text in a claim and in the items."""
-    from mtkv.report.page import render
+    from mtkv.stages.report import render
 
     spec = importlib.util.spec_from_file_location("study_tree", TESTS / "report/study_tree.py")
     assert spec is not None

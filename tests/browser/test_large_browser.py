@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtkv.report.page import render
+from mtkv.stages.report import render
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 TESTS = Path(__file__).parents[1]

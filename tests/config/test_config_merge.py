@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtkv.config.errors import ConfigError
-from mtkv.config.inherit import resolve
+from mtkv.config.extends import resolve
 from mtkv.config.overlay import merged
 from mtkv.config.study import load_study, read_study
 

@@ -8,7 +8,7 @@ from benchmark_files import GSM8K_ANSWERS, arc, gsm8k, hotpot, math, math23k_tex
 from mtkv.config.data import EXTRA_SOURCES
 from mtkv.config.data import SOURCES as SOURCE_NAMES
 from mtkv.data.answers import AnswerError
-from mtkv.data.files import DataFileError
+from mtkv.data.loading import DataFileError
 from mtkv.data.sources import DEFAULT_SOURCES, SOURCES, check_fields
 
 

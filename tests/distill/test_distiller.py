@@ -6,17 +6,17 @@ import pytest
 import torch
 from tokenizers_for_tests import byte_level_bpe, unigram
 
-from mtkv.align.maps import fit_map
+from mtkv.align.closed_form_maps import fit_map
 from mtkv.config.kv import KVConfig
+from mtkv.distill.dataset import CONTROLS, DistillationRows, RowMatch
 from mtkv.distill.distiller import Distiller
-from mtkv.distill.gradients import gradient_shares
-from mtkv.distill.rows import CONTROLS, DistillationRows, Match
-from mtkv.distill.sources import RawSource
-from mtkv.distill.supervision import KVSupervision
-from mtkv.distill.trainer import training_log
+from mtkv.distill.kv_objective import KVObjective
+from mtkv.distill.teacher_kv import TeacherKV
 from mtkv.kv.extract import read_kv
 from mtkv.kv.store import KVStore, StoredRow, write_index, write_shard
-from mtkv.models.encode import encode_rows
+from mtkv.models.tokenization import encode_rows
+from mtkv.training.gradient_shares import gradient_shares
+from mtkv.training.trainer import training_log
 
 ROWS = pd.DataFrame(
     {
@@ -65,7 +65,7 @@ def make(setting, teachers=("llama", "gpt2"), control="none", **kv):
     rows = DistillationRows(
         tokenizer,
         ROWS,
-        [RawSource(stores[t], torch.eye(3), config.align.time, config.select) for t in teachers],
+        [TeacherKV(stores[t], torch.eye(3), config.align.time, config.select) for t in teachers],
         control,
         seed=0,
         max_length=None,
@@ -74,9 +74,7 @@ def make(setting, teachers=("llama", "gpt2"), control="none", **kv):
     return Distiller(
         student,
         1.0,
-        KVSupervision(
-            config, [maps[t] for t in teachers], (student.config.num_key_value_heads, [2, 4][: len(teachers)])
-        ),
+        KVObjective(config, [maps[t] for t in teachers], (student.config.num_key_value_heads, [2, 4][: len(teachers)])),
     ), rows
 
 
@@ -188,7 +186,7 @@ def tokens(*numbers):
 
 
 matches = [
-    Match(
+    RowMatch(
         f"r{i}",
         np.arange(n),
         [tokens(*range(10 * i, 10 * i + n)), tokens(*range(10 * i + 5, 10 * i + 5 + n))],
@@ -226,7 +224,7 @@ def test_a_row_missing_from_a_store_is_named(setting):
     tokenizer, _, stores, _ = setting
     strange = ROWS.assign(id=[f"x{i}" for i in range(6)])
     with pytest.raises(ValueError, match="row x0"):
-        DistillationRows(tokenizer, strange, [RawSource(stores["llama"], torch.eye(3))], "none", 0, None)
+        DistillationRows(tokenizer, strange, [TeacherKV(stores["llama"], torch.eye(3))], "none", 0, None)
 
 
 def test_training_log_is_long_and_splits_train_from_validation():

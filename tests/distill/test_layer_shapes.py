@@ -8,12 +8,12 @@ from tiny_study import TinyStudy, kv
 from tokenizers_for_tests import byte_level_bpe
 
 from mtkv.config.models import ModelConfig
-from mtkv.evaluate.memory import row_bytes
-from mtkv.evaluate.model import EvaluationModel, load_folder
+from mtkv.evaluate.batch_size import row_bytes
+from mtkv.evaluate.lm_eval_model import EvaluationModel, load_folder
 from mtkv.kv import extract
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import extract_shard, packed_kv, packed_kv_at
-from mtkv.models.placement import kv_shape
+from mtkv.models.device_placement import kv_shape
 
 FORMS = {  # what five sliding layers and one of full attention have: heads of each width
     "wider": ({}, [(2, 8)] * 5 + [(2, 16)]),

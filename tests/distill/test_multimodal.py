@@ -11,11 +11,11 @@ from tokenizers_for_tests import byte_level_bpe
 
 from mtkv.config.arms import TrainingConfig
 from mtkv.config.models import ModelConfig
-from mtkv.distill.train import trainable_student
-from mtkv.evaluate.model import EvaluationModel, load_folder
+from mtkv.evaluate.lm_eval_model import EvaluationModel, load_folder
 from mtkv.kv.capture import KVCapture, read
-from mtkv.models.latent import LatentStudent
+from mtkv.latent.model.student import LatentStudent
 from mtkv.models.load import load_model, load_tokenizer
+from mtkv.stages.train import trainable_student
 
 TEXT = {
     "hidden_size": 32,

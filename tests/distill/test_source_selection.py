@@ -9,8 +9,8 @@ import torch
 from span_rows import SEGMENTS, build, encoded, matrix, stored
 
 from mtkv.config.kv import SelectConfig
-from mtkv.distill.sources import RawSource
-from mtkv.kv.draws import row_uniforms
+from mtkv.distill.teacher_kv import TeacherKV
+from mtkv.kv.row_rng import row_uniforms
 from mtkv.kv.select import METHODS
 
 LAYERS, WIDTH = 3, 5
@@ -109,8 +109,8 @@ def test_the_loops_cover_every_method():
 @pytest.mark.parametrize("method", SCORES)
 def test_a_token_stays_where_its_heaviest_teacher_token_is_selected(teacher, method, time, budget):
     store, kv, importance = teacher
-    source = RawSource(store, torch.eye(LAYERS), time, SelectConfig(method=method, budget=budget, rate=RATE))
-    whole = RawSource(store, torch.eye(LAYERS), time)
+    source = TeacherKV(store, torch.eye(LAYERS), time, SelectConfig(method=method, budget=budget, rate=RATE))
+    whole = TeacherKV(store, torch.eye(LAYERS), time)
     dropped = {}
     for row in STUDENT:
         if row == "nothing":  # has no supervised token and counts nowhere
@@ -128,7 +128,7 @@ def test_a_token_stays_where_its_heaviest_teacher_token_is_selected(teacher, met
 
 
 def test_full_keeps_everything_and_counts_no_row(teacher):
-    source = RawSource(teacher[0], torch.eye(LAYERS), "overlap", SelectConfig())
+    source = TeacherKV(teacher[0], torch.eye(LAYERS), "overlap", SelectConfig())
     for row in STUDENT:
         match = source.match(row, encoded(STUDENT[row]), SEGMENTS)
         want = np.flatnonzero(matrix("overlap", STUDENT[row], TEACHER[row]).any(1))

@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from mtkv.config.study import read_study
-from mtkv.doctor import command  # noqa: F401 (registers the checks)
-from mtkv.doctor.checks import CHECKS, Patient
+from mtkv.ops.doctor.checks import CHECKS, DoctorContext
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -38,7 +37,7 @@ class Clinic:
             path.write_text(yaml.safe_dump(overlay), encoding="utf-8")
             overlay = path
         study = read_study(REPOSITORY / "config/config.yaml", *([overlay] if overlay else []))
-        return Patient(study, self.folder, profile)
+        return DoctorContext(study, self.folder, profile)
 
     def findings(self, name, overlay=None, profile=None):
         """(level, message, fix) of one check. Every warning and error has a remedy."""

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtkv.doctor import gpu_memory, space
-from mtkv.doctor.checks import CHECKS, Patient, run_checks
-from mtkv.doctor.cluster import COMMANDS, sinfo_lines
-from mtkv.doctor.gpu_memory import shape_of, training_gb
-from mtkv.doctor.gpu_types import memory_of
-from mtkv.plan.dryrun import PlanError
+from mtkv.ops.doctor import gpu_memory, space
+from mtkv.ops.doctor.checks import CHECKS, DoctorContext, run_checks
+from mtkv.ops.doctor.cluster import COMMANDS, sinfo_lines
+from mtkv.ops.doctor.gpu_memory import shape_of, training_gb
+from mtkv.ops.doctor.gpus import memory_of
+from mtkv.ops.snakemake_dag import PlanError
 
 REPOSITORY = Path(__file__).parents[2]
 GPU = {"resources": {"train": {"gpu": 1}}}
@@ -216,7 +216,7 @@ class Planned:
 
 
 def test_what_the_plan_finds_is_an_error_with_its_remedy(clinic, monkeypatch):
-    monkeypatch.setattr("mtkv.plan.plan.make_plan", lambda *_, **__: Planned)
+    monkeypatch.setattr("mtkv.ops.plan.plan.make_plan", lambda *_, **__: Planned)
     found = clinic.findings("plan")
     assert found[0] == ("error", "disk of /x: 5 TB are needed, 1 TB are free", "free some")
     assert levels(found) == ["error", "error", "note"]
@@ -227,7 +227,7 @@ def test_a_study_that_snakemake_cannot_plan(clinic, monkeypatch):
     def broken(*_, **__):
         raise PlanError("MissingInputException in rule train")
 
-    monkeypatch.setattr("mtkv.plan.plan.make_plan", broken)
+    monkeypatch.setattr("mtkv.ops.plan.plan.make_plan", broken)
     ((level, message, _),) = clinic.findings("plan")
     assert (level, "MissingInputException" in message) == ("error", True)
 
@@ -238,7 +238,7 @@ def test_a_check_that_fails_keeps_no_other_from_being_made(clinic, monkeypatch):
     assert found["memory"][0].level == "error"
     assert "ZeroDivisionError" in found["memory"][0].message
     assert found["disk"][0].level == "ok"
-    broken = Patient(clinic.patient().study, clinic.folder, clinic.folder / "no-profile")
+    broken = DoctorContext(clinic.patient().study, clinic.folder, clinic.folder / "no-profile")
     assert "no profile" in dict(run_checks(broken, ["memory"]))["memory"][0].message
 
 
@@ -279,7 +279,7 @@ def test_a_study_that_cannot_run_says_how_to_mend_it(workflow, tmp_path):
 
 
 def test_every_check_is_run_and_documented():
-    from mtkv.doctor.command import ORDER
+    from mtkv.ops.doctor.command import ORDER
 
     assert set(ORDER) == set(CHECKS)
     assert all(check.__doc__ for check in CHECKS.values())

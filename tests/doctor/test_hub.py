@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import yaml
 
-from mtkv.doctor import hub
+from mtkv.ops.doctor import hub
 from mtkv.provenance.files import write_json
 
 NAME = "meta-llama/Llama-3.2-1B"

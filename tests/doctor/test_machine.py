@@ -15,9 +15,9 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from mtkv.doctor import folders, gpus, packages, space
-from mtkv.doctor.folders import Measured, file_system, measure
-from mtkv.doctor.packages import locked, other_versions
+from mtkv.ops.doctor import folders, gpus, packages, space
+from mtkv.ops.doctor.folders import Measured, file_system, measure
+from mtkv.ops.doctor.packages import locked, other_versions
 
 GPU = {"resources": {"train": {"gpu": 1}}}
 H100 = "NVIDIA H100 80GB HBM3, 81559, 81000, 550.54.15, 9.0"

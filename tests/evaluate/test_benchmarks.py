@@ -24,17 +24,15 @@ from mtkv.config.evaluation import LM_EVAL_TASKS
 from mtkv.config.models import DATE, ModelConfig
 from mtkv.data.build import build_data
 from mtkv.data.mixture import _write_tests
-from mtkv.evaluate.answers import answer_row, rules_of
-from mtkv.evaluate.benchmarks import LM_EVAL_FOLDER, RECIPES, load_benchmark
-from mtkv.evaluate.digests import predictions_digest
-from mtkv.evaluate.match import Rules, take
-from mtkv.evaluate.model import EvaluationModel
-from mtkv.evaluate.predict import predict
+from mtkv.evaluate.answer_matching import Rules, answer_row, rules_of, take
+from mtkv.evaluate.cache_key import predictions_digest
+from mtkv.evaluate.lm_eval_model import EvaluationModel
+from mtkv.evaluate.lm_eval_tasks import LM_EVAL_FOLDER, RECIPES, UnanswerableError, load_benchmark
 from mtkv.evaluate.predictions import read_metric, read_predictions
-from mtkv.evaluate.score import score
-from mtkv.evaluate.tasks import UnanswerableError
-from mtkv.models.encode import encode_rows
+from mtkv.evaluate.scoring import score
 from mtkv.models.load import load_model, load_tokenizer
+from mtkv.models.tokenization import encode_rows
+from mtkv.stages.predict import predict
 
 NAMES = list(BENCHMARKS)
 WITHOUT_EXTRAS = {"math500": "hendrycks_math500"}  # lm-eval's other task for it needs math_verify

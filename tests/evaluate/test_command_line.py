@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mtkv.config.data import DataConfig
 from mtkv.config.models import ModelConfig
 from mtkv.data.mixture import _write_tests
-from mtkv.evaluate.benchmarks import LM_EVAL_FOLDER, RECIPES
-from mtkv.evaluate.predict import predict
+from mtkv.evaluate.lm_eval_tasks import LM_EVAL_FOLDER, RECIPES
 from mtkv.evaluate.predictions import read_predictions
-from mtkv.evaluate.score import score
+from mtkv.evaluate.scoring import score
 from mtkv.models.load import model_folder
+from mtkv.stages.predict import predict
 
 ITEMS, NEW_TOKENS = 10, 16
 # lm-eval's task: (its file, our dataset, the item names that are its, its splits and files)

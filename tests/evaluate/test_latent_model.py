@@ -8,15 +8,15 @@ from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mtkv.config.evaluation import EvaluationConfig
-from mtkv.evaluate import memory
-from mtkv.evaluate.backends import evaluation_model
-from mtkv.evaluate.latent_model import LatentEvaluationModel
-from mtkv.evaluate.model import EvaluationModel, load_folder
-from mtkv.evaluate.predict import predict
+from mtkv.evaluate import batch_size as memory
+from mtkv.evaluate.lm_eval_model import EvaluationModel, load_folder
+from mtkv.evaluate.lm_eval_tasks import UnanswerableError
 from mtkv.evaluate.predictions import read_predictions
-from mtkv.evaluate.tasks import UnanswerableError
-from mtkv.models.latent import LatentStudent
-from mtkv.models.latent_interventions import Swapped, Truncated, Zeroed
+from mtkv.latent.evaluation.lm_eval_model import LatentEvaluationModel
+from mtkv.latent.model.interventions import Swapped, Truncated, Zeroed
+from mtkv.latent.model.student import LatentStudent
+from mtkv.stages.evaluation_model import evaluation_model
+from mtkv.stages.predict import predict
 
 # name: architecture, (M, T, projection, markers)
 STUDENTS = {

@@ -10,13 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mtkv.config.arms import TrainingConfig
 from mtkv.config.latent import LatentConfig
-from mtkv.evaluate import latents
-from mtkv.evaluate.latents import diagnose_latents
-from mtkv.evaluate.model import load_folder
-from mtkv.evaluate.predict import predict
+from mtkv.evaluate.lm_eval_model import load_folder
 from mtkv.evaluate.predictions import read_predictions
-from mtkv.models.latent import LatentStudent
-from mtkv.models.latent_interventions import Swapped
+from mtkv.latent.model.interventions import Swapped
+from mtkv.latent.model.student import LatentStudent
+from mtkv.stages import diagnose_latents as latents
+from mtkv.stages.diagnose_latents import diagnose_latents
+from mtkv.stages.predict import predict
 
 DATASETS = ["pocket_gpqa", "pocket_gsm8k"]
 TRAINING = TrainingConfig(steps=1, eval_rows=4)

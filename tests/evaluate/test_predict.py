@@ -12,10 +12,10 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mtkv.config.models import ModelConfig
-from mtkv.evaluate.predict import predict
+from mtkv.evaluate.lm_eval_tasks import TASK_FOLDER
 from mtkv.evaluate.predictions import read_predictions
-from mtkv.evaluate.tasks import TASK_FOLDER
 from mtkv.models.load import load_model, load_tokenizer, model_folder
+from mtkv.stages.predict import predict
 
 MODELS = ["llama", "gpt2"]
 

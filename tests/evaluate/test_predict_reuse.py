@@ -5,8 +5,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from mtkv.evaluate.model import load_folder
-from mtkv.evaluate.predict import predict
+from mtkv.evaluate.lm_eval_model import load_folder
+from mtkv.stages.predict import predict
 
 FIRST, SECOND = "pocket_gpqa", "pocket_ceval"
 

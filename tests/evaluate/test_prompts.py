@@ -14,14 +14,14 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
 from mtkv.config.models import ModelConfig
-from mtkv.evaluate.latent_model import LatentEvaluationModel
-from mtkv.evaluate.model import EvaluationModel
-from mtkv.evaluate.predict import predict
+from mtkv.evaluate.lm_eval_model import EvaluationModel
 from mtkv.evaluate.predictions import read_predictions
-from mtkv.evaluate.source import model_source
-from mtkv.models.encode import encode_rows
-from mtkv.models.latent import LatentStudent
-from mtkv.models.reading import Reading
+from mtkv.latent.evaluation.lm_eval_model import LatentEvaluationModel
+from mtkv.latent.model.student import LatentStudent
+from mtkv.models.tokenization import encode_rows
+from mtkv.models.tokenizer_limits import Reading
+from mtkv.stages.evaluation_model import model_source
+from mtkv.stages.predict import predict
 
 CHATML = (
     "{% for m in messages %}{{ '<turn>' + m['role'] + '\n' + m['content'] + '<end>\n' }}{% endfor %}"

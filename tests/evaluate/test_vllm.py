@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mtkv.config.errors import ConfigError
 from mtkv.config.study import load_study
-from mtkv.evaluate.predict import predict
 from mtkv.evaluate.predictions import read_predictions
+from mtkv.stages.predict import predict
 
 GIVEN = {}
 
@@ -150,7 +150,9 @@ def test_its_prompts_are_those_of_rows_and_the_template_ends_an_answer(
     for backend in ("hf", "vllm"):
         (tmp_path / backend).mkdir()
         settings = study_tools.config(backend=backend)
-        _, found[backend] = answers(folder, data_folder, settings, tmp_path / backend, ["pocket_gsm8k"], chat="2024-07-26")
+        _, found[backend] = answers(
+            folder, data_folder, settings, tmp_path / backend, ["pocket_gsm8k"], chat="2024-07-26"
+        )
     assert found["vllm"]["pocket_gsm8k"]["output"].equals(found["hf"]["pocket_gsm8k"]["output"])
     assert {tuple(s["stop_token_ids"]) for s in vllm["settings"]} == {(tokenizer.convert_tokens_to_ids(end),)}
     assert 1 not in {ids[-1] for ids in vllm["prompts"]}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import entropy as scipy_entropy
 
-from mtkv.fuse.entropy import EntropyRegularizer, entropy, entropy_loss
+from mtkv.fuse.routers import EntropyRegularizer, entropy, entropy_loss
 
 
 def test_entropy_equals_scipy_and_its_sign_follows_the_target():

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from mtkv.fuse.kmeans import kmeans
-from mtkv.fuse.prototypes import first, pool, prototypes_of, query_of
+from mtkv.fuse.prototypes import first, kmeans, pool, prototypes_of, query_of
 
 SAMPLE = torch.tensor([0, 0, 2, 2, 2])  # samples 1 and 3 have no token
 

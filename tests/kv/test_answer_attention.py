@@ -8,8 +8,8 @@ from tokenizers_for_tests import byte_level_bpe, unigram
 from mtkv.config.models import ModelConfig
 from mtkv.kv.extract import answer_tokens, extract_shard
 from mtkv.kv.store import KVStore, write_index
-from mtkv.models.encode import encode_rows
 from mtkv.models.load import load_model, load_tokenizer
+from mtkv.models.tokenization import encode_rows
 
 PARTS = [  # prompt, reasoning, answer
     ("Question: Tom has 12 apples and buys 30 more. How many?\nReason:", " 12+30=42. 42-2=40.", "\nAnswer: 40"),

@@ -14,7 +14,7 @@ from scipy.ndimage import maximum_filter1d
 from scipy.special import softmax
 from scipy.stats import kstest
 
-from mtkv.kv.draws import row_uniforms
+from mtkv.kv.row_rng import row_uniforms
 from mtkv.kv.select import (
     METHODS,
     answer_importance,

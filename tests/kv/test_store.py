@@ -22,7 +22,7 @@ from mtkv.config.models import ModelConfig
 from mtkv.kv import extract, shards
 from mtkv.kv.extract import extract_shard, read_kv, read_rows
 from mtkv.kv.store import KVStore, MappedStore, StoredRow, mapped_rows, write_index, write_mapped, write_shard
-from mtkv.models.encode import EncodedRow
+from mtkv.models.tokenization import EncodedRow
 from mtkv.provenance.digest import file_digest
 
 GPT2 = ModelConfig(name="gpt2")

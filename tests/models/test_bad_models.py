@@ -25,14 +25,14 @@ from transformers import (
 )
 
 from mtkv.config.models import ModelConfig
-from mtkv.data.checks import check_rows
-from mtkv.distill.rows import DistillationRows
-from mtkv.evaluate.model import load_folder
-from mtkv.kv.extractor import TeacherKVExtractor
-from mtkv.models.check import check_weights
-from mtkv.models.encode import encode_rows
-from mtkv.models.latent import LatentStudent
+from mtkv.data.validation import check_rows
+from mtkv.distill.dataset import DistillationRows
+from mtkv.evaluate.lm_eval_model import load_folder
+from mtkv.latent.model.student import LatentStudent
+from mtkv.models.integrity import check_weights
 from mtkv.models.load import load_model, load_tokenizer
+from mtkv.models.tokenization import encode_rows
+from mtkv.original_api.extractor import TeacherKVExtractor
 
 WEIGHTS = "model.safetensors"
 

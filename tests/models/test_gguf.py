@@ -12,10 +12,10 @@ from tokenizers_for_tests import byte_level_bpe
 
 from mtkv.config.models import ModelConfig
 from mtkv.models import gguf as converting
-from mtkv.models.digest import content_digest
-from mtkv.models.encode import encode_rows
+from mtkv.models.integrity import content_digest
 from mtkv.models.load import load_model, load_tokenizer, model_folder, model_kv_heads
-from mtkv.models.places import card_path
+from mtkv.models.paths import card_path
+from mtkv.models.tokenization import encode_rows
 from mtkv.provenance.files import write_json
 
 PLACES = {  # transformers' names and GGUF's (llama.cpp, gguf-py/gguf/constants.py)

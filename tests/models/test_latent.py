@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mtkv.config.arms import LoraConfig
-from mtkv.models.latent import LatentStudent
-from mtkv.models.latent_files import LATENT_FILE, is_latent, load_latents
-from mtkv.models.latent_interventions import Swapped, Truncated, Zeroed
-from mtkv.models.latent_reuse import can_reuse, read_questions, since
-from mtkv.models.latent_tokens import LatentTokens, table_statistics
-from mtkv.models.lora import add_lora, merge_lora
+from mtkv.latent.model.files import load_latents
+from mtkv.latent.model.interventions import Swapped, Truncated, Zeroed
+from mtkv.latent.model.latent_tokens import LatentTokens, table_statistics
+from mtkv.latent.model.prefix_cache import can_reuse, read_questions, since
+from mtkv.latent.model.student import LatentStudent
+from mtkv.models.adapters import add_lora, merge_lora
+from mtkv.models.paths import LATENT_FILE, is_latent
 
 # mistral and gemma3 have windows of 4 tokens, shorter than most questions here.
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma3", "gpt2", "opt", "gpt_neox", "mistral", "phi3"]

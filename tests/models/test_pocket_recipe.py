@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 
 from mtkv.data.pocket import TASKS
 from mtkv.data.splits import question_hash, split_of
-from mtkv.models.encode import encode_rows
 from mtkv.models.pocket_measure import measure
 from mtkv.models.pocket_recipe import (
     MODELS,
@@ -23,6 +22,7 @@ from mtkv.models.pocket_recipe import (
     untrained_model,
 )
 from mtkv.models.pocket_training import Schedule, rows_loss, training_texts
+from mtkv.models.tokenization import encode_rows
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ from tiny_study import TRAINING, TinyStudy, kv, weights
 from transformers import AutoModelForCausalLM
 
 from mtkv.config.arms import LoraConfig, TrainingConfig
-from mtkv.models import load, quantized
+from mtkv.models import adapters as quantized
+from mtkv.models import load
 
 
 def test_the_package_is_named_when_it_is_missing(monkeypatch):
@@ -53,7 +54,7 @@ def test_adapters_trained_on_four_bits_are_saved_on_the_whole_weights(tmp_path, 
     study = TinyStudy(tmp_path)
     seen = []
     merged = load.load_model
-    monkeypatch.setattr("mtkv.distill.train.load_model", lambda *a, **k: seen.append(merged(*a, **k)) or seen[-1])
+    monkeypatch.setattr("mtkv.stages.train.load_model", lambda *a, **k: seen.append(merged(*a, **k)) or seen[-1])
     training = TRAINING.model_validate(TRAINING.model_dump() | {"lora": {"rank": 4, "quantize": "4bit"}})
     output, _ = study.train("qlora", kv(), training=training)
     kinds = [type(model.model.layers[0].mlp.up_proj).__name__ for model in seen]

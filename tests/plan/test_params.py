@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtkv.plan.jobs import Change
-from mtkv.plan.params import changes, named, param_changes, read_back
+from mtkv.ops.planned_jobs import Change
+from mtkv.ops.rerun_reasons import changes, named, param_changes, read_back
 
 LEAF = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)

@@ -5,10 +5,16 @@ from math import inf
 
 import pytest
 
-from mtkv.plan.estimate import Estimate
-from mtkv.plan.jobs import PlannedJob, gres_gpus
-from mtkv.plan.limits import amount, disk_problems, partition_problems, time_problems
-from mtkv.plan.partitions import Partition, minutes, parse_partitions, partitions_in_file, partitions_of_cluster
+from mtkv.ops.cost_model.estimate import CostEstimate
+from mtkv.ops.plan.limits import amount, disk_problems, partition_problems, time_problems
+from mtkv.ops.planned_jobs import PlannedJob, gres_gpus
+from mtkv.ops.slurm.partitions import (
+    ClusterPartition,
+    minutes,
+    parse_partitions,
+    partitions_in_file,
+    partitions_of_cluster,
+)
 
 SCONTROL = (
     "PartitionName=gpu AllowGroups=ALL Default=NO MaxNodes=2 MaxTime=1-00:00:00 MaxMemPerNode=UNLIMITED State=UP"
@@ -23,13 +29,13 @@ def job(rule="train", threads=1, local=False, outputs=(), number=0, **resources)
 
 
 def estimate(minutes=0.0, written=0.0, transient=0.0):
-    return Estimate(minutes * 60, written, transient, "estimated")
+    return CostEstimate(minutes * 60, written, transient, "estimated")
 
 
 def test_scontrol_is_read():
     gpu, cpu = parse_partitions(SCONTROL)
-    assert gpu == Partition("gpu", runtime=1440, threads=32, gpus=16, gpus_per_node=4, nodes=2)
-    assert cpu == Partition("cpu", inf, mem_mb=64000, threads=16, gpus=0, gpus_per_node=0, nodes=2, default=True)
+    assert gpu == ClusterPartition("gpu", runtime=1440, threads=32, gpus=16, gpus_per_node=4, nodes=2)
+    assert cpu == ClusterPartition("cpu", inf, mem_mb=64000, threads=16, gpus=0, gpus_per_node=0, nodes=2, default=True)
 
 
 @pytest.mark.parametrize("text", ["30", "90:30", "2:00:00", "1-12", "1-12:30", "1-12:30:30", "2h", "30m", "1d"])
@@ -48,8 +54,8 @@ def test_a_partition_file_is_read_and_one_of_another_form_refused(tmp_path):
     file = tmp_path / "site.yaml"
     file.write_text("account: x\npartitions:\n  big: {max_runtime: 2-00, max_mem_mb: 500000, max_gpu: 8}\n  any: {}\n")
     assert partitions_in_file(file) == [
-        Partition("big", runtime=2880, mem_mb=500000, gpus=8),
-        Partition("any", gpus=0),
+        ClusterPartition("big", runtime=2880, mem_mb=500000, gpus=8),
+        ClusterPartition("any", gpus=0),
     ]
     file.write_text("- big\n")
     with pytest.raises(ValueError, match="partitions"):
@@ -86,7 +92,7 @@ def test_each_limit_refuses(asked, said):
 
 
 def test_gpu_models_and_gres():
-    few = Partition("few", gpu_models=("a100",))
+    few = ClusterPartition("few", gpu_models=("a100",))
     assert few.refuses(job(gpu=1, gpu_model="h100")) == ["gpu_model h100 is not one of a100"]
     assert few.refuses(job(gpu=1, gpu_model="a100")) == []
     assert [gres_gpus(text) for text in ("gpu:2", "gpu:a100:3", "gpu", "tmpfs:5,gpu:1", "", "mps:100")] == [

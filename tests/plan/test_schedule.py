@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtkv.plan.jobs import PlannedJob
-from mtkv.plan.schedule import critical_path, makespan
+from mtkv.ops.cost_model.schedule import critical_path, makespan
+from mtkv.ops.planned_jobs import PlannedJob
 
 
 def job(number, above=(), threads=1, **resources):

@@ -7,7 +7,7 @@ from conftest import ARCHITECTURES, ENCODERS
 from mtkv.config.models import POCKET_MODELS, ModelConfig
 from mtkv.kv.capture import KVCapture
 from mtkv.models.load import load_model
-from mtkv.plan.sizes import ModelSize, built_parameters, folder_size, model_size, stored_parameters
+from mtkv.ops.cost_model.model_sizes import ModelSize, built_parameters, folder_size, model_size, stored_parameters
 
 
 def counted(model):

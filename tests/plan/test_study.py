@@ -22,17 +22,17 @@ from typer.testing import CliRunner
 
 from mtkv.cli import app
 from mtkv.config.study import read_study
-from mtkv.doctor import space
-from mtkv.doctor.checks import Patient
-from mtkv.plan.codechange import code_change
-from mtkv.plan.dryrun import PlanError, dry_run
-from mtkv.plan.explain import explain
-from mtkv.plan.jobs import Change
-from mtkv.plan.past import card_of, config_digest
-from mtkv.plan.plan import make_plan
-from mtkv.plan.profile import Profile, ProfileError, read_profile
-from mtkv.provenance import code
-from mtkv.provenance.code import Covered
+from mtkv.ops.cost_model.past_runs import card_of, config_digest
+from mtkv.ops.doctor import space
+from mtkv.ops.doctor.checks import DoctorContext
+from mtkv.ops.plan.explain import explain
+from mtkv.ops.plan.plan import make_plan
+from mtkv.ops.planned_jobs import Change
+from mtkv.ops.rerun_reasons import code_change
+from mtkv.ops.snakemake_dag import PlanError, dry_run
+from mtkv.ops.snakemake_profile import Profile, ProfileError, read_profile
+from mtkv.provenance import code_digest as code
+from mtkv.provenance.code_digest import Covered
 
 REPOSITORY = Path(__file__).parents[2]
 KEPT = ("sft", "single")
@@ -266,7 +266,9 @@ def test_a_copy_is_shown_first_and_doctor_says_it_too(copy):
     lines = command(copy, "--json", "plan.json").splitlines()
     assert lines[0].startswith("= only the times of files differ")
     assert lines[0] == f"= {json.loads((copy / 'plan.json').read_text())['copied']}"
-    patient = Patient(read_study(copy / "config/config.yaml", copy / "study.yaml"), copy, None, (copy / "study.yaml",))
+    patient = DoctorContext(
+        read_study(copy / "config/config.yaml", copy / "study.yaml"), copy, None, (copy / "study.yaml",)
+    )
     with package_of(copy):
         found = [(finding.level, finding.fix) for finding in space.plan(patient)]
     assert ("warning", f"do not run, `snakemake --touch --cores 1 all --configfile {copy / 'study.yaml'}`") in found
@@ -302,11 +304,11 @@ def test_what_cannot_be_compared_is_named(copy, monkeypatch):
         card = card_of(folder, path)
         return card and card | {"git": card["git"] | {"dirty": True}}
 
-    monkeypatch.setattr("mtkv.plan.copied.card_of", dirty)
+    monkeypatch.setattr("mtkv.ops.plan.copied_results.card_of", dirty)
     assert said_of(copy).startswith(
         "only the times of files say that anything has to run; not compared: workflow/scripts/train.py; if this is a copy"
     )
-    monkeypatch.setattr("mtkv.plan.copied.MOST", 10)
+    monkeypatch.setattr("mtkv.ops.plan.copied_results.MOST", 10)
     assert re.search(r"not compared: \d+\.\d kB of inputs; if this is a copy", said_of(copy))
 
 
@@ -318,20 +320,20 @@ def test_what_a_killed_job_left_is_incomplete(study):
 
 
 def test_changed_code_is_named_since_the_cards_revision(study):
-    losses = study / "src/mtkv/distill/losses.py"
+    losses = study / "src/mtkv/distill/kv_distance.py"
     text = losses.read_text(encoding="utf-8")
     assert "\ndef " in text
     losses.write_text(text.replace("\ndef ", "\nUNUSED = 1\n\n\ndef ", 1), encoding="utf-8")
-    comment = study / "src/mtkv/distill/schedule.py"
+    comment = study / "src/mtkv/distill/layer_schedule.py"
     comment.write_text(comment.read_text(encoding="utf-8") + "\n# a remark\n", encoding="utf-8")
-    report = study / "src/mtkv/report/page.py"
+    report = study / "src/mtkv/stages/report.py"
     report.write_text(
         report.read_text(encoding="utf-8").replace("\ndef ", "\nUNUSED = 1\n\n\ndef ", 1), encoding="utf-8"
     )
     said = command(study, "--explain", TARGET, "--json", "why.json")
     revision = subprocess.run(["git", "-C", study, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    assert f"code: mtkv.distill.losses differs since {revision.stdout[:8]}" in said
-    assert "mtkv.distill.schedule" not in said
+    assert f"code: mtkv.distill.kv_distance differs since {revision.stdout[:8]}" in said
+    assert "mtkv.distill.layer_schedule" not in said
     assert "mtkv.report" not in said
     (entry,) = json.loads((study / "why.json").read_text())["explained"]
     assert entry["chain"] == ["train single 42", "predict single 42", "score single 42"]
@@ -347,7 +349,7 @@ def test_a_changed_pin_is_named(study):
     lock.write_text(text.replace(old, "scipy==99.0"), encoding="utf-8")
     package = study / "src/mtkv"
     revision = subprocess.run(["git", "-C", study, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    compare = Covered(("mtkv.stats.compare",), ())
+    compare = Covered(("mtkv.stages.compare",), ())
     found = code_change(compare, revision.stdout.strip(), False, package)
     assert found.pins == (Change("scipy", old, "scipy==99.0"),)
     assert code_change(Covered(("mtkv.data.answers",), ()), revision.stdout.strip(), False, package).pins == ()
@@ -387,7 +389,7 @@ def run(study, monkeypatch):
 def test_a_full_disk_is_said_before_all_else(run, study, monkeypatch):
     change(study, arms={"sft": {"training": {"learning_rate": 1.0e-3}}})
     usage = shutil.disk_usage(study)
-    monkeypatch.setattr("mtkv.plan.limits.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr("mtkv.ops.plan.limits.shutil.disk_usage", lambda path: usage._replace(free=1000))
     said = run().output
     assert said.startswith("! disk of ")
     assert "1.0 kB are free" in said

@@ -9,17 +9,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtkv.config.models import ModelConfig
 from mtkv.config.study import read_study
-from mtkv.evaluate import latent_conditions, latents
 from mtkv.kv.extract import extract_shard
-from mtkv.models.encode import encode_rows
+from mtkv.latent.evaluation import conditions as latent_conditions
 from mtkv.models.load import load_model, load_tokenizer
-from mtkv.plan.amounts import Amounts
-from mtkv.plan.devices import DEVICES
-from mtkv.plan.estimate import Estimator
-from mtkv.plan.jobs import PlannedJob
-from mtkv.plan.past import STARTUP, Sample, config_digest
-from mtkv.plan.sizes import model_size
-from mtkv.plan.work import UnknownSizeError, Work, work_of
+from mtkv.models.tokenization import encode_rows
+from mtkv.ops.cost_model.amounts import Amounts
+from mtkv.ops.cost_model.devices import DEVICES
+from mtkv.ops.cost_model.estimate import Estimator
+from mtkv.ops.cost_model.model_sizes import model_size
+from mtkv.ops.cost_model.past_runs import STARTUP, Sample, config_digest
+from mtkv.ops.cost_model.work import UnknownSizeError, Work, work_of
+from mtkv.ops.planned_jobs import PlannedJob
+from mtkv.stages import diagnose_latents as latents
 
 POCKET = {"config": ModelConfig(name="student").model_dump(mode="json"), "content": ""}
 GPT2 = {"config": ModelConfig(name="gpt2").model_dump(mode="json"), "content": ""}

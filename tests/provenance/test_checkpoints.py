@@ -17,13 +17,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mtkv.provenance import checkpoints, files
-from mtkv.provenance.checkpoints import Checkpoint, ManifestError, checkpoint_folder, newest_step
+from mtkv.checkpointing import store as checkpoints
+from mtkv.checkpointing.identity import job_identity, job_run
+from mtkv.checkpointing.lock import LockedError
+from mtkv.checkpointing.store import Checkpoint, ManifestError, checkpoint_folder, is_complete, newest_step, steps
+from mtkv.provenance import files
 from mtkv.provenance.digest import digest_of, file_digest
 from mtkv.provenance.files import DiskFullError, read_json
-from mtkv.provenance.identity import job_identity, job_run
-from mtkv.provenance.lock import LockedError
-from mtkv.provenance.steps import is_complete, steps
 
 IDENTITY = {"stage": "arms", "config": {"rate": 0.1, "layers": [0, 1]}, "code": "c", "seed": 1}
 RUN = {"study": "s", "stage": "arms", "arm": "sft", "seed": "1"}

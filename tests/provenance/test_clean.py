@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from mtkv.provenance.checkpoints import Checkpoint
-from mtkv.provenance.clean import asked_digest, clean, survey
+from mtkv.checkpointing.clean import asked_digest, clean, survey
+from mtkv.checkpointing.lock import WriterLock
+from mtkv.checkpointing.store import Checkpoint
 from mtkv.provenance.digest import file_digest
-from mtkv.provenance.lock import WriterLock
 
 IDENTITY = {
     "stage": "arms",
@@ -99,7 +99,7 @@ def test_a_living_writer_is_never_disturbed(root, monkeypatch):
     with WriterLock(done / "lock.json"):
         assert kinds(root) == {done.name: "in use"}
         assert clean(root, "s", ASKED, stale=True) == []
-        monkeypatch.setattr("mtkv.provenance.clean.is_stale", lambda lock: True)  # it comes in between
+        monkeypatch.setattr("mtkv.checkpointing.clean.is_stale", lambda lock: True)  # it comes in between
         assert kinds(root) == {done.name: "done"}
         assert clean(root, "s", ASKED, stale=True) == []
     assert (done / "manifest.json").exists()

@@ -14,7 +14,7 @@ def test_every_export_is_the_object_of_its_module_and_is_listed(name):
     package = import_module(name)
     assert list(package._EXPORTS) == package.__all__
     for export, home in package._EXPORTS.items():
-        module = import_module(f"{name}.{home}")
+        module = import_module(home)
         assert getattr(package, export) is vars(module)[export]
         assert getattr(module, export).__module__ == module.__name__, "listed where it is re-exported, not where it is"
     assert {*package.__all__, "__name__", "__doc__"} <= set(dir(package))
@@ -40,10 +40,10 @@ for name in {PACKAGES}:
     loaded = [module for module in sys.modules if module.startswith(name + ".")]
     assert not loaded, loaded
 from mtkv.report import visualize_layer_mapping
-assert "mtkv.report.visualize" in sys.modules and "torch" not in sys.modules
+assert "mtkv.original_api.visualize" in sys.modules and "torch" not in sys.modules
 import mtkv.config.study
 assert "torch" not in sys.modules
 from mtkv.align import KVMap
-assert "mtkv.align.maps" in sys.modules and "mtkv.align.heads" not in sys.modules
+assert "mtkv.align.closed_form_maps" in sys.modules and "mtkv.align.adapters" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from mtkv.provenance.lock import SIZE, LockedError, WriterLock, is_stale, read_lock
-from mtkv.provenance.processes import is_running, this_process
+from mtkv.checkpointing.lock import SIZE, LockedError, WriterLock, is_running, is_stale, read_lock, this_process
 
 # Enters the lock, says so, writes its pid into a file that only the holder may touch, and stays until its input ends.
 HOLDER = """
 import sys, time
 from pathlib import Path
-from mtkv.provenance.lock import LockedError, WriterLock
+from mtkv.checkpointing.lock import LockedError, WriterLock
 path, inside, interval = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 sys.stdin.readline()
 try:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from mtkv.provenance.preemption import SAVED, Preemption, SavedExit
+from mtkv.checkpointing.preemption import SAVED, Preemption, SavedExit
 
 
 def test_the_signal_is_noted_and_the_handler_put_back():
@@ -41,7 +41,7 @@ def test_leaving_says_so_even_where_stderr_is_redirected_and_has_its_own_exit_co
     assert caught.value.code == SAVED == os.EX_TEMPFAIL
     program = """
 import contextlib, io, os, signal
-from mtkv.provenance.preemption import Preemption
+from mtkv.checkpointing.preemption import Preemption
 with Preemption() as preemption, contextlib.redirect_stderr(io.StringIO()):
     os.kill(os.getpid(), signal.SIGUSR1)
     if preemption.asked:

@@ -62,7 +62,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory, study: Study, write_tree: Cal
 @pytest.fixture(scope="session")
 def rendered(tree: Path, study: Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """The report's folder and the facts the stage returned."""
-    from mtkv.report.page import render
+    from mtkv.stages.report import render
 
     output = tmp_path_factory.mktemp("report")
     return output, render(study, tree, output / "index.html")

@@ -15,7 +15,7 @@ from mtkv.config.study import Study, load_study, read_study
 from mtkv.evaluate.predictions import SCHEMA
 from mtkv.provenance.files import write_json, write_parquet
 from mtkv.report.results import seed_scores
-from mtkv.stats.sentences import Sentence, listed, no_result, packed, tell
+from mtkv.stats.translatable import Sentence, listed, no_result, packed, tell
 
 LEVEL = {
     "raw": 0.28,
@@ -138,7 +138,7 @@ def _cells(
 
 
 def _gap(datasets: list[str]) -> str:
-    """Why the macro average is missing, as `mtkv.stats.answers` says it."""
+    """Why the macro average is missing, as `mtkv.stats.items` says it."""
     reason = tell("no scores file")
     return listed([tell("{dataset}, seed {seed}: {reason}", dataset=name, seed=42, reason=reason) for name in datasets])
 
@@ -229,7 +229,7 @@ def _claims(study: Study, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _why(arm: str, i: int) -> Sentence:
-    """A sentence of the kind that `mtkv.stats.claims` makes; every fourth one is about data that are missing."""
+    """A sentence of the kind that `mtkv.stats.claims.verdicts` makes; every fourth one is about data that are missing."""
     if i % 4 == 3:
         gap = tell("{dataset}, seed {seed}: {reason}", dataset="pocket_bbh", seed=42, reason=tell("no scores file"))
         return tell("Data are missing: {missing}.", missing=listed([no_result(arm, gap), no_result("sft", gap)]))

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import mtkv.report
-from mtkv.report.embed import plotly_script
-from mtkv.report.figures import all_figures
+from mtkv.report.figures.all import all_figures
+from mtkv.report.html_embedding import plotly_script
 from mtkv.report.static_figures import KINDS
 
 BUNDLE = Path(mtkv.report.__file__).parent / "bundle"

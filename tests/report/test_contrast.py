@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from plotly.colors import hex_to_rgb, sample_colorscale, unlabel_rgb
 
-from mtkv.report.figures import all_figures
+from mtkv.report.figures.all import all_figures
 
 ENOUGH = 4.5
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mtkv.evaluate.predictions import read_predictions
-from mtkv.report.items import ITEM_HEADER, MAX_CHARS, Book, compared, item_browser, item_rows
+from mtkv.report.item_browser import ITEM_HEADER, MAX_CHARS, Book, compared, item_browser, item_rows
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_shown_answers_are_those_of_the_predictions(browser, right, full_tree):
 
 
 def test_the_cap_is_kept_and_texts_are_there_once(full, monkeypatch):
-    monkeypatch.setattr("mtkv.report.items.MAX_ENTRIES", 400)
+    monkeypatch.setattr("mtkv.report.item_browser.MAX_ENTRIES", 400)
     small = item_browser(full)
     assert small["cap"] == 400 // len(small["lists"])
     assert sum(len(one["shown"]) for one in small["lists"]) <= 400
@@ -102,7 +102,7 @@ def test_long_texts_are_cut(full):
 
 
 def test_texts_together_are_capped_list_by_list(full, browser, monkeypatch):
-    monkeypatch.setattr("mtkv.report.items.MAX_TEXT", 20_000)
+    monkeypatch.setattr("mtkv.report.item_browser.MAX_TEXT", 20_000)
     small = item_browser(full)
     size = sum(len(text.encode()) for text in small["texts"])
     assert 20_000 <= size < 20_000 + 4 * (MAX_CHARS + 4)

@@ -15,10 +15,10 @@ import yaml
 
 from mtkv.config.study import read_study
 from mtkv.provenance.files import write_json, write_parquet
-from mtkv.report.figures import all_figures
-from mtkv.report.figures_latents import TITLES, latent_figures
-from mtkv.report.page import phrases, render
+from mtkv.report.figures.all import all_figures
+from mtkv.report.figures.latents import TITLES, latent_figures
 from mtkv.report.results import read_results
+from mtkv.stages.report import phrases, render
 
 CONFIG = Path(__file__).parents[2] / "config/config.yaml"
 DATASETS = ["pocket_gsm8k", "pocket_cmmlu"]

@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtkv.report.figures_alignment import tokens
-from mtkv.report.figures_cost import arm_costs, cost_figures
-from mtkv.report.figures_learning import gap, gaps, kv_and_accuracy, last_kv
-from mtkv.report.figures_routing import by_dataset, by_layer, entropy
-from mtkv.report.figures_training import by_line, curves, thin
+from mtkv.report.figures.alignment import tokens
+from mtkv.report.figures.cost import arm_costs, cost_figures
+from mtkv.report.figures.routing import by_dataset, by_layer, entropy
+from mtkv.report.figures.training import by_line, curves, gap, gaps, kv_and_accuracy, last_kv, thin
 
 RNG = np.random.default_rng(3)
 
@@ -108,7 +107,7 @@ def test_alignment_of_a_row(full):
 
 
 def test_long_logs_are_thinned_together(monkeypatch):
-    monkeypatch.setattr("mtkv.report.figures_training.MAX_NUMBERS", 400)
+    monkeypatch.setattr("mtkv.report.figures.training.MAX_NUMBERS", 400)
     steps = pd.DataFrame({"step": range(1000), "value": 1.0, "split": "train"})
     frame = pd.concat([steps.assign(arm=arm, seed=seed, term="ce") for arm in "ab" for seed in range(4)])
     lines = by_line(frame)

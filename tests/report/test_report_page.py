@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 
 from mtkv.config.study import load_study
-from mtkv.report.embed import embedded_json
-from mtkv.report.figures_alignment import alignment_figures
-from mtkv.report.page import render
+from mtkv.report.figures.alignment import alignment_figures
+from mtkv.report.html_embedding import embedded_json
 from mtkv.report.results import read_results
 from mtkv.report.static_figures import Picture
+from mtkv.stages.report import render
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & \u2028 \"'"
 
@@ -36,7 +36,7 @@ def document(page):
 def no_stills(monkeypatch):
     """Leave out the slow drawing where a test is not about it."""
     blank = Picture("<svg xmlns='http://www.w3.org/2000/svg'/>", b"")
-    monkeypatch.setattr("mtkv.report.page.picture", lambda *_, **__: blank)
+    monkeypatch.setattr("mtkv.stages.report.picture", lambda *_, **__: blank)
 
 
 def figure_data(document):
@@ -219,9 +219,7 @@ def test_a_missing_comparison_is_an_error(study, tmp_path):
 
 
 def test_the_report_needs_neither_torch_nor_transformers():
-    code = (
-        "import sys, mtkv.report.page; print([n for n in ('torch', 'transformers', 'mtkv.config') if n in sys.modules])"
-    )
+    code = "import sys, mtkv.stages.report; print([n for n in ('torch', 'transformers', 'mtkv.config') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mtkv.report.figures import all_figures
-from mtkv.report.items import MAX_CHARS, MAX_ENTRIES
-from mtkv.report.page import render
+from mtkv.report.figures.all import all_figures
+from mtkv.report.item_browser import MAX_CHARS, MAX_ENTRIES
 from mtkv.report.results import read_results
+from mtkv.stages.report import render
 
 CONFIG = Path(__file__).parents[2] / "config/config.yaml"
 ARMS, SEEDS, ITEMS = 40, 5, 1000

@@ -10,13 +10,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mtkv.report.claims import claim_rows
-from mtkv.report.figures import FIGURE_SECTIONS, all_figures
+from mtkv.report.claim_rows import claim_rows
+from mtkv.report.figures.all import FIGURE_SECTIONS, all_figures
 from mtkv.report.files import write_summaries, write_tables
-from mtkv.report.items import item_browser
+from mtkv.report.item_browser import item_browser
 from mtkv.report.summary import cell_cards, comparison_report, plain
 from mtkv.report.tables import as_latex, claims_table, matrix_table
-from mtkv.stats import cells, claims, pairs, ranks
+from mtkv.stats import cells, pairs, ranks
+from mtkv.stats.claims import verdicts as claims
 
 DOCS = Path(__file__).parents[2] / "docs/report.md"
 

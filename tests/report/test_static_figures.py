@@ -9,8 +9,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from mtkv.report.figure import Figure
-from mtkv.report.figures import all_figures
+from mtkv.report.figures.all import all_figures
+from mtkv.report.figures.figure import Figure
 from mtkv.report.static_figures import fonts, picture
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -11,12 +11,12 @@ import yaml
 
 import mtkv.report
 import mtkv.stats
-from mtkv.report.claims import UNITS
-from mtkv.report.figures import FIGURE_SECTIONS, all_figures
-from mtkv.report.page import METHODS, SECTIONS, phrases
+from mtkv.report.claim_rows import UNITS
+from mtkv.report.figures.all import FIGURE_SECTIONS, all_figures
 from mtkv.report.strings import CATALOGUE, FACT, LANGUAGES, PHRASES, Words, chinese, listed, page_phrases, retold, say
-from mtkv.stats.claims import Evidence, judge
-from mtkv.stats.sentences import both, no_result, packed, tell
+from mtkv.stages.report import METHODS, SECTIONS, phrases
+from mtkv.stats.claims.verdicts import Evidence, judge
+from mtkv.stats.translatable import both, no_result, packed, tell
 
 FOLDER = Path(mtkv.report.__file__).parent
 CHINESE = re.compile("[\u4e00-\u9fff\uff00-\uffef]")  # letters and punctuation
@@ -51,7 +51,7 @@ TERMS = {
 def templates(folder: Path, function: str) -> set[str]:
     """The first arguments of all calls of `function` in a package, each written out in full, or one of two."""
     found = set()
-    for path in folder.glob("*.py"):
+    for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == function:
                 choices = (
@@ -80,7 +80,7 @@ def test_every_phrase_has_chinese_with_the_same_facts():
 
 def test_the_page_uses_every_word_and_no_other():
     used = {*SECTIONS, *FIGURE_SECTIONS, *(f"m.{name}" for name in METHODS)}
-    for path in [*FOLDER.glob("templates/*"), *FOLDER.glob("static/*.js"), FOLDER / "page.py"]:
+    for path in [*FOLDER.glob("templates/*"), *FOLDER.glob("static/*.js"), FOLDER.parent / "stages/report.py"]:
         if path.name != "plotly.min.js":
             text = path.read_text(encoding="utf-8")
             used |= {a or b for a, b in re.findall(r"""\bt\[["']([\w.]+)["']\]|word\("([\w.]+)\"""", text)}
@@ -90,13 +90,14 @@ def test_the_page_uses_every_word_and_no_other():
 
 
 def test_every_sentence_that_a_figure_makes_is_in_the_catalogue():
-    said = templates(FOLDER, "say") | {text for unit in UNITS.values() for text in (unit.shown, unit.relation)}
+    said = templates(FOLDER, "say") | templates(FOLDER.parent / "study_diff", "say")
+    said |= {text for unit in UNITS.values() for text in (unit.shown, unit.relation)}
     assert len(said) > 15
     assert {text for text in said if re.search("[A-Za-z]{2}", FACT.sub("", text))} <= set(PHRASES)
 
 
 def test_every_sentence_of_the_statistics_is_in_the_catalogue():
-    told = templates(Path(mtkv.stats.__file__).parent, "tell")
+    told = templates(Path(mtkv.stats.__file__).parent, "tell") | templates(FOLDER.parent / "study_diff", "tell")
     assert len(told) > 30
     assert told <= set(PHRASES)
     assert {text for text in PHRASES if "control twin" in text and FACT.search(text)} <= told | templates(FOLDER, "say")

@@ -61,7 +61,7 @@ import os
 import time
 from pathlib import Path
 
-from mtkv.distill.trainer import DistillationTrainer
+from mtkv.training.trainer import DistillationTrainer
 
 step = DistillationTrainer.training_step
 
@@ -78,7 +78,7 @@ DistillationTrainer.training_step = held_step
 """
 # The cluster's two nodes are this machine, whose resolver knows neither's name.
 HERE_IS_ALL = """
-import mtkv.distill.spread as spread
+import mtkv.training.world_layout as spread
 
 spread.host_names = lambda nodelist: ["127.0.0.1"] * 2
 """

@@ -10,13 +10,13 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-from mtkv.stats.answers import Answers
+from mtkv.stats.bootstrap import Resamples
 from mtkv.stats.cells import cell, design_effect, effective_items
-from mtkv.stats.classic import classic
+from mtkv.stats.effect_size import classic
 from mtkv.stats.intervals import estimate, wilson
-from mtkv.stats.paired import difference
+from mtkv.stats.items import Answers
+from mtkv.stats.paired_tests import difference
 from mtkv.stats.power import equivalence_p, noncentrality
-from mtkv.stats.resampling import Resamples
 from mtkv.stats.variance import item_variance, residual_spread, spread
 
 ONE = ["pocket_bbh"]

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtkv.stats.claims import Evidence, claims_table, grade, judge
+from mtkv.stats.bootstrap import Resamples
+from mtkv.stats.claims.verdicts import Evidence, claims_table, grade, judge
 from mtkv.stats.multiplicity import partial_conjunction
-from mtkv.stats.resampling import Resamples
 
 BEATS = {"statement": "KV beats text.", "kind": "difference", "arm": "kv", "baseline": "sft", "threshold": 0}
 TWIN = BEATS | {"twin": "twin"}

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from mtkv.provenance.files import write_json
-from mtkv.stats.compare import compare
-from mtkv.stats.fairness import UnfairComparison
+from mtkv.stages.compare import compare
+from mtkv.stats.compute_parity import UnfairComparison
 
 SEEDS = {"raw": 1, "sft": 3, "kv": 3, "twin": 3, "teacher": 1}
 ACCURACY = {"raw": 0.25, "sft": 0.5, "kv": 0.5, "twin": 0.5, "teacher": 0.9}
@@ -195,7 +195,7 @@ def test_unfair_training_stops_the_stage(compared, tmp_path):
 
 def test_statistics_need_no_torch():
     code = (
-        "import sys, mtkv.stats.compare; print([m for m in ('torch', 'transformers', 'lm_eval') if m in sys.modules])"
+        "import sys, mtkv.stages.compare; print([m for m in ('torch', 'transformers', 'lm_eval') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 

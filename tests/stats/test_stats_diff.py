@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from mtkv.provenance.files import write_json
-from mtkv.stats.compare import compare
-from mtkv.stats.diff import diff_studies, flatten
+from mtkv.stages.compare import compare
+from mtkv.study_diff.diff import diff_studies, flatten
 
 SEEDS = {"raw": 1, "sft": 3, "kv": 3, "twin": 3, "teacher": 1}
 CLAIMS = {"c": {"statement": "Training helps.", "kind": "difference", "arm": "sft", "baseline": "raw"}}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtkv.stats.fairness import QUANTITIES, UnfairComparison, check_fairness
+from mtkv.stats.compute_parity import QUANTITIES, UnfairComparison, check_fairness
 
 RESULT = {"steps": 300, "tokens": 1_000_000, "rows_seen": 19200, "batch_size": 64, "ce_weight": 1.0}
 

@@ -12,12 +12,12 @@ from scipy.special import xlogy
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
+from mtkv.stats.bootstrap import Resamples, quantiles
 from mtkv.stats.cells import cell, tied_set
 from mtkv.stats.intervals import estimate, item_variance, satterthwaite, wilson
 from mtkv.stats.items import MACRO
-from mtkv.stats.paired import two_level_p
+from mtkv.stats.paired_tests import two_level_p
 from mtkv.stats.ranks import duels
-from mtkv.stats.resampling import Resamples, quantiles
 
 ONE = ["pocket_bbh"]
 TWO = ["pocket_bbh", "pocket_gpqa"]
@@ -250,7 +250,7 @@ def test_resamples_do_not_depend_on_how_many_are_drawn_at_a_time(made, monkeypat
     )
     answers = replace(answers, clusters={ONE[0]: np.repeat(np.arange(10), 3)})
     whole = Resamples(answers, 100, 0)
-    monkeypatch.setattr("mtkv.stats.resampling.CHUNK", 7)
+    monkeypatch.setattr("mtkv.stats.bootstrap.CHUNK", 7)
     parts = Resamples(answers, 100, 0)
     for dataset in TWO:
         for arm in "ab":

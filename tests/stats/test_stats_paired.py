@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from mtkv.stats.bootstrap import Resamples
 from mtkv.stats.items import MACRO
-from mtkv.stats.paired import difference, exact_mcnemar, holm, smallest_detectable
-from mtkv.stats.resampling import Resamples
+from mtkv.stats.paired_tests import difference, exact_mcnemar, holm, smallest_detectable
 
 ONE = ["pocket_bbh"]
 

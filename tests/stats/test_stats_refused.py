@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mtkv.stats.bootstrap import Resamples
 from mtkv.stats.cells import cell
 from mtkv.stats.items import MACRO
-from mtkv.stats.paired import difference
+from mtkv.stats.paired_tests import difference
 from mtkv.stats.pairs import outcomes, pairs_table
-from mtkv.stats.resampling import Resamples
 
 ONE = ["pocket_bbh"]
 

@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtkv.stats.sentences import Sentence, both, listed, no_result, packed, tell
+from mtkv.stats.translatable import Sentence, both, listed, no_result, packed, tell
 
 
 def filled(parts):

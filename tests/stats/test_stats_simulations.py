@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from mtkv.stats.answers import Answers
+from mtkv.stats.bootstrap import Resamples
 from mtkv.stats.cells import cell
-from mtkv.stats.claims import claims_table
+from mtkv.stats.claims.verdicts import claims_table
 from mtkv.stats.intervals import estimate
-from mtkv.stats.items import MACRO
-from mtkv.stats.paired import difference
+from mtkv.stats.items import MACRO, Answers
+from mtkv.stats.paired_tests import difference
 from mtkv.stats.power import noncentrality
-from mtkv.stats.resampling import Resamples
 
 pytestmark = pytest.mark.slow
 ONE = ["pocket_bbh"]

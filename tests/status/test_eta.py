@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtkv.ops.status.evidence import Progress
+from mtkv.ops.status.jobs import Job
+from mtkv.ops.status.remaining_time import durations, estimate, remaining
+from mtkv.ops.status.screen import duration
+from mtkv.ops.status.states import Status
 from mtkv.provenance.files import write_json
-from mtkv.status.eta import durations, estimate, remaining
-from mtkv.status.jobs import Job
-from mtkv.status.saved import Progress
-from mtkv.status.show import duration
-from mtkv.status.states import Status
 
 
 def status(rule, state, seconds=None, folder=None, number=0, **more):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mtkv.config.study import read_study
-from mtkv.status.jobs import RULES, jobs_of
+from mtkv.ops.status.jobs import RULES, jobs_of
 
 REPOSITORY = Path(__file__).parents[2]
 CLAIMS = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text(encoding="utf-8"))["claims"]

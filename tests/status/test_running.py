@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from mtkv.cli import app
 from mtkv.config.study import read_study
+from mtkv.ops.status.jobs import jobs_of
+from mtkv.ops.status.look import look
 from mtkv.provenance.files import write_json
-from mtkv.status.jobs import jobs_of
-from mtkv.status.look import look
 
 REPOSITORY = Path(__file__).parents[2]
 ARMS = ("raw", "sft", "single", "fixed")
@@ -25,7 +25,7 @@ ARMS = ("raw", "sft", "single", "fixed")
 SCRIPT = """
 import json, sys, time
 from pathlib import Path
-from mtkv.provenance.checkpoints import Checkpoint
+from mtkv.checkpointing.store import Checkpoint
 log = open(snakemake.log[0], "w", encoding="utf-8")
 wildcards = dict(snakemake.wildcards.items())
 if wildcards.get("arm") == "sft" and snakemake.rule == "train":

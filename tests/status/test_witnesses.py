@@ -13,18 +13,16 @@ from typing import get_args
 
 import pytest
 
+from mtkv.checkpointing.lock import WriterLock
 from mtkv.config.study import read_study
-from mtkv.doctor import workflow  # noqa: F401 (registers its check)
-from mtkv.doctor.checks import CHECKS, Patient
+from mtkv.ops.doctor.checks import CHECKS, DoctorContext
+from mtkv.ops.slurm.queue import queue, seconds
+from mtkv.ops.status.evidence import gather
+from mtkv.ops.status.jobs import jobs_of
+from mtkv.ops.status.screen import SNAKEMAKE
+from mtkv.ops.status.snakemake_log import Alive, alive, read_logs, started_outputs
+from mtkv.ops.status.states import states_of
 from mtkv.provenance.files import write_json
-from mtkv.provenance.lock import WriterLock
-from mtkv.status.evidence import gather
-from mtkv.status.jobs import jobs_of
-from mtkv.status.notes import Alive, alive, started_outputs
-from mtkv.status.show import SNAKEMAKE
-from mtkv.status.slurm import queue, seconds
-from mtkv.status.snakemake_log import read_logs
-from mtkv.status.states import states_of
 
 REPOSITORY = Path(__file__).parents[2]
 STUDY = read_study(REPOSITORY / "config/config.yaml")
@@ -331,7 +329,9 @@ def test_a_snakemake_whose_lock_another_one_removed_is_at_work(folder):
         assert alive(internal, socket.gethostname()) == "unlocked"
         marked(folder, f"{RUN}/model")
         assert state(folder).state == "running"
-        ((level, message, fix),) = [vars(finding).values() for finding in CHECKS["snakemake"](Patient(STUDY, folder))]
+        ((level, message, fix),) = [
+            vars(finding).values() for finding in CHECKS["snakemake"](DoctorContext(STUDY, folder))
+        ]
         assert (level, "took its lock away" in message, "start none" in fix) == ("warning", True, True)
         (folder / "a.go").touch()
         assert first.wait(60) == 0

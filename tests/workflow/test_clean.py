@@ -18,7 +18,7 @@ for output in snakemake.output:
     path.mkdir(parents=True, exist_ok=True) if not path.suffix else path.touch()
 """
 # Leaves a step behind and does not say that it is finished, as a job that dies after its outputs.
-STEP = """from mtkv.provenance.checkpoints import Checkpoint
+STEP = """from mtkv.checkpointing.store import Checkpoint
 with Checkpoint.for_job(snakemake, "{stage}") as checkpoint:
     checkpoint.save(1, lambda folder: (folder / "a").write_bytes(b"x" * 1000))
 """

@@ -109,12 +109,17 @@ def test_descriptions_and_claims_train_nothing(study):
 
 
 def test_edited_losses_rerun_training_and_below(study):
-    edit(study, "src/mtkv/distill/losses.py", "if len(student) == 0 or not kept:", "if len(student) < 1 or not kept:")
+    edit(
+        study,
+        "src/mtkv/distill/kv_distance.py",
+        "if len(student) == 0 or not kept:",
+        "if len(student) < 1 or not kept:",
+    )
     assert planned(study) == {"train": 12, "predict": 12, "score": 12, "compare": 1, "report": 1}
 
 
 def test_edited_report_reruns_the_report_only(study):
-    edit(study, "src/mtkv/report/page.py", "\ndef ", "\nUNUSED = 1\n\n\ndef ")
+    edit(study, "src/mtkv/stages/report.py", "\ndef ", "\nUNUSED = 1\n\n\ndef ")
     assert planned(study) == {"report": 1}
 
 
@@ -144,12 +149,12 @@ def test_a_changed_answer_reruns_its_score_and_the_report(study):
 
 
 def test_edited_statistics_rerun_comparison_and_report(study):
-    edit(study, "src/mtkv/stats/compare.py", "\ndef ", "\nUNUSED = 1\n\n\ndef ")
+    edit(study, "src/mtkv/stages/compare.py", "\ndef ", "\nUNUSED = 1\n\n\ndef ")
     assert planned(study) == {"compare": 1, "report": 1}
 
 
 @pytest.mark.parametrize(
-    "path", ["src/mtkv/distill/losses.py", "src/mtkv/kv/capture.py", "src/mtkv/provenance/card.py"]
+    "path", ["src/mtkv/distill/kv_distance.py", "src/mtkv/kv/capture.py", "src/mtkv/provenance/card.py"]
 )
 def test_a_comment_in_a_module_reruns_nothing(study, path):
     file = study / path

@@ -72,7 +72,7 @@ def about(file, **wildcards):
 
 def figure_ids():
     """The first argument of every `Figure(…)` in the package: what a study could ever draw."""
-    sources = (REPOSITORY / "src/mtkv/report").glob("figures*.py")
+    sources = (REPOSITORY / "src/mtkv/report/figures").glob("*.py")
     return {
         name
         for path in sources

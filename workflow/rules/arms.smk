@@ -22,6 +22,6 @@ rule train:
         study=STUDY.study,
         student=model_params(STUDY.student),
         arm=arm_params,
-        code=code("mtkv.distill.train"),
+        code=code("mtkv.stages.train"),
     script:
         "../scripts/train.py"

@@ -18,7 +18,7 @@ rule assets:
         },
         data=written(STUDY.data),
         datasets=list(MIXTURE_DATASETS),
-        code=code("mtkv.models.assets", "mtkv.data.assets"),
+        code=code("mtkv.models.download", "mtkv.data.download"),
     script:
         "../scripts/fetch_assets.py"
 

@@ -11,7 +11,7 @@ rule clean_checkpoints:
         study=STUDY.study,
         asked=asked,
         stale=False,
-        code=code("mtkv.provenance.clean"),
+        code=code("mtkv.checkpointing.clean"),
     script:
         "../scripts/clean_checkpoints.py"
 
@@ -23,4 +23,4 @@ use rule clean_checkpoints as clean_stale_checkpoints with:
         study=STUDY.study,
         asked=asked,
         stale=True,
-        code=code("mtkv.provenance.clean"),
+        code=code("mtkv.checkpointing.clean"),

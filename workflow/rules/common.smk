@@ -13,10 +13,10 @@ from mtkv.config.models import POCKET_MODELS
 from mtkv.config.overlay import read_overlaid
 from mtkv.config.site import read_site
 from mtkv.config.study import load_study
-from mtkv.data.state import state_of
-from mtkv.doctor.packages import path_problem
-from mtkv.models.digest import content_digest
-from mtkv.provenance.code import code_digest
+from mtkv.data.fingerprint import state_of
+from mtkv.ops.doctor.packages import path_problem
+from mtkv.models.integrity import content_digest
+from mtkv.provenance.code_digest import code_digest
 
 try:
     # Snakemake's own reader passes over a key given twice, and takes 010 for 8.
@@ -30,7 +30,7 @@ except ConfigError as error:
 if workflow.is_main_process and (problem := path_problem(sys.executable)):
     sys.exit(f"{problem}; move the folder, and make the environment there")
 
-# SLURM sends USR1 to every process of a job: the stage saves (mtkv.provenance.preemption), and Snakemake around it must not die of it.
+# SLURM sends USR1 to every process of a job: the stage saves (mtkv.checkpointing.preemption), and Snakemake around it must not die of it.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 

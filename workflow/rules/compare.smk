@@ -15,6 +15,6 @@ rule compare:
     params:
         study=STUDY.study,
         config=study_params(),
-        code=code("mtkv.stats.compare"),
+        code=code("mtkv.stages.compare"),
     script:
         "../scripts/compare.py"

@@ -36,7 +36,7 @@ rule predict:
         ),
         chat=lambda wildcards: model_of(wildcards.arm).chat_date,
         evaluation=written(STUDY.evaluation),
-        code=code("mtkv.evaluate.predict", data=("evaluate/tasks/*.yaml",)),
+        code=code("mtkv.stages.predict", data=("evaluate/tasks/*.yaml",)),
     script:
         "../scripts/predict.py"
 
@@ -61,6 +61,6 @@ rule score:
     params:
         study=STUDY.study,
         limit=STUDY.evaluation.limit,
-        code=code("mtkv.evaluate.score"),
+        code=code("mtkv.evaluate.scoring"),
     script:
         "../scripts/score.py"

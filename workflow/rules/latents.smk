@@ -27,6 +27,6 @@ rule latents:
         arm=arm_params,
         evaluation=written(STUDY.evaluation),
         chat=STUDY.student.chat_date,
-        code=code("mtkv.evaluate.latents", data=("evaluate/tasks/*.yaml",)),
+        code=code("mtkv.stages.diagnose_latents", data=("evaluate/tasks/*.yaml",)),
     script:
         "../scripts/latents.py"

@@ -99,7 +99,7 @@ rule report:
         study=STUDY.study,
         config=study_params(),
         code=code(
-            "mtkv.report.page",
+            "mtkv.stages.report",
             data=("report/templates/*", "report/static/*", "report/bundle/*"),
         ),
     script:

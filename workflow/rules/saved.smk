@@ -2,7 +2,7 @@
 from itertools import product
 from types import SimpleNamespace
 
-from mtkv.provenance.clean import asked_digest
+from mtkv.checkpointing.clean import asked_digest
 
 
 def jobs_that_save():

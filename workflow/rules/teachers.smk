@@ -69,7 +69,7 @@ rule map:
         student=model_params(STUDY.student),
         teacher=lambda wildcards: model_params(STUDY.teachers.models[wildcards.teacher]),
         align=lambda wildcards: written(align_of(wildcards)),
-        code=code("mtkv.align.calibrate"),
+        code=code("mtkv.stages.fit_map"),
     script:
         "../scripts/map.py"
 
@@ -86,7 +86,7 @@ rule probe:
     localrule: True
     params:
         study=STUDY.study,
-        code=code("mtkv.align.calibrate"),
+        code=code("mtkv.stages.fit_map"),
     script:
         "../scripts/probe.py"
 
@@ -108,6 +108,6 @@ rule targets:
         student=model_params(STUDY.student),
         time=lambda wildcards: align_of(wildcards).time,
         dtype=STUDY.teachers.dtype,
-        code=code("mtkv.align.targets"),
+        code=code("mtkv.stages.project_targets"),
     script:
         "../scripts/targets.py"

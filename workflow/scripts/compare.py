@@ -2,7 +2,7 @@ from pathlib import Path
 
 from mtkv.config.study import load_study
 from mtkv.provenance.card import Card
-from mtkv.stats.compare import compare
+from mtkv.stages.compare import compare
 
 with Card.for_job(snakemake, "compare") as card:
     card.result = compare(

@@ -2,8 +2,8 @@ from pathlib import Path
 
 from mtkv.config.data import DataConfig
 from mtkv.config.models import ModelConfig
-from mtkv.data.assets import fetch_data
-from mtkv.models.assets import fetch_models
+from mtkv.data.download import fetch_data
+from mtkv.models.download import fetch_models
 from mtkv.provenance.files import write_json
 
 models = {name: ModelConfig.model_validate(config) for name, config in snakemake.params.models.items()}

@@ -6,8 +6,8 @@ from mtkv.config.evaluation import EvaluationConfig
 from mtkv.config.kv import KVConfig
 from mtkv.config.latent import LatentConfig
 from mtkv.config.models import ModelConfig
-from mtkv.distill.opening import TeacherFiles, store_folder
-from mtkv.evaluate.latents import diagnose_latents
+from mtkv.distill.teacher_kv import TeacherFiles, store_folder
+from mtkv.stages.diagnose_latents import diagnose_latents
 from mtkv.provenance.card import Card
 
 given, arm = snakemake.input, snakemake.params.arm

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from mtkv.align.calibrate import calibrate_map
+from mtkv.stages.fit_map import calibrate_map
 from mtkv.config.kv import AlignConfig
 from mtkv.config.models import ModelConfig
 from mtkv.provenance.card import Card

@@ -2,10 +2,10 @@ from pathlib import Path
 
 from mtkv.config.evaluation import EvaluationConfig
 from mtkv.config.models import ModelConfig
-from mtkv.evaluate.predict import predict
-from mtkv.evaluate.source import model_source
+from mtkv.stages.predict import predict
+from mtkv.stages.evaluation_model import model_source
 from mtkv.provenance.card import Card
-from mtkv.provenance.checkpoints import Checkpoint
+from mtkv.checkpointing.store import Checkpoint
 
 params, given = snakemake.params, snakemake.params.model
 outputs = {Path(path).stem: Path(path) for path in snakemake.output.predictions}

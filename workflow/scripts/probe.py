@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from mtkv.align.calibrate import gather_probes
+from mtkv.stages.fit_map import gather_probes
 from mtkv.provenance.card import Card
 
 with Card.for_job(snakemake, "maps") as card:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from mtkv.config.study import load_study
 from mtkv.provenance.card import Card
-from mtkv.report.page import render
+from mtkv.stages.report import render
 
 page = Path(snakemake.output.page)
 with Card.for_job(snakemake, "report", folders=False) as card:

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from mtkv.evaluate.score import score
+from mtkv.evaluate.scoring import score
 
 wildcards, params = snakemake.wildcards, snakemake.params
 for predictions, output, test in zip(snakemake.input.predictions, snakemake.output.scores, snakemake.input.test):

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from mtkv.align.targets import write_targets
+from mtkv.stages.project_targets import write_targets
 from mtkv.config.models import ModelConfig
 from mtkv.provenance.card import Card
 

@@ -5,7 +5,7 @@ from mtkv.config.models import ModelConfig
 from mtkv.kv.extract import extract_shard
 from mtkv.models.load import model_layers
 from mtkv.provenance.card import Card
-from mtkv.provenance.checkpoints import Checkpoint
+from mtkv.checkpointing.store import Checkpoint
 
 student, teacher = (ModelConfig.model_validate(snakemake.params[name]["config"]) for name in ("student", "teacher"))
 with Card.for_job(snakemake, "teachers") as card, Checkpoint.for_job(snakemake, "teachers") as checkpoint:

@@ -5,8 +5,8 @@ from mtkv.config.arms import TrainingConfig
 from mtkv.config.kv import KVConfig, LogitConfig
 from mtkv.config.latent import LatentConfig
 from mtkv.config.models import ModelConfig
-from mtkv.distill.launch import train
-from mtkv.distill.opening import TeacherFiles, store_folder
+from mtkv.stages.train_worker import train
+from mtkv.distill.teacher_kv import TeacherFiles, store_folder
 from mtkv.provenance.card import Card
 
 SECTIONS = {"training": TrainingConfig, "kv": KVConfig, "latent": LatentConfig, "logits": LogitConfig}

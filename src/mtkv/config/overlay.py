@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mtkv.config.errors import ConfigError, Loc, Problem, show
-from mtkv.config.tree import plain_tree
+from mtkv.config.raw_tree import plain_tree
 
 # Sections whose entries have names of the user's choice.
 ENTRY_SECTIONS: tuple[Loc, ...] = (("arms",), ("teachers", "models"), ("claims",))

@@ -12,10 +12,10 @@ from pydantic import Field, ValidationError
 from mtkv.config.base import Name, Section
 from mtkv.config.errors import ConfigError, Problem
 from mtkv.config.overlay import read_yaml
-from mtkv.config.translate import problems_of
+from mtkv.config.pydantic_errors import problems_of
 
 
-class Partition(Section):
+class SitePartition(Section):
     """What a partition allows one job; the keys are those of the SLURM plugin's `--slurm-partition-config`."""
 
     max_runtime: int | None = Field(default=None, ge=1, description="Longest time limit in minutes.")
@@ -47,7 +47,7 @@ class Site(Section):
         description="How long before its time limit a job is told to save (USR1); 0: not at all.",
     )
     sbatch: str = Field(default="", description="Further options for sbatch, as written on its command line.")
-    partitions: dict[Name, Partition] = Field(
+    partitions: dict[Name, SitePartition] = Field(
         default={}, description="Partitions by name; a job goes to the one it fits best. None: the cluster's default."
     )
 

@@ -16,14 +16,14 @@ from mtkv.config.claims import Claim, ComparisonConfig
 from mtkv.config.data import POCKET_DATASETS, DataConfig
 from mtkv.config.errors import ConfigError, Loc, Problem
 from mtkv.config.evaluation import EvaluationConfig
-from mtkv.config.inherit import resolve
+from mtkv.config.extends import resolve
 from mtkv.config.kv import LIKELIHOOD_STRATEGIES, AlignConfig
 from mtkv.config.models import ModelConfig, TeachersConfig
 from mtkv.config.overlay import ENTRY_SECTIONS, read_overlaid, without_deleted
+from mtkv.config.pydantic_errors import config_loc, problems_of
+from mtkv.config.raw_tree import plain_tree
 from mtkv.config.references import reference_problems
 from mtkv.config.resources import Resources
-from mtkv.config.translate import config_loc, problems_of
-from mtkv.config.tree import plain_tree
 
 
 class Study(Section):

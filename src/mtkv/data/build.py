@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mtkv.data.checks import check_rows
-from mtkv.data.facts import split_facts
 from mtkv.data.mixture import build_mixture
 from mtkv.data.pocket import pocket_task
 from mtkv.data.rows import Question, rows_frame, test_frame
 from mtkv.data.splits import draw_questions
+from mtkv.data.validation import check_rows, split_facts
 from mtkv.provenance.files import write_parquet
 
 if TYPE_CHECKING:

@@ -2,11 +2,13 @@
 
 Every question goes through the same gate: a usable answer, not too long, not seen before, and no text in common with any test
 set. What does not pass is counted in the card. The split follows from a question's hash alone, as for the pocket tasks.
+
+How many rows each source gives: the Chinese ones a share of all, and within a language equal parts as far as they reach.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -15,19 +17,48 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mtkv.data.benchmarks import BENCHMARKS
-from mtkv.data.facts import split_facts
-from mtkv.data.files import DataFileError
-from mtkv.data.origins import load_origin
-from mtkv.data.overlap import TestTexts
-from mtkv.data.quotas import quotas
+from mtkv.data.contamination import TestTexts
+from mtkv.data.loading import DataFileError, load_origin
 from mtkv.data.rows import ROW_COLUMNS, Question, row
 from mtkv.data.sources import DEFAULT_SOURCES, SOURCES, Source, Unusable, check_fields
 from mtkv.data.splits import BIN_COUNT, question_hash
 from mtkv.data.testsets import TestSet, read_benchmark, subset, write_examples, write_test
+from mtkv.data.validation import split_facts
 from mtkv.provenance.files import write_parquet
 
 if TYPE_CHECKING:
     from mtkv.config.data import DataConfig
+
+
+def quotas(total: int, available: Mapping[str, int], chinese: Collection[str], share: float) -> dict[str, int]:
+    """Rows of each source. `share` of `total` comes from the sources in `chinese`, the rest from the others.
+
+    A source that has less than its part gives all it has, and the others of its language more. Where a language has too few, or
+    no sources at all, the other one fills up; the sum is less than `total` only when all is used.
+    """
+    groups = ({name for name in available if name in chinese}, {name for name in available if name not in chinese})
+    room = [sum(available[name] for name in group) for group in groups]
+    first = min(round(total * share), room[0]) if groups[1] else min(total, room[0])
+    second = min(total - first, room[1])
+    first = min(total - second, room[0])
+    parts = _even(first, {name: available[name] for name in available if name in groups[0]})
+    parts |= _even(second, {name: available[name] for name in available if name in groups[1]})
+    return {name: parts[name] for name in available}
+
+
+def _even(total: int, available: Mapping[str, int]) -> dict[str, int]:
+    """`total` in parts as equal as `available` allows; earlier sources get the odd ones."""
+    parts = dict.fromkeys(available, 0)
+    left = min(total, sum(available.values()))
+    while left:
+        open_sources = [name for name in available if parts[name] < available[name]]
+        each = max(1, left // len(open_sources))
+        for name in open_sources[:left]:
+            more = min(each, available[name] - parts[name])
+            parts[name] += more
+            left -= more
+    return parts
+
 
 # Shares of the questions' hash bins, out of 16; the tests are sets of their own.
 BINS = {"train": range(0, 13), "val": range(13, 15), "calibration": range(15, 16)}

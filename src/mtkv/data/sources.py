@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtkv.data.answers import AnswerError, as_fraction, as_text, boxed, number, text, without_calculations, yes_no
-from mtkv.data.files import DataFileError, Record
 from mtkv.data.items import Item, Language
-from mtkv.data.origins import Origin, Records
+from mtkv.data.loading import DataFileError, Origin, Record, Records
 
 MATH_SUBJECTS = (
     "algebra",

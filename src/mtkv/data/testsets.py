@@ -20,10 +20,9 @@ import pyarrow.parquet as pq
 
 from mtkv.data.answers import AnswerError
 from mtkv.data.benchmarks import Benchmark, asked
-from mtkv.data.files import DataFileError, Record
+from mtkv.data.contamination import TestTexts
 from mtkv.data.items import Item
-from mtkv.data.origins import Records, load_origin
-from mtkv.data.overlap import TestTexts
+from mtkv.data.loading import DataFileError, Record, Records, load_origin
 from mtkv.data.sources import Unusable
 from mtkv.data.splits import question_hash
 from mtkv.provenance.files import atomic_path

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtkv.distill.logits import kd_loss
-from mtkv.distill.share import summed
-from mtkv.distill.supervision import KVSupervision
+from mtkv.distill.kv_objective import KVObjective
+from mtkv.distill.logit_kd import kd_loss
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv_at
-from mtkv.kv.inject import KVInjection, scattered
-from mtkv.models.crossentropy import target_logits, target_loss
-from mtkv.models.encode import end_answers, frame_of
+from mtkv.kv.patch import KVInjection, scattered
+from mtkv.models.cross_entropy import target_logits, target_loss
+from mtkv.models.tokenization import end_answers, frame_of
+from mtkv.training.data_parallel import summed
 
 if TYPE_CHECKING:
     from mtkv.config.kv import LogitConfig
@@ -46,7 +46,7 @@ class Distiller(nn.Module):
         self,
         student: PreTrainedModel,
         ce_weight: float,
-        supervision: KVSupervision | None = None,
+        supervision: KVObjective | None = None,
         logits: LogitTeacher | None = None,
     ) -> None:
         super().__init__()
@@ -57,12 +57,12 @@ class Distiller(nn.Module):
         # What FSDP makes a unit of its own.
         self._no_split_modules = [
             *(getattr(student, "_no_split_modules", None) or []),
-            *([] if supervision is None else ["KVSupervision"]),
+            *([] if supervision is None else ["KVObjective"]),
         ]
 
     @property
     def pools(self) -> bool:
-        """Whether a loss term measures the rows it sees (see `mtkv.distill.pooled`)."""
+        """Whether a loss term measures the rows it sees (see `mtkv.training.step_statistics`)."""
         return self.supervision is not None and self.supervision.pools
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

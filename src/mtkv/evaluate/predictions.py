@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mtkv.evaluate.match import Rules
+from mtkv.evaluate.answer_matching import Rules
 from mtkv.provenance.files import atomic_path
 
 SCHEMA = pa.schema(

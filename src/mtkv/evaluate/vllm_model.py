@@ -12,12 +12,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.vllm_causallms import VLLM
 from transformers import AutoConfig, GenerationConfig
 
-from mtkv.evaluate.continuations import cut_texts
+from mtkv.evaluate.batch_size import check_room
 from mtkv.evaluate.journal import Journal, in_chunks
-from mtkv.evaluate.room import check_room
-from mtkv.models.check import check_tokenizer
-from mtkv.models.encode import read_prompts_as_rows
-from mtkv.models.rope import context_length
+from mtkv.evaluate.loglikelihood import cut_texts
+from mtkv.models.integrity import check_tokenizer
+from mtkv.models.rope_scaling import context_length
+from mtkv.models.tokenization import read_prompts_as_rows
 
 CHUNK = 1024  # requests that vLLM gets at a time: what it found is kept between them
 

@@ -5,23 +5,175 @@ A router is a module `(query, prototypes, *, likelihood=None, row_seed=None) -> 
 With `per_layer` all three have a layers axis: `[batch, layers, features]`, `[batch, teachers, layers, features]`, and the weights of
 `learnable` and `similarity` are `[batch, teachers, layers]`. `likelihood [batch, teachers]`: each teacher's mean log-likelihood of the
 row's gold answer, in nats per token. `row_seed [batch]`: a number of the row's own, the same whenever the row is seen.
+
+The fused KV: Σᵢ αᵢ·KVᵢ (method.md §7).
+
+Entropy regulariser on routing weights (method.md §7): γ·H pushes towards one teacher, −γ·H towards all of them.
+
+The trained router: weights over teachers from the query, and for `attention` from the teachers' prototypes too.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mtkv.fuse.combine import fuse
-from mtkv.fuse.learnable import LearnableRouter
-from mtkv.fuse.prototypes import pool, prototypes_of, query_of
-from mtkv.fuse.similarity import similarity_to_teachers
-from mtkv.kv.draws import row_uniforms
+from mtkv.fuse.prototypes import pool, prototypes_of, query_of, similarity_to_teachers
+from mtkv.kv.row_rng import row_uniforms
 
 if TYPE_CHECKING:
     from mtkv.config.kv import FusionConfig
+
+
+def fuse(
+    kvs: Float[Tensor, "tokens teachers ..."],
+    weights: Float[Tensor, "batch teachers"] | Float[Tensor, "batch teachers layers"],
+    sample: Int[Tensor, " tokens"],
+) -> Float[Tensor, "tokens ..."]:
+    """Σᵢ αᵢ·KVᵢ with the weights of the sample each token belongs to.
+
+    Weights per layer need `kvs [tokens, teachers, layers, ...]`.
+    """
+    equation = "nt,nt...->n..." if weights.dim() == 2 else "ntl,ntl...->nl..."
+    return torch.einsum(equation, weights[sample], kvs)
+
+
+SIGN = {"specialized": 1.0, "diverse": -1.0}
+
+
+def entropy(weights: Float[Tensor, "batch teachers *layers"]) -> Float[Tensor, ""]:
+    """Mean Shannon entropy over teachers, in nats; 0·log 0 is 0."""
+    return -(weights * weights.clamp_min(1e-12).log()).sum(1).mean()
+
+
+def entropy_loss(weights: Float[Tensor, "batch teachers *layers"], target: str, strength: float) -> Float[Tensor, ""]:
+    """±γ·H: to be added to the loss. `target` is `specialized` or `diverse`."""
+    return SIGN[target] * strength * entropy(weights)
+
+
+@dataclass(frozen=True)
+class EntropyRegularizer:
+    """`entropy_loss` with its settings: `EntropyRegularizer("specialized", 0.01).compute_loss(weights)`.
+
+    Raises ValueError for an unknown target or a negative strength (which would turn the target into its opposite).
+    """
+
+    target: str = "specialized"
+    strength: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.target not in SIGN:
+            raise ValueError(f"entropy target {self.target!r} is unknown; there are {', '.join(SIGN)}")
+        if self.strength < 0:
+            raise ValueError(f"entropy strength {self.strength} is negative; choose the other target instead")
+
+    def compute_loss(self, weights: Float[Tensor, "batch teachers *layers"]) -> Float[Tensor, ""]:
+        return entropy_loss(weights, self.target, self.strength)
+
+
+class MLPScorer(nn.Module):
+    """LayerNorm → Linear → SiLU → Linear, one output per teacher; with several layers the last Linear is each layer's own."""
+
+    def __init__(self, features: int, teachers: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        self.hidden = nn.Linear(features, width)
+        self.output = PerLayer(width, teachers, layers)
+
+    def forward(self, query: Tensor, prototypes: Tensor | None) -> Tensor:
+        return self.output(F.silu(self.hidden(self.norm(query))))
+
+
+class GateScorer(nn.Module):
+    """gᵢ = σ(wᵢ·LayerNorm(query)), one gate per teacher; returned as log gᵢ, so that at temperature 1 the weights are gᵢ / Σ g."""
+
+    def __init__(self, features: int, teachers: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        self.gate = PerLayer(features, teachers, layers)
+
+    def forward(self, query: Tensor, prototypes: Tensor | None) -> Tensor:
+        return F.logsigmoid(self.gate(self.norm(query)))
+
+
+class AttentionScorer(nn.Module):
+    """q·kᵢ/√width with q from the query and kᵢ = an embedding of teacher i (+ a projection of its prototype, when there are any)."""
+
+    def __init__(self, features: int, teachers: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        self.query = PerLayer(features, width, layers)
+        self.key = nn.Linear(features, width, bias=False)
+        self.teacher = nn.Parameter(torch.randn(teachers, width))
+
+    def forward(self, query: Tensor, prototypes: Tensor | None) -> Tensor:
+        asked = self.query(self.norm(query))[..., None, :]
+        keys = self.teacher
+        if prototypes is not None:
+            if prototypes.dim() == query.dim() + 2:
+                prototypes = prototypes.mean(-2)
+            keys = keys + self.key(self.norm(prototypes.movedim(1, -2)))
+        return (asked * keys).sum(-1) / keys.shape[-1] ** 0.5
+
+
+class PerLayer(nn.Module):
+    """A Linear that starts at zero, each layer with its own weights: `[batch, layers, inputs]`, or `[batch, inputs]` for one layer."""
+
+    def __init__(self, inputs: int, outputs: int, layers: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(layers, inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(layers, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 2:
+            return x @ self.weight[0] + self.bias[0]
+        return torch.einsum("bli,lio->blo", x, self.weight) + self.bias
+
+
+SCORERS: dict[str, type[nn.Module]] = {"mlp": MLPScorer, "gate": GateScorer, "attention": AttentionScorer}
+
+
+class LearnableRouter(nn.Module):
+    """softmax(score / τ) over teachers. Training starts from uniform weights, because each scorer's last layer starts at zero.
+
+    `hidden_dim`: features of the query; `router_type`: mlp, gate or attention; `width`: of the router's own hidden layer; `layers`:
+    None for one set of weights per row, else queries are `[batch, layers, hidden_dim]` and every layer gets its own weights.
+    Raises ValueError for an unknown type or a query of another width.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int = 512,
+        num_teachers: int = 3,
+        router_type: str = "attention",
+        *,
+        width: int = 32,
+        layers: int | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if router_type not in SCORERS:
+            raise ValueError(f"router type {router_type!r} is unknown; there are {', '.join(SCORERS)}")
+        self.hidden_dim, self.layers, self.temperature = hidden_dim, layers, temperature
+        self.scorer = SCORERS[router_type](hidden_dim, num_teachers, width, layers or 1)
+
+    def forward(
+        self,
+        query: Float[Tensor, "batch *layers features"],
+        prototypes: Float[Tensor, "batch teachers *layers features"] | None = None,
+        **context: Any,
+    ) -> Float[Tensor, "batch teachers *layers"]:
+        expected = (self.hidden_dim,) if self.layers is None else (self.layers, self.hidden_dim)
+        if query.shape[1:] != expected:
+            raise ValueError(
+                f"the router reads queries [batch, {', '.join(map(str, expected))}], got {list(query.shape)}"
+            )
+        return (self.scorer(query, prototypes) / self.temperature).softmax(-1).movedim(-1, 1)
+
 
 __all__ = ["ROUTERS", "LearnableRouter", "build_router", "fuse", "pool", "prototypes_of", "query_of"]
 

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mtkv.kv.intercept import Attended, AttentionInterception
+from mtkv.kv.attention_hooks import Attended, AttentionInterception
 from mtkv.kv.rotary import Rotary, rotate, unrotate
-from mtkv.models.placement import input_device
+from mtkv.models.device_placement import input_device
 
 __all__ = ["KVCapture", "check_keys", "read", "rotate", "unrotate"]
 

@@ -19,16 +19,16 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from mtkv.kv.capture import KVCapture, check_keys
+from mtkv.kv.extraction_checkpoint import ExtractionParts, RowReading
 from mtkv.kv.importance import AskedAttention
-from mtkv.kv.parts import Parts, RowReading
 from mtkv.kv.store import StoredRow, write_shard
-from mtkv.models.encode import EncodedRow, encode_rows, pad_batch
+from mtkv.models.device_placement import SINGLE, all_heads, input_device
 from mtkv.models.load import DTYPES, load_model, load_tokenizer, model_kv_heads
-from mtkv.models.placement import SINGLE, all_heads, input_device
+from mtkv.models.tokenization import EncodedRow, encode_rows, pad_batch
 
 if TYPE_CHECKING:
+    from mtkv.checkpointing.store import Checkpoint
     from mtkv.config.models import ModelConfig
-    from mtkv.provenance.checkpoints import Checkpoint
 
 COLUMNS = ["id", "prompt", "target"]
 HEAD_CHUNK = 256  # target tokens that go through the output head at once
@@ -74,7 +74,7 @@ def extract_shard(
     if importance:
         asking = [answer_tokens(row, end) for row, end in zip(encoded, frame["reasoning_end"], strict=True)]
     kept = DTYPES.get(dtype)  # quantised formats need every row first
-    with Parts(checkpoint, len(encoded), batch_size) as parts:
+    with ExtractionParts(checkpoint, len(encoded), batch_size) as parts:
         readings = dict(parts.found)
         for index, reading in read_rows(
             model, encoded, layers, batch_size, likelihood, asking, kept, parts.found.keys()

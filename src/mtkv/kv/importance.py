@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mtkv.kv.intercept import Attended, AttentionInterception
-from mtkv.models.placement import all_heads
+from mtkv.kv.attention_hooks import Attended, AttentionInterception
+from mtkv.models.device_placement import all_heads
 
 
 def answer_importance(

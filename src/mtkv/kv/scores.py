@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtkv.kv.draws import row_uniforms
+from mtkv.kv.row_rng import row_uniforms
 
 Scores = Float[Tensor, "batch kv_heads time"]
 # R-KV (arXiv 2505.24133, section 4 and its released code).

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mtkv.kv.places import Places
+from mtkv.kv.index import StoreIndex
 from mtkv.kv.shards import KEY, REDO, VALUE, Shard, StoredRow, likelihoods, write_mapped, write_shard
 from mtkv.provenance.digest import file_digest
 from mtkv.provenance.files import write_parquet
@@ -27,7 +27,7 @@ __all__ = [
     "KVStore",
     "MappedStore",
     "StoredRow",
-    "TimeMatch",
+    "StoredTimeMatch",
     "likelihoods",
     "mapped_rows",
     "write_index",
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-class TimeMatch(Protocol):
+class StoredTimeMatch(Protocol):
     """Where a row is supervised: student tokens `position [n]`, teacher `tokens [n, k]` and their `weight [n, k]`."""
 
     @property
@@ -50,7 +50,7 @@ class TimeMatch(Protocol):
 
 
 def mapped_rows(
-    store: "KVStore", matches: Iterable[tuple[str, TimeMatch]], target: Callable[[Tensor], Tensor]
+    store: "KVStore", matches: Iterable[tuple[str, StoredTimeMatch]], target: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[str, np.ndarray, Float[Tensor, "n student_layers 2 student_width"]]]:
     """Rows of the mapped tier: target(Σ_k weight·kv), where `target` gets every stored layer `[n, layers, 2, teacher_width]`."""
     for row, match in matches:
@@ -97,7 +97,7 @@ class _Store:
     def __init__(self, folder: Path, *, verify: bool = False) -> None:
         """Open the store; with `verify`, recompute every checksum. Raises ValueError naming a damaged shard and the fix."""
         self.folder = folder
-        self._places = Places.read(folder / "index.parquet")
+        self._places = StoreIndex.read(folder / "index.parquet")
         self._shards: list[Shard] = []
         for name, sha256 in zip(self._places.shards, self._places.sha256, strict=True):
             self._shards.append(Shard(folder / name))

@@ -1,6 +1,6 @@
 """Load a model and its tokenizer from where the config says: this package, a folder, the fetched hub models or a GGUF file.
 
-Nothing is downloaded here: hub models are fetched by `snakemake assets` (`mtkv.models.assets`), on a machine with network.
+Nothing is downloaded here: hub models are fetched by `snakemake assets` (`mtkv.models.download`), on a machine with network.
 """
 
 import json
@@ -18,17 +18,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mtkv.models.adapters import four_bit
 from mtkv.models.auto_class import causal_class, encoder_class
-from mtkv.models.chat import chat_template
-from mtkv.models.check import check_tokenizer, check_vocabulary, load_checked
-from mtkv.models.digest import pocket_folder
+from mtkv.models.chat_template import chat_template
+from mtkv.models.device_placement import SINGLE, kv_shape, placement_arguments
 from mtkv.models.gguf import converted_folder
-from mtkv.models.latent_files import LATENT_FILE, is_latent
-from mtkv.models.placement import SINGLE, kv_shape, placement_arguments
-from mtkv.models.places import cached_commit, cached_snapshot, hub_folder, read_card
-from mtkv.models.quantized import four_bit
-from mtkv.models.reading import Reading
-from mtkv.models.rope import context_length, scale_rope
+from mtkv.models.integrity import check_tokenizer, check_vocabulary, load_checked, pocket_folder
+from mtkv.models.paths import LATENT_FILE, cached_commit, cached_snapshot, hub_folder, is_latent, read_card
+from mtkv.models.rope_scaling import context_length, scale_rope
+from mtkv.models.tokenizer_limits import Reading
 
 if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig
@@ -89,8 +87,9 @@ def is_encoder(config: "ModelConfig") -> bool:
 
 
 def load_model(config: "ModelConfig", placement: str = SINGLE, quantized: bool = False) -> PreTrainedModel:
-    """The model in the config's dtype, in eval mode, on the GPU when there is one (see `mtkv.models.placement`): a causal language model,
-    or an encoder without a head (see `is_encoder`). `quantized`: its linear layers in four bits (see `mtkv.models.quantized`).
+    """The model in the config's dtype, in eval mode, on the GPU when there is one (see
+    `mtkv.models.device_placement`): a causal language model,
+    or an encoder without a head (see `is_encoder`). `quantized`: its linear layers in four bits (see `mtkv.models.adapters`).
 
     Raises ValueError for weights that are corrupt, incomplete, or more than the model has places for.
     """

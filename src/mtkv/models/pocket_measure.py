@@ -16,7 +16,7 @@ from mtkv.data.items import Task
 from mtkv.data.pocket import TASKS
 from mtkv.data.rows import STYLES, Question
 from mtkv.data.splits import draw_questions
-from mtkv.models.encode import encode_rows, pad_batch
+from mtkv.models.tokenization import encode_rows, pad_batch
 
 ANSWER = re.compile(r"Answer:\s*(\S+)")
 NEW_TOKENS = 48

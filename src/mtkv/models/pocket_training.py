@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtkv.data.pocket import TASKS
 from mtkv.data.rows import Question, row
 from mtkv.data.splits import question_hash, split_of
-from mtkv.models.crossentropy import padded_labels, target_loss
-from mtkv.models.encode import EncodedRow, encode_rows, pad_batch
+from mtkv.models.cross_entropy import padded_labels, target_loss
+from mtkv.models.tokenization import EncodedRow, encode_rows, pad_batch
 
 BATCHES_AT_ONCE = 40  # drawn, sorted by length and cut into batches together, so that little is padded
 DIRECT_SHARE = {"generation": 0.2, "choice": 0.7}  # each task mostly in the style it is tested in

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mtkv.provenance.code import PACKAGE_FOLDER
+from mtkv.provenance.code_digest import PACKAGE_FOLDER
 from mtkv.provenance.digest import digest_of, path_digest
 from mtkv.provenance.files import write_json
 

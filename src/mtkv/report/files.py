@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mtkv.provenance.files import atomic_path, write_json, write_text
-from mtkv.report.figure import Figure
-from mtkv.report.items import ITEM_HEADER, item_rows
+from mtkv.report.figures.figure import Figure
+from mtkv.report.item_browser import ITEM_HEADER, item_rows
 from mtkv.report.results import Results
 from mtkv.report.summary import comparison_report, results_json
 from mtkv.report.tables import (

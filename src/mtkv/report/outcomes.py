@@ -6,7 +6,7 @@ four times out of five, so that "not significant" is never read as "no differenc
 
 from typing import Any
 
-from mtkv.report.figure import number, percent, text
+from mtkv.report.figures.figure import number, percent, text
 from mtkv.report.strings import say
 
 DECIDED = ("better", "worse", "equivalent")

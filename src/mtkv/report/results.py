@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mtkv.provenance.files import read_json
-from mtkv.report.changes import changes, kv_part
-from mtkv.report.latents import Latents, read_latents
+from mtkv.report.arm_changes import changes, kv_part
+from mtkv.report.latent_results import Latents, read_latents
 from mtkv.report.strings import retold
 
 if TYPE_CHECKING:

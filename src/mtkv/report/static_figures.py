@@ -30,7 +30,7 @@ from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MultipleLocator
 
-from mtkv.report.figure import Figure, Trace
+from mtkv.report.figures.figure import Figure, Trace
 
 INK, FRAME, GRID, ZERO, WHISKER = "#1A1D21", "#8A8F98", "#E3E6EA", "#6B7078", "#22262B"
 SIZE = 9.0  # of the font

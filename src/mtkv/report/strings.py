@@ -2,7 +2,7 @@
 
 `LANGUAGES[language][key]` are the words of the page. Figures write English where they are made: a text without facts is found in the
 catalogue as it stands, one with facts is made by `say("Highest: {best}.", best=arm)` and so knows its Chinese too. Sentences of the
-statistics come with their template and facts (`mtkv.stats.sentences`), and `retold` finds the Chinese of all their parts.
+statistics come with their template and facts (`mtkv.stats.translatable`), and `retold` finds the Chinese of all their parts.
 """
 
 import json

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mtkv.report.claims import claim_rows
-from mtkv.report.figure import mean, text
-from mtkv.report.figures_cost import MEASURES, arm_costs
-from mtkv.report.figures_forest import pair_text
+from mtkv.report.claim_rows import claim_rows
+from mtkv.report.figures.cost import MEASURES, arm_costs
+from mtkv.report.figures.figure import mean, text
+from mtkv.report.figures.pairs import pair_text
 from mtkv.report.results import MACRO, Results
 from mtkv.report.tables import Row, as_markdown, headline, headline_table, missing_cells
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtkv.report.figure import Verbatim, mean, number, percent, text
-from mtkv.report.figures_cost import MEASURES, arm_costs
+from mtkv.report.figures.cost import MEASURES, arm_costs
+from mtkv.report.figures.figure import Verbatim, mean, number, percent, text
 from mtkv.report.outcomes import outcome
 from mtkv.report.results import MACRO, Results, reason_of
 from mtkv.report.strings import say

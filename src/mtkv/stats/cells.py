@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mtkv.stats.answers import MACRO, Answers
+from mtkv.stats.bootstrap import Resamples
 from mtkv.stats.intervals import Estimate, estimate, wilson
-from mtkv.stats.ranks import Place, tied_set
-from mtkv.stats.resampling import Resamples
-from mtkv.stats.sentences import packed
+from mtkv.stats.items import MACRO, Answers
+from mtkv.stats.ranks import Rank, tied_set
+from mtkv.stats.translatable import packed
 from mtkv.stats.variance import spread
 
 __all__ = ["COLUMNS", "cell", "cells_table", "effective_items", "is_binary", "tied_set"]
@@ -88,20 +88,20 @@ def cells_table(
     answers: Answers,
     resamples: Resamples,
     confidence: float,
-    placed: Mapping[str, Mapping[str, Place]],
+    placed: Mapping[str, Mapping[str, Rank]],
 ) -> pd.DataFrame:
     """cells.parquet. `placed` are the `places` of each column: only contenders can be the best arm, tied with it, and have ranks."""
     rows = []
     for column in answers.columns:
         cells = {arm: cell(answers, resamples, arm, column, confidence) for arm in answers.seeds}
-        rows += [_row(answers, arm, column, found, placed[column].get(arm, Place())) for arm, found in cells.items()]
+        rows += [_row(answers, arm, column, found, placed[column].get(arm, Rank())) for arm, found in cells.items()]
     order = {arm: i for i, arm in enumerate(answers.seeds)}
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(
         "arm", key=lambda arms: arms.map(order), kind="stable", ignore_index=True
     )
 
 
-def _row(answers: Answers, arm: str, column: str, found: Estimate | str, place: Place) -> dict[str, Any]:
+def _row(answers: Answers, arm: str, column: str, found: Estimate | str, place: Rank) -> dict[str, Any]:
     strata = answers.strata(column)
     row = {"arm": arm, "dataset": column, "tied": place.tied, "n_clusters": sum(map(answers.n_clusters, strata))}
     row |= {"rank": place.rank, "rank_low": place.low, "rank_high": place.high}

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from mtkv.stats.answers import Answers, Codes
-from mtkv.stats.resampling import Resamples, bca_tails, quantiles
+from mtkv.stats.bootstrap import Resamples, bca_tails, quantiles
+from mtkv.stats.items import Answers, Codes
 from mtkv.stats.variance import item_variance, residual_spread, sample_variance, satterthwaite, spread
 
 Matrix = NDArray[np.float64]

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mtkv.stats.answers import MACRO, Answers
-from mtkv.stats.classic import classic
+from mtkv.stats.bootstrap import Resamples
+from mtkv.stats.effect_size import classic
+from mtkv.stats.items import MACRO, Answers
 from mtkv.stats.multiplicity import holm
-from mtkv.stats.paired import difference
+from mtkv.stats.paired_tests import difference
 from mtkv.stats.power import equivalence_p
-from mtkv.stats.resampling import Resamples
 
 if TYPE_CHECKING:
     from mtkv.config.claims import Claim

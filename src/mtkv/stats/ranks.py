@@ -1,6 +1,6 @@
 """Every arm against every other: the matrix of wins, ties and losses, tied sets instead of a winner, intervals of ranks.
 
-In: `Answers`. Out: the rows of matrix.parquet, and for each contender in a column its `Place`. The *tied set* are the best
+In: `Answers`. Out: the rows of matrix.parquet, and for each contender in a column its `Rank`. The *tied set* are the best
 arm and those whose difference from it has an interval that covers 0. The rank of an arm is 1 + the number of better ones;
 its interval counts only the rivals that are better, or worse, for sure: Holm's adjustment over the rivals of that arm, the
 bootstrap's p values (Mogstad, Romano, Shaikh & Wilhelm 2024). Bootstrapping ranks themselves is wrong where arms tie.
@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mtkv.stats.answers import Answers
+from mtkv.stats.bootstrap import Resamples
 from mtkv.stats.intervals import estimates
+from mtkv.stats.items import Answers
 from mtkv.stats.multiplicity import holm
-from mtkv.stats.paired import two_level_p
-from mtkv.stats.resampling import Resamples
+from mtkv.stats.paired_tests import two_level_p
 
 COLUMNS = ["arm", "other", "dataset", "delta", "low", "high", "p", "p_holm", "n_items", "n_seeds", "outcome"]
 NAN = float("nan")
@@ -26,7 +26,7 @@ Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Place:
+class Rank:
     """Where an arm stands among the contenders of a column; NaN for an arm that is none, or has no number there."""
 
     rank: float = NAN
@@ -79,7 +79,7 @@ def duels(answers: Answers, resamples: Resamples, column: str, confidence: float
 
 def places(
     answers: Answers, column: str, fought: Duels, confidence: float, contenders: Sequence[str]
-) -> dict[str, Place]:
+) -> dict[str, Rank]:
     """The place of every contender that has a number in the column. `fought` may hold further arms."""
     among = fought.of(contenders)
     means = _means(answers, column, among.arms)
@@ -91,7 +91,7 @@ def places(
         ahead = among.value[place, rivals]
         better, worse = int((sure & (ahead < 0)).sum()), int((sure & (ahead > 0)).sum())
         rank = 1 + sum(mean > means[arm] + 1e-12 for mean in means.values())
-        found[arm] = Place(float(rank), 1.0 + better, float(len(means) - worse), arm in tied)
+        found[arm] = Rank(float(rank), 1.0 + better, float(len(means) - worse), arm in tied)
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mtkv.stats.answers import Codes
+from mtkv.stats.items import Codes
 
 Vector = NDArray[np.float64]
 

@@ -1,0 +1,151 @@
+"""Stand between a model's attention layers and its attention function: what capture and injection share.
+
+transformers looks the attention function up by the name in the config. Inside the block that name stands for a function that
+first shows query, K and V to the interceptions of that layer and then calls the model's own attention function.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PretrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from mtkv.kv.attention_modules import attention_layers, common_ancestors
+from mtkv.kv.rotary import Rotary, RotaryWatch, has_rotary_function
+
+PREFIX = "mtkv|"
+DETACHED = (
+    "gradient checkpointing with use_reentrant=True runs the layers without gradient, so a loss on K and V would train "
+    "nothing; call gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
+)
+_interceptions: "WeakKeyDictionary[nn.Module, list[AttentionInterception]]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What one layer hands to its attention function; K and Q after RoPE. `rotary` is what they were turned by, if they were."""
+
+    module: nn.Module
+    query: Float[Tensor, "batch heads time head_dim"]
+    key: Float[Tensor, "batch kv_heads key_time head_dim"]
+    value: Float[Tensor, "batch kv_heads key_time head_dim"]
+    rotary: Rotary | None
+    scaling: float
+
+
+class AttentionInterception:
+    """Context manager: `attend` is called for every attention of one part of the model and returns the K and V to use.
+
+    Raises what `attention_layers` raises, when it is made; RuntimeError in a forward that re-entrant gradient checkpointing
+    detaches; NotImplementedError in a forward with a static cache or an unknown rotary function.
+    """
+
+    def __init__(self, model: PreTrainedModel, part: str | None = None) -> None:
+        self.model = model
+        self.layers = attention_layers(model, part)
+        self._index = {id(layer): index for index, layer in enumerate(self.layers)}
+        self._watch = RotaryWatch(self.layers)
+        self._wants_gradient = False
+        self._open = ExitStack()
+
+    def attend(self, layer: int, attended: Attended) -> tuple[Tensor, Tensor]:
+        """K and V that the layer attends to."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opening:
+            opening.enter_context(_intercepted_implementation(self.model))
+            opening.enter_context(self._watch)
+            for module in common_ancestors(self.model, self.layers):
+                opening.callback(module.register_forward_pre_hook(self._note_gradient).remove)
+            for layer in self.layers:
+                opening.callback(layer.register_forward_pre_hook(self._before_layer, with_kwargs=True).remove)
+                _interceptions.setdefault(layer, []).append(self)
+                opening.callback(_interceptions[layer].remove, self)
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def before_layer(self, cache: Cache | None) -> None:
+        """Called before each layer with the cache it was given."""
+        if cache is not None and cache.is_compileable:
+            raise NotImplementedError(f"{type(cache).__name__}: K and V of unused positions; use DynamicCache or none")
+
+    def show(self, attended: Attended) -> tuple[Tensor, Tensor]:
+        """Called by the attention function."""
+        name = type(attended.module).__name__
+        if self._wants_gradient and not torch.is_grad_enabled():
+            raise RuntimeError(f"{name}: {DETACHED}")
+        if isinstance(self._watch.last, str):
+            raise NotImplementedError(f"{name}: rotates its keys with {self._watch.last}, which has no known inverse")
+        return self.attend(self._index[id(attended.module)], Attended(**vars(attended) | {"rotary": self._watch.last}))
+
+    def _note_gradient(self, _module: nn.Module, _args: tuple[Any, ...]) -> None:
+        self._wants_gradient = torch.is_grad_enabled()
+
+    def _before_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._watch.last = None
+        if kwargs.get("position_embeddings") is not None and not has_rotary_function(module):
+            raise NotImplementedError(f"{type(module).__name__}: rotary position embeddings of an unknown form")
+        self.before_layer(next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None))
+
+
+@contextmanager
+def _intercepted_implementation(model: PreTrainedModel) -> Iterator[None]:
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    owned = [config for config in configs.values() if isinstance(config, PretrainedConfig)]
+    before = [config._attn_implementation or "eager" for config in owned]
+    for config, name in zip(owned, before, strict=True):
+        _set_implementation(config, name if name.startswith(PREFIX) else _registered(name))
+    try:
+        yield
+    finally:
+        for config, name in zip(owned, before, strict=True):
+            _set_implementation(config, name)
+
+
+def _set_implementation(config: PretrainedConfig, name: str) -> None:
+    config._attn_implementation = {"": name}  # a dict leaves the sub-configs alone
+
+
+def _registered(original: str) -> str:
+    """Name of the intercepting twin of an attention implementation, with the same attention masks."""
+    name = PREFIX + original
+    AttentionInterface.register(name, _intercepting(original))
+    masks = AttentionMaskInterface()
+    if original in masks:
+        AttentionMaskInterface.register(name, masks[original])
+    return name
+
+
+def _intercepting(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        for interception in _interceptions.get(module, ()):
+            key, value = interception.show(Attended(module, query, key, value, None, scaling))
+        own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", sdpa_attention_forward)
+        return AttentionInterface().get_interface(original, own)(
+            module, query, key, value, attention_mask, *args, **kwargs
+        )
+
+    return attention

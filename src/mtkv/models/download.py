@@ -1,0 +1,210 @@
+"""Fetch one model of the Hugging Face hub (or a mirror of it) into `assets/models`.
+
+The revision is resolved to a commit first, so that all files are of one commit; an interrupted download goes on where it stopped.
+
+Everything a study's models need, fetched once on a machine with network; afterwards the study runs offline.
+
+In: the configs of all models of a study. Out: hub models in `assets/models`, GGUF files converted there, and a manifest with commits and
+sizes. `HF_ENDPOINT` names a mirror. A model that cannot be had does not keep the others from being fetched.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import HfApi, constants, errors, snapshot_download
+
+from mtkv.models.integrity import check_weights, content_digest
+from mtkv.models.load import load_tokenizer, model_folder
+from mtkv.models.paths import MAIN, card_path, hub_folder, read_card
+from mtkv.provenance.files import check_room, disk_full, is_disk_full, write_json
+
+if TYPE_CHECKING:
+    from mtkv.config.models import ModelConfig
+
+
+HUB = "https://huggingface.co"
+TEXTS = (".json", ".jinja", ".txt", ".model", ".py", ".md")
+FOLDERS = ("", "additional_chat_templates")
+Sizes = dict[str, int]
+
+
+def fetch(config: "ModelConfig") -> Path:
+    """The model's folder; what is there and complete is not asked for again (delete its card to fetch it anew).
+
+    Raises PermissionError for a gated or private model, FileNotFoundError for a name or revision the hub does not have, ConnectionError
+    when the hub cannot be reached and DiskFullError when there is no room. Each message says what to do.
+    """
+    folder = hub_folder(config)
+    if read_card(folder) is not None:
+        return folder
+    with _online(), _explained(config, folder):
+        info = HfApi(endpoint=_endpoint()).model_info(
+            config.name, revision=config.revision or MAIN, files_metadata=True
+        )
+        sizes = wanted_files({file.rfilename: file.size or 0 for file in info.siblings or []})
+        partial = folder.with_name(f".{folder.name}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        have = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+        check_room(folder, max(0, sum(sizes.values()) - have))
+        snapshot_download(
+            config.name, revision=info.sha, local_dir=partial, allow_patterns=list(sizes), endpoint=_endpoint()
+        )
+        _check_complete(partial, sizes)
+    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    write_json(card_path(folder), _facts(config, info, sizes))
+    return folder
+
+
+def wanted_files(sizes: Sizes) -> Sizes:
+    """The files transformers needs of all that a repository holds: weights in one format, configs and tokenizer."""
+    here = {name: size for name, size in sizes.items() if name.rpartition("/")[0] in FOLDERS}
+    weights = [name for name in here if name.endswith(".safetensors") and not name.startswith("consolidated")]
+    weights = weights or [name for name in here if name.startswith("pytorch_model") and name.endswith(".bin")]
+    return {name: size for name, size in here.items() if name in weights or name.endswith(TEXTS)}
+
+
+def _facts(config: "ModelConfig", info: Any, sizes: Sizes) -> dict[str, Any]:
+    return {
+        "source": "hub",
+        "name": config.name,
+        "revision": config.revision,
+        "commit": info.sha,
+        "files": sizes,
+        "bytes": sum(sizes.values()),
+        "endpoint": _endpoint() or HUB,
+        "fetched": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _check_complete(folder: Path, sizes: Sizes) -> None:
+    """huggingface_hub returns a folder with files missing when the hub stops answering half way."""
+    wrong = [name for name, size in sizes.items() if not _has(folder / name, size)]
+    if wrong:
+        raise ConnectionError(f"the download stopped early: {', '.join(wrong[:3])} not complete; run it again to go on")
+
+
+def _has(path: Path, size: int) -> bool:
+    return path.is_file() and (size == 0 or path.stat().st_size == size)
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+@contextmanager
+def _online() -> Iterator[None]:
+    """Fetching is what this is for, so HF_HUB_OFFLINE, which the Makefile sets for all else, does not count inside."""
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def _explained(config: "ModelConfig", folder: Path) -> Iterator[None]:
+    """Errors of the hub in one sentence each, with what to do."""
+    try:
+        yield
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
+        kind, explain = next((found for cause, found in CAUSES.items() if isinstance(error, cause)), UNREACHABLE)
+        raise kind(explain(config, error)) from error
+    except Exception as error:
+        if is_disk_full(error) and not isinstance(error, PermissionError):
+            raise error if error.args[1:] else disk_full(folder) from error
+        if isinstance(error, ConnectionError | FileNotFoundError) and not isinstance(
+            error, errors.LocalEntryNotFoundError
+        ):
+            raise
+        kind, explain = UNREACHABLE
+        raise kind(explain(config, error)) from error
+
+
+def _gated(config: "ModelConfig", error: Exception) -> str:
+    return (
+        f"{config.name} asks you to accept its licence: open {HUB}/{config.name}, accept it, then run `hf auth login` "
+        "(or set HF_TOKEN) and `snakemake assets` again"
+    )
+
+
+def _no_repository(config: "ModelConfig", error: Exception) -> str:
+    return (
+        f"{config.name} is not on {_endpoint() or HUB}, or is private: check the name on {HUB}/{config.name}; for a private model "
+        "run `hf auth login` (or set HF_TOKEN) first"
+    )
+
+
+def _no_revision(config: "ModelConfig", error: Exception) -> str:
+    try:
+        refs = HfApi(endpoint=_endpoint()).list_repo_refs(config.name)
+        there = ", ".join(ref.name for ref in [*refs.branches, *refs.tags])
+    except Exception:
+        there = f"see {HUB}/{config.name}/tree/{MAIN}"
+    return f"{config.name} has no revision {config.revision!r}; there are: {there}"
+
+
+def _unreachable(config: "ModelConfig", error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return (
+        f"{config.name} could not be fetched from {_endpoint() or HUB} ({type(error).__name__}: {first[:200]}); with network, or with "
+        "a mirror in HF_ENDPOINT, run `snakemake assets` again; or copy a model folder here and use source: path"
+    )
+
+
+Explained = tuple[type[OSError], Callable[["ModelConfig", Exception], str]]
+UNREACHABLE: Explained = (ConnectionError, _unreachable)
+# Gated before missing: a gated model's error is a kind of the missing one's.
+CAUSES: dict[type[Exception], Explained] = {
+    errors.GatedRepoError: (PermissionError, _gated),
+    errors.RevisionNotFoundError: (FileNotFoundError, _no_revision),
+    errors.RepositoryNotFoundError: (FileNotFoundError, _no_repository),
+}
+
+
+GETTERS: dict[str, Callable[["ModelConfig"], Path]] = {"hub": fetch}
+
+
+class AssetsError(SystemExit):
+    """Some models of a study could not be had; the message has one paragraph for each and says which are there. Ends a script with
+    that message alone, without a traceback."""
+
+
+def fetch_models(models: Mapping[str, "ModelConfig"], manifest: Path) -> None:
+    """Stage function: get every model, check it, and write the manifest: per model its config, folder, digest and bytes.
+
+    `models` by name in the study (`student`, teacher ids). Raises AssetsError, after all were tried, when some are missing or unsound.
+    """
+    found, problems = {}, {}
+    for name, config in models.items():
+        try:
+            found[name] = _fetched(config)
+        except (OSError, ValueError, ImportError) as error:
+            problems[name] = f"{name}: {error}"
+    if problems:
+        raise AssetsError(
+            "\n\n".join(problems.values())
+            + f"\n\n{len(found)} of {len(models)} models are there and stay ({', '.join(found) or 'none'}); "
+            "run `snakemake assets` again for the rest"
+        )
+    write_json(manifest, found)
+
+
+def _fetched(config: "ModelConfig") -> dict[str, Any]:
+    GETTERS.get(config.source, model_folder)(config)
+    folder = model_folder(config)
+    check_weights(folder)
+    load_tokenizer(config)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return {
+        "config": config.model_dump(mode="json"),
+        "folder": str(folder),
+        "digest": content_digest(config),
+        "bytes": size,
+    }

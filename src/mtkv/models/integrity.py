@@ -1,0 +1,220 @@
+"""Is a model folder sound? What can be is read in milliseconds, before anything is loaded or trained; the rest while it is loaded.
+
+All weights of the package come through `load_checked`: transformers would only warn of tensors that it drew at random or left unread.
+
+What a model's weights are, known without loading torch: called while Snakemake parses its rules.
+
+In: the config of one model. Out: a short text that changes when the model's files do, so that whatever was made from it is
+made again.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mtkv.models.paths import cached_commit, gguf_path, hub_folder, read_card
+
+if TYPE_CHECKING:
+    from mtkv.config.models import ModelConfig
+
+
+WEIGHTS = (".safetensors", ".bin")
+INDEX = "model.safetensors.index.json"
+
+
+def check_weights(folder: Path) -> None:
+    """Raises ValueError for a folder without weights, with a shard missing, or with a safetensors file whose header is corrupt or
+    does not cover the file (an interrupted copy, a flipped bit), and for one with an adapter, which transformers would apply where peft is
+    installed."""
+    if adapter := sorted(path.name for path in folder.glob("adapter_*")):
+        raise ValueError(
+            f"{folder}: holds an adapter ({', '.join(adapter)}); merge it into the weights (peft: merge_and_unload, save_pretrained), or "
+            "move these files away to use the weights without it"
+        )
+    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)
+    if not files:
+        raise ValueError(f"{folder}: holds no model weights (*.safetensors)")
+    index = folder / INDEX
+    wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else set()
+    if absent := sorted(wanted - {path.name for path in files}):
+        raise ValueError(f"{folder}: {', '.join(absent)} missing, which {INDEX} names; {AGAIN}")
+    for path in files:
+        if path.suffix == ".safetensors":
+            _check_header(path)
+
+
+AGAIN = "copy or fetch the model again (for a hub model, delete its folder and run `snakemake assets`)"
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with safe_open(path, framework="np") as file:
+            list(file.keys())
+    except (SafetensorError, OSError) as error:
+        size = f"{path.stat().st_size:,}"
+        raise ValueError(f"{path}: not a sound safetensors file of {size} bytes ({error}); {AGAIN}") from None
+
+
+def load_checked(auto: Any, folder: Path, **options: Any) -> Any:
+    """The model of a folder by one of transformers' auto classes; `options` are those of `from_pretrained`.
+
+    Raises ValueError as `check_weights` and `check_loaded` do.
+    """
+    check_weights(folder)
+    model, info = auto.from_pretrained(folder, output_loading_info=True, **options)
+    check_loaded(folder, model, info)
+    return model
+
+
+UNREAD = ("pooler.",)  # the part of encoders that sums up a text; no KV passes through it
+# Tensors of older files that hold no weights: causal masks, tables of positions and versions, which models make by themselves now.
+RECOMPUTED = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|(original_)?inv_freq|position_ids|version)$")
+
+
+def check_loaded(folder: Path | str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Raises ValueError when weights of the model were not in its files or had other shapes (transformers would go on with random
+    numbers), or when its files hold more (it would leave them out: layers that the config does not count, biases that it denies).
+
+    `info` is transformers' loading info, which leaves out tied weights. What belongs to a part that the model does not have is no
+    fault: another head, the decoder of a model whose encoder is read.
+    """
+    prefix = f"{model.base_model_prefix}."
+    parts = {name for module in (model, model.base_model) for name, _ in module.named_children()}
+    unused = [
+        name
+        for name in info["unexpected_keys"]
+        if (name.startswith(prefix) or name.partition(".")[0] in parts) and not RECOMPUTED.search(name)
+    ]
+    names = {
+        "missing in its files": info["missing_keys"],
+        "of another shape in its files": [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]],
+        f"in its files, but in no place of {type(model).__name__} as config.json describes it": unused,
+    }
+    for what, keys in names.items():
+        if keys := sorted(key for key in keys if not key.removeprefix(prefix).startswith(UNREAD)):
+            raise ValueError(f"{folder}: {len(keys)} weights are {what} ({', '.join(keys[:3])}, …); {AGAIN}")
+    if info["error_msgs"]:
+        raise ValueError(f"{folder}: {info['error_msgs'][0]}; {AGAIN}")
+
+
+# What rows are made of: words, numbers, sums, code, line breaks, Chinese, accents and emoji. None begins with a blank, as no row does.
+PROBES = (
+    "Question: Tom has 12 apples and buys 1,030 more. How many apples?\nReason: 12+1030=1042\nAnswer: 1042",
+    "It's  two blanks, 12.5% of $70 = (x_1)^2;\n\n\tdef f(x): return x['key'] != None  # they're\r\n- **(A)**",
+    "问题：小明有 25 个苹果，又买了 3 个。\n推理：25+3=28\n答案：28",
+    "Émile naïvely paid 7€ for a CAFÉ crème — twice! 🙂",
+)
+
+
+def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError when the tokenizer reads a text otherwise than the folder's tokenizer.json says: for some classes transformers
+    takes only the vocabulary from there, and splits texts as the class is known to."""
+    file = folder / "tokenizer.json"
+    if not (tokenizer.is_fast and file.is_file()):
+        return
+    stated = Tokenizer.from_file(str(file))
+    stated.no_truncation()
+    stated.no_padding()
+    for text in PROBES:
+        read = tokenizer(text, add_special_tokens=False)["input_ids"]
+        said = stated.encode(text, add_special_tokens=False).ids
+        if read != said:
+            raise ValueError(
+                f"{folder}: {type(tokenizer).__name__} reads {text!r} as {len(read)} tokens that are not the {len(said)} of {file.name}: "
+                'transformers splits texts by the tokenizer\'s class, whatever that file says; write "tokenizer_class": '
+                '"TokenizersBackend" into its tokenizer_config.json, so that the file counts'
+            )
+
+
+def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:
+    """Raises ValueError when the tokenizer gives ids that the model has no embedding for.
+
+    Special tokens other than eos and pad may lie beyond the embedding (Gemma 3's token for images does): rows that use one are
+    refused where they are encoded.
+    """
+    if len(tokenizer) <= embeddings:
+        return
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    needed = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    beyond = [
+        index for index in tokenizer.get_vocab().values() if index >= embeddings and index not in special - needed
+    ]
+    if beyond:
+        token = tokenizer.convert_ids_to_tokens(min(beyond))
+        raise ValueError(
+            f"model {name!r}: its tokenizer has {len(tokenizer)} tokens, but the model only {embeddings} embeddings; "
+            f"{len(beyond)} tokens have none, {token!r} among them: tokenizer and model do not belong together"
+        )
+
+
+POCKET = Path(__file__).parent / "pocket"
+BLOCK = 2**16
+BLOCKS = 16
+MISSING = "missing"
+
+
+def pocket_folder(name: str) -> Path:
+    """Folder of a model shipped in the package."""
+    return POCKET / name
+
+
+def content_digest(config: "ModelConfig") -> str:
+    """Digest of the model's files: hexadecimal digits, or "missing" for a model that is not there (yet).
+
+    Pocket models: from the digests in `recipe.json`. Hub models: the commit that was fetched. Folders and GGUF files: from names,
+    sizes and `BLOCKS` evenly spread blocks of each file, because reading many gigabytes at every plan would take minutes.
+    """
+    return DIGESTS[config.source](config)
+
+
+def sampled_digest(paths: Iterable[Path]) -> str:
+    """64 hexadecimal digits over name, size and sampled content of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for block in range(BLOCKS):
+                file.seek(max(0, size - BLOCK) * block // (BLOCKS - 1))
+                digest.update(file.read(BLOCK))
+                if size <= BLOCK:
+                    break
+    return digest.hexdigest()
+
+
+def _recorded(config: "ModelConfig") -> str:
+    recipe = json.loads((POCKET / "recipe.json").read_text(encoding="utf-8"))
+    files: dict[str, str] = recipe["models"][config.name]["sha256"]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _of_folder(config: "ModelConfig") -> str:
+    folder = Path(config.name)
+    if not folder.is_dir():
+        return MISSING
+    return sampled_digest(sorted(entry for entry in folder.iterdir() if entry.is_file()))
+
+
+def _of_hub(config: "ModelConfig") -> str:
+    card = read_card(hub_folder(config))
+    return card["commit"] if card else cached_commit(config) or MISSING
+
+
+def _of_gguf(config: "ModelConfig") -> str:
+    path = gguf_path(config)
+    return sampled_digest([path]) if path.is_file() else MISSING
+
+
+DIGESTS: dict[str, Callable[["ModelConfig"], str]] = {
+    "pocket": _recorded,
+    "path": _of_folder,
+    "hub": _of_hub,
+    "gguf": _of_gguf,
+}

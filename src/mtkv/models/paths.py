@@ -1,0 +1,72 @@
+"""Where models lie on this machine, known without loading torch or huggingface_hub.
+
+`assets/models/<slug>` is a plain Hugging Face folder and `assets/models/<slug>.json` its card, written last: a folder without a card
+is not complete. `MTKV_ASSETS` names another place than `assets`. Hub models may also lie in Hugging Face's own cache (`HF_HOME`).
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtkv.config.models import ModelConfig
+
+MAIN = "main"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+LATENT_FILE = "latent.safetensors"
+
+
+def models_folder() -> Path:
+    """Folder of the fetched and the converted models."""
+    return Path(os.environ.get("MTKV_ASSETS", "assets")) / "models"
+
+
+def hub_folder(config: "ModelConfig") -> Path:
+    """Folder that a hub model is fetched to."""
+    return models_folder() / re.sub(r"[^A-Za-z0-9._-]", "--", f"{config.name}@{config.revision or MAIN}")
+
+
+def card_path(folder: Path) -> Path:
+    """The card beside a model folder; outside it, so that the folder holds the model's files alone."""
+    return folder.with_name(f"{folder.name}.json")
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """The card of a complete model folder; None for one that is absent or unfinished."""
+    card = card_path(folder)
+    if not (card.is_file() and (folder / "config.json").is_file()):
+        return None
+    found: dict[str, Any] = json.loads(card.read_text(encoding="utf-8"))
+    return found
+
+
+def cached_commit(config: "ModelConfig") -> str | None:
+    """Commit of a hub model's revision as Hugging Face's cache knows it; None where it is not there."""
+    revision = config.revision or MAIN
+    reference = cache_folder(config) / "refs" / revision
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    return commit if COMMIT.fullmatch(commit) and cached_snapshot(config, commit).is_dir() else None
+
+
+def cached_snapshot(config: "ModelConfig", commit: str) -> Path:
+    """Folder of one commit in Hugging Face's cache."""
+    return cache_folder(config) / "snapshots" / commit
+
+
+def cache_folder(config: "ModelConfig") -> Path:
+    """Folder of a hub model in Hugging Face's cache, by that library's rules (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME)."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    cache = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", home)) / "hub"
+    return Path(cache).expanduser() / f"models--{config.name.replace('/', '--')}"
+
+
+def gguf_path(config: "ModelConfig") -> Path:
+    """The GGUF file of a model."""
+    return Path(config.name) / config.gguf_file if config.gguf_file else Path(config.name)
+
+
+def is_latent(folder: Path) -> bool:
+    """Whether a model folder is that of a latent student."""
+    return (Path(folder) / LATENT_FILE).is_file()

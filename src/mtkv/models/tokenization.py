@@ -1,0 +1,176 @@
+"""Turn rows of text into one model's own token ids, with the byte at which each token ends.
+
+Every model reads the same characters through its own tokenizer; byte ends are what two tokenizations have in common
+(method.md §2). Offsets come from the fast tokenizer, never from decoding token by token. A tokenizer that `load_tokenizer` gave carries
+`reading`: how its model reads a row (plain or in its chat template) and what it has room for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mtkv.models.chat_template import Written, chat_template, write_plain
+from mtkv.models.tokenizer_limits import check_ids, check_lengths, check_text, leading_ids, reading_of
+
+NOT_A_BOUNDARY = -1
+AT_ONCE = 1000  # rows tokenised together: what the tokenizer returns takes ten times the memory of the rows
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """One row as one model reads it. All arrays have shape [time].
+
+    `byte_end`: UTF-8 byte of the row's own text (prompt + target) at which the token ends, or −1 where nothing may be compared:
+    special tokens, those of a chat template, the first token (attention sink) and a token whose last character the next token still
+    covers: it holds only some bytes of it.
+    `byte_start`: end of the boundary before it, so that the spans of a row share no byte and leave no gap between them; −1
+    wherever `byte_end` is.
+    `is_target`: tokens of the target part and the token that ends it, on which the cross-entropy is taken.
+    """
+
+    input_ids: np.ndarray
+    byte_start: np.ndarray
+    byte_end: np.ndarray
+    is_target: np.ndarray
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str], max_length: int | None = None
+) -> list[EncodedRow]:
+    """Encode each row as the tokenizer's model reads it: `[bos] + prompt + target + eos`, with the bos that the tokenizer itself puts
+    before texts, or for `prompt: chat` `template(prompt) + target + end of turn`.
+
+    Raises ValueError for a tokenizer without offsets, without eos or (chat) without a template, for a row longer than `max_length`
+    or the model's context (nothing is truncated silently), with a token the model has no embedding for, or whose tokens do not
+    decode to its text.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path}: needs a fast tokenizer, only those report offsets")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path}: has no eos token, so an answer could never end")
+    frame = frame_of(tokenizer)
+    if len(prompts) != len(targets):
+        raise ValueError(f"{len(prompts)} prompts, but {len(targets)} targets")
+    rows: list[EncodedRow] = []
+    for start in range(0, len(prompts), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        rows += _encode_part(tokenizer, frame, prompts[part], targets[part], start)
+    check_lengths(tokenizer, [row.input_ids for row in rows], max_length)
+    check_ids(tokenizer, [row.input_ids for row in rows])
+    return rows
+
+
+def _encode_part(
+    tokenizer: PreTrainedTokenizerBase, frame: "PromptFrame", prompts: Sequence[str], targets: Sequence[str], first: int
+) -> list[EncodedRow]:
+    """Rows that are tokenised together; `first`: the number of the first, for errors."""
+    written = [frame.write(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+    encoded = tokenizer(
+        [row.text for row in written],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+    )
+    rows = []
+    for number, (ids, offsets, row) in enumerate(
+        zip(encoded["input_ids"], encoded["offset_mapping"], written, strict=True)
+    ):
+        text = prompts[number] + targets[number]
+        own = [token for token, at in zip(ids, offsets, strict=True) if row.touches(*at)]
+        check_text(tokenizer, text, own, first + number)
+        rows.append(_encode_row(ids, offsets, row, text, frame))
+    return rows
+
+
+@dataclass(frozen=True)
+class PromptFrame:
+    """What a model gets around the texts of rows: ids before them, the id that ends an answer, and a template or none."""
+
+    before: list[int]
+    end_id: int
+    write: Callable[[str, str], Written]
+
+
+def plain_frame(tokenizer: PreTrainedTokenizerBase) -> PromptFrame:
+    """The row as it stands, after bos where the tokenizer puts one."""
+    return PromptFrame(leading_ids(tokenizer), int(tokenizer.eos_token_id), write_plain)
+
+
+def chat_frame(tokenizer: PreTrainedTokenizerBase) -> PromptFrame:
+    """The row in the tokenizer's chat template, which writes its own bos."""
+    template = chat_template(tokenizer)
+    return PromptFrame([], template.end_id, template.write)
+
+
+FRAMES: dict[str, Callable[[PreTrainedTokenizerBase], PromptFrame]] = {"plain": plain_frame, "chat": chat_frame}
+
+
+def frame_of(tokenizer: PreTrainedTokenizerBase) -> PromptFrame:
+    """What the tokenizer's model gets around the texts of rows."""
+    return FRAMES[reading_of(tokenizer).prompt](tokenizer)
+
+
+def read_prompts_as_rows(tokenizer: PreTrainedTokenizerBase, chat: bool) -> PromptFrame:
+    """Let a tokenizer encode a prompt, in place, as `encode_rows` does the prompt of a row: behind what is before rows (nothing before a
+    chat template, which writes its own bos), and with nothing behind it, where some tokenizers put eos. Returns the frame of rows."""
+    tokenizer.reading = replace(reading_of(tokenizer), prompt="chat" if chat else "plain")
+    frame = frame_of(tokenizer)
+    before = tokenizer.convert_ids_to_tokens(frame.before)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*before, "$0"], special_tokens=list(zip(before, frame.before, strict=True))
+    )
+    return frame
+
+
+def end_answers(model: PreTrainedModel, end_id: int) -> None:
+    """Let generation stop, in place, at the token that ends a row's answer too: a chat template's is often no eos of the model."""
+    given = model.generation_config.eos_token_id
+    known = given if isinstance(given, list) else [] if given is None else [given]
+    if end_id not in known:
+        model.generation_config.eos_token_id = [*known, end_id]
+
+
+def byte_ends(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """End of each token in UTF-8 bytes of `text`, [time]; −1 where the token is no boundary (see `EncodedRow`)."""
+    byte_at = np.cumsum([0] + [len(character.encode()) for character in text])
+    ends = np.array([byte_at[end] if end > start else NOT_A_BOUNDARY for start, end in offsets], dtype=np.int32)
+    # A token with a piece of a character gets the span of the whole: it has not read what the next token still covers.
+    spans = [(index, start) for index, (start, end) in enumerate(offsets) if end > start]
+    for (index, _), (_, following) in pairwise(spans):
+        if following < offsets[index][1]:
+            ends[index] = NOT_A_BOUNDARY
+    return ends
+
+
+def byte_starts(ends: np.ndarray) -> np.ndarray:
+    """Where the span of each token begins, [time]: at the last boundary before it; −1 where `ends` is."""
+    reached = np.maximum.accumulate(np.append(0, np.maximum(ends, 0)))[:-1]
+    return np.where(ends == NOT_A_BOUNDARY, NOT_A_BOUNDARY, reached).astype(np.int32)
+
+
+def _encode_row(
+    ids: list[int], offsets: list[tuple[int, int]], written: Written, text: str, frame: PromptFrame
+) -> EncodedRow:
+    before = len(frame.before)
+    ends = byte_ends(text, [(0, 0)] * before + [written.own_offset(*at) for at in offsets])
+    starts = byte_starts(ends)
+    starts[:1] = ends[:1] = NOT_A_BOUNDARY
+    is_target = [end > written.target_start for _, end in offsets]
+    return EncodedRow(
+        input_ids=np.array([*frame.before, *ids, frame.end_id], dtype=np.int64),
+        byte_start=np.append(starts, NOT_A_BOUNDARY).astype(np.int32),
+        byte_end=np.append(ends, NOT_A_BOUNDARY).astype(np.int32),
+        is_target=np.array([False] * before + [*is_target, True]),
+    )
+
+
+def pad_batch(rows: Sequence[np.ndarray], fill: int) -> np.ndarray:
+    """Right-pad 1-D arrays to [batch, longest] with `fill`."""
+    padded = np.full((len(rows), max(len(row) for row in rows)), fill, dtype=rows[0].dtype)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded

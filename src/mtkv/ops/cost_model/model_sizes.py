@@ -1,0 +1,106 @@
+"""How large a model is, from its files but not its weights: parameters, layers and the width of its KV.
+
+Parameters are counted from the headers of the safetensors files. A model of which only the config is here is built by transformers
+on the meta device, which takes seconds and no memory. A model that is not here at all stays unknown.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtkv.models.integrity import pocket_folder
+from mtkv.models.paths import cached_commit, cached_snapshot, gguf_path, hub_folder
+
+if TYPE_CHECKING:
+    from mtkv.config.models import ModelConfig
+
+# The same thing under the names of the model families, first match first.
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+HEADS = ("num_key_value_heads", "num_attention_heads", "n_head", "num_heads")
+QUERY_HEADS = ("num_attention_heads", "n_head", "num_heads")
+HEAD_DIM = ("head_dim", "d_kv")
+HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+HIDDEN = ("hidden_size", "n_embd", "d_model")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """`parameters` of all weights, tied ones once; `kv_width` = `kv_heads` · width of a head."""
+
+    parameters: int
+    layers: int
+    kv_heads: int
+    kv_width: int
+
+
+def model_size(config: "ModelConfig") -> ModelSize | None:
+    """The size of a model; None when neither its weights nor its config are on this machine."""
+    folder = local_folder(config)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    return folder_size(folder, config.trust_remote_code)
+
+
+@cache
+def folder_size(folder: Path, trust_remote_code: bool = False) -> ModelSize | None:
+    """The size of the model in a Hugging Face folder; None for a config that says no number of layers or heads."""
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = settings.get("text_config") or settings
+    layers, heads, queries = (_first(text, names) for names in (LAYERS, HEADS, QUERY_HEADS))
+    head_dim = _first(text, HEAD_DIM) or (_first(text, HIDDEN) // queries if queries else 0)
+    parameters = stored_parameters(folder) or (built_parameters(folder, trust_remote_code) if layers else 0)
+    if not (layers and heads and head_dim and parameters):
+        return None
+    return ModelSize(parameters, layers, heads, heads * head_dim)
+
+
+def stored_parameters(folder: Path) -> int:
+    """Numbers in the safetensors files of a folder, from their headers (u64 length, then JSON); 0 without such files."""
+    shapes: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(*struct.unpack("<Q", file.read(8))))
+        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return sum(prod(shape) for shape in shapes.values())
+
+
+@cache
+def built_parameters(folder: Path, trust_remote_code: bool = False) -> int:
+    """Parameters of the model that a folder's config describes, built without memory; 0 where transformers cannot build it."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    try:
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        headed = any(name.endswith(HEADED) for name in settings.architectures or HEADED)
+        causal = headed and type(settings) in AutoModelForCausalLM._model_mapping
+        auto: Any = AutoModelForCausalLM if causal else AutoModel
+        with torch.device("meta"):
+            model = auto.from_config(settings, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, ImportError, KeyError):
+        return 0
+    model.tie_weights()
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def _first(settings: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    return next((int(settings[name]) for name in names if settings.get(name)), 0)
+
+
+def local_folder(config: "ModelConfig") -> Path | None:
+    if config.source == "pocket":
+        return pocket_folder(config.name)
+    if config.source == "path":
+        return Path(config.name)
+    if config.source == "gguf":
+        return gguf_path(config).parent
+    fetched = hub_folder(config)
+    if (fetched / "config.json").is_file():
+        return fetched
+    commit = cached_commit(config)
+    return cached_snapshot(config, commit) if commit else None

@@ -1,0 +1,157 @@
+"""The FLOPs and bytes of one job, from its params: the stated model behind every estimate that is not a measurement.
+
+A forward pass costs 2·N FLOPs per token for N parameters, forward and backward 6·N (Kaplan et al., 2020, arXiv 2001.08361; attention
+scores are left out), with activations recomputed 8·N, with adapters instead of weights trained 4·N; where a step of several passes is
+measured before (`mtkv.training.step_statistics`) 2·N more. KV takes
+layers · 2 · width · tokens · bytes of its format. One function per rule in `WORK`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from mtkv.align.layers import stored_layers
+from mtkv.config.kv import OWN_TEACHER, AlignConfig
+from mtkv.config.models import ModelConfig
+from mtkv.ops.cost_model.amounts import STUDENT, Amounts
+from mtkv.ops.cost_model.model_sizes import ModelSize, model_size
+from mtkv.ops.planned_jobs import PlannedJob
+
+BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "float8_e4m3fn": 1.0, "int4": 0.5}
+GENERATED = frozenset({"gsm8k", "math500", "bbh"})  # the others are multiple choice: each of CHOICES answers is read
+CHOICES = 4
+CHECKPOINTS_KEPT = 3  # two, and the one being written
+ADAM_NUMBERS = 3  # weights and two moments, 4 bytes each
+PREDICTION_BYTES = 600  # per question
+DIAGNOSED = 100  # `mtkv.stages.diagnose_latents.QUESTIONS`, which imports torch
+
+
+@dataclass(frozen=True)
+class Work:
+    """`flops` in `dtype`; `steps` of decoding that each read `step_bytes`; `written` bytes that stay and `transient` while it runs."""
+
+    flops: float = 0.0
+    dtype: str = "float32"
+    steps: int = 0
+    step_bytes: float = 0.0
+    written: float = 0.0
+    transient: float = 0.0
+
+
+class UnknownSizeError(ValueError):
+    """A model's size is not known; the message is its name."""
+
+
+def work_of(
+    rule: str, params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str = ""
+) -> Work:
+    """What a job of `rule` with these params does. Raises UnknownSizeError for a model of unknown size; no work for light rules."""
+    return WORK[rule](params, amounts, outputs, teacher) if rule in WORK else Work()
+
+
+def job_work(job: PlannedJob, amounts: Amounts) -> Work:
+    """`work_of` a planned job."""
+    return work_of(job.rule, job.params, amounts, job.outputs, job.wildcards.get("teacher", ""))
+
+
+def _teacher_kv(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
+    reader, student = _size(params["teacher"]), _size(params["student"])
+    tokens = amounts.read / params["shards"] * amounts.tokens(teacher)
+    layers = len(stored_layers(params["layers"], reader.layers, student.layers))
+    importance = layers * 2 * reader.kv_heads if params["importance"] else 0
+    written = tokens * (layers * 2 * reader.kv_width * BYTES[params["dtype"]] + importance)
+    return Work(2 * reader.parameters * tokens, params["teacher"]["config"]["dtype"], written=written)
+
+
+def _map(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
+    reader, student = _size(params["teacher"]), _size(params["student"])
+    rows = amounts.calibration + amounts.validation
+    tokens = rows * amounts.tokens(STUDENT)
+    fit = 4 * tokens * reader.kv_width * (reader.kv_width + student.kv_width) * student.layers
+    written = 2 * student.layers * reader.kv_width * student.kv_width * 4
+    return Work(2 * (reader.parameters + student.parameters) * tokens + fit, "float32", written=written)
+
+
+def _targets(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
+    student = _size(params["student"])
+    tokens = (amounts.train + amounts.validation) * amounts.tokens(STUDENT)
+    values = tokens * student.layers * 2 * student.kv_width
+    return Work(values * 2 * student.kv_width, "float32", written=values * BYTES[params["dtype"]])
+
+
+def _train(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
+    arm, student = params["arm"], _size(params["student"])
+    training, kv = arm["training"], arm["kv"]
+    per_row = min(amounts.tokens(STUDENT), training["max_length"])
+    rows = training["batch_size"] * training["gradient_accumulation"]
+    steps = training["steps"] or ceil(amounts.train * training["epochs"] / rows)
+    tokens = rows * steps * per_row
+    factor = 4 if training["lora"] else 6
+    factor += 2 if training["gradient_checkpointing"] else 0
+    if kv and kv["fusion"]["objective"] == "injected_ce":
+        factor *= 2
+    latent = arm.get("latent")
+    if latent:  # a second pass over the row with its chain, and the latent tokens once per iteration
+        chain = bool(latent["chain_weight"] or latent["codi_weight"] or kv)
+        tokens = tokens * (1 + chain) + rows * steps * latent["tokens"] * latent["iterations"]
+    measured = bool(latent and latent["codi_weight"]) or bool(
+        kv and (kv["teachers"] == [OWN_TEACHER] or AlignConfig.model_validate(kv["align"]).measured)
+    )
+    looked = rows * steps * per_row if measured and training["gradient_accumulation"] > 1 else 0
+    checked = (steps // training["eval_steps"] + 1) * min(training["eval_rows"], amounts.validation) * per_row
+    readers = arm["teachers"] if kv and arm["tier"] == "online" else []
+    readers = [*readers, *([arm["logit_teacher"]] if arm["logit_teacher"] else [])]
+    along = 2 * sum(_size(reader).parameters for reader in readers) * (tokens + checked)
+    state = ADAM_NUMBERS * 4 * student.parameters * CHECKPOINTS_KEPT
+    written = student.parameters * BYTES[params["student"]["config"]["dtype"]]
+    flops = student.parameters * (factor * tokens + 2 * (checked + looked)) + along
+    return Work(flops, training["dtype"], written=written, transient=state)
+
+
+def _predict(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
+    evaluation = params["evaluation"]
+    given = params["model"] or amounts.student
+    size, dtype = _size(given), given["config"]["dtype"]
+    datasets = [path.stem for path in map(Path, outputs) if path.suffix == ".parquet"]
+    shots = 1 + (evaluation["num_fewshot"] or 0)
+    tokens, steps, written = 0.0, 0, 0.0
+    for dataset in datasets:
+        items = amounts.questions.get(dataset, 0)
+        written += items * PREDICTION_BYTES
+        if dataset.removeprefix("pocket_") in GENERATED:
+            steps += ceil(items / evaluation["batch_size"]) * evaluation["max_new_tokens"]
+            tokens += items * (amounts.tokens(STUDENT) * shots + evaluation["max_new_tokens"])
+        else:
+            tokens += items * CHOICES * amounts.tokens(STUDENT) * shots
+    return Work(2 * size.parameters * tokens, dtype, steps, size.parameters * BYTES[dtype], written)
+
+
+def _latents(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
+    """A prediction of the first questions under every condition, with the iterations of the latents."""
+    latent = params["arm"]["latent"]
+    times = 5 if latent["tokens"] > 1 else 4  # `latent_conditions.conditions`, which imports torch
+    asked = {name: min(count, DIAGNOSED) for name, count in amounts.questions.items()}
+    files = tuple(f"{name}.parquet" for name in asked)
+    one = _predict({**params, "model": None}, replace(amounts, questions=asked), files, teacher)
+    refined = 2 * _size(amounts.student).parameters * sum(asked.values()) * latent["tokens"] * latent["iterations"]
+    return replace(one, flops=times * (one.flops + refined), steps=times * one.steps, written=times * one.written)
+
+
+WORK: dict[str, Callable[[Mapping[str, Any], Amounts, tuple[str, ...], str], Work]] = {
+    "teacher_kv": _teacher_kv,
+    "map": _map,
+    "targets": _targets,
+    "train": _train,
+    "predict": _predict,
+    "latents": _latents,
+}
+
+
+def _size(model: Mapping[str, Any]) -> ModelSize:
+    config = ModelConfig.model_validate(model["config"])
+    size = model_size(config)
+    if size is None:
+        raise UnknownSizeError(config.name)
+    return size

@@ -1,0 +1,168 @@
+"""Python and the packages: what is installed against requirements.lock, and the extras that this study and profile need."""
+
+import platform
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from mtkv.ops.doctor.checks import DoctorContext, Finding, check
+from mtkv.provenance.code_digest import PACKAGE_FOLDER
+
+LOCKED = "pip install -r requirements.lock"
+SHOWN = 5
+SHELL_SIGNS = r"""[\s'"`$&();<>|\\*?]"""  # what a shell does not leave as it stands; the Makefile has the same
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Versions of Python, and requirements by extra; "" for those of every installation."""
+
+    python: str
+    extras: dict[str, list[Requirement]]
+
+
+@check("python")
+def python(patient: DoctorContext) -> Iterator[Finding]:
+    """The version of Python that this package asks for, in a folder that Snakemake can start it from."""
+    if problem := path_problem(sys.executable):
+        yield Finding(
+            "error",
+            problem,
+            "move the folder to another path and make the environment anew there: rm -r .venv; make study",
+        )
+    wanted, here = declared().python, platform.python_version()
+    if not SpecifierSet(wanted).contains(here, prereleases=True):
+        yield Finding(
+            "error",
+            f"Python {here}, but mtkv needs {wanted}",
+            "make the environment with a newer one: rm -r .venv; make PYTHON=python3.11 study",
+        )
+    else:
+        yield Finding("ok", f"Python {here}")
+
+
+def path_problem(program: str) -> str | None:
+    """Why Snakemake cannot start jobs with a Python at this path, which it hands to a shell without quotes; None where it can."""
+    found = sorted({repr(sign) for sign in re.findall(SHELL_SIGNS, program)})
+    return f"{program}: every job would die of {', '.join(found)} in the path of its Python" if found else None
+
+
+@check("packages")
+def packages(patient: DoctorContext) -> Iterator[Finding]:
+    """Missing and too old packages stop the study; other versions than the locked ones may change numbers."""
+    pins = locked(patient.folder / "requirements.lock")
+    broken, optional = unmet(declared().extras[""]), other_versions(pins)
+    if broken:
+        yield Finding("error", f"needed: {'; '.join(broken)}", LOCKED)
+    if not pins:
+        yield Finding(
+            "warning", "no requirements.lock here, so versions cannot be compared", "run in the repository's folder"
+        )
+    elif optional:
+        more = f" and {len(optional) - SHOWN} more" if len(optional) > SHOWN else ""
+        yield Finding("warning", f"not as locked: {', '.join(optional[:SHOWN])}{more}; numbers may differ", LOCKED)
+    elif not broken:
+        yield Finding("ok", f"{len(pins)} packages as in requirements.lock, where installed")
+
+
+@check("extras")
+def extras(patient: DoctorContext) -> Iterator[Finding]:
+    """Packages that are no part of every installation, but that this study or this profile needs."""
+    needed = {extra: why for extra, why in wanted_extras(patient).items() if why}
+    for extra, why in needed.items():
+        if missing := unmet(declared().extras.get(extra, [])):
+            yield Finding("error", f"{why} needs {'; '.join(missing)}", f"pip install 'mtkv[{extra}]'")
+        else:
+            yield Finding("ok", f"mtkv[{extra}], for {why}")
+
+
+def wanted_extras(patient: DoctorContext) -> dict[str, str]:
+    """Why an extra is needed, by its name; empty for those that are not."""
+    study = patient.study
+    models = {"student": study.student, **study.teachers.models}
+    trainings = {name: arm.training for name, arm in study.arms.items() if arm.training}
+    lora = [f"arms.{name}.training.lora" for name, training in trainings.items() if training.lora]
+    quantized = [
+        f"arms.{name}.training.lora.quantize"
+        for name, training in trainings.items()
+        if getattr(training.lora, "quantize", None)
+    ]
+    gguf = [f"model {name} (source: gguf)" for name, model in models.items() if model.source == "gguf"]
+    strategy = study.resources.train.strategy
+    return {
+        "lora": ", ".join(lora),
+        "qlora": ", ".join(quantized),
+        "gguf": ", ".join(gguf),
+        "vllm": "evaluation.backend vllm" if study.evaluation.backend == "vllm" else "",
+        "deepspeed": f"resources.train.strategy {strategy}" if strategy.startswith("zero") else "",
+        "slurm": f"profile {patient.profile_folder}" if patient.on_slurm else "",
+    }
+
+
+def locked(path: Path) -> dict[str, str]:
+    """The pinned versions by canonical name; empty without a lock file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    pins = (line.split("#")[0].split(";")[0].strip().split("==") for line in lines)
+    return {canonicalize_name(pin[0]): pin[1] for pin in pins if len(pin) == 2}
+
+
+def declared() -> Declared:
+    """What mtkv declares: in the pyproject.toml of a checkout, whose installation may be older than its code, else as installed."""
+    path = PACKAGE_FOLDER.parents[1] / "pyproject.toml"
+    project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {}) if path.is_file() else {}
+    if project.get("name") == "mtkv":
+        texts = {"": project["dependencies"], **project.get("optional-dependencies", {})}
+        needs = {extra: [Requirement(text) for text in own] for extra, own in texts.items()}
+        holding = {extra: [need for need in own if _of(need, "")] for extra, own in needs.items()}
+        return Declared(project["requires-python"], holding)
+    facts, every = metadata("mtkv"), [Requirement(text) for text in requires("mtkv") or []]
+    names = ["", *facts.get_all("Provides-Extra", [])]
+    return Declared(
+        facts["Requires-Python"] or "", {name: [need for need in every if _of(need, name)] for name in names}
+    )
+
+
+def unmet(needs: list[Requirement]) -> list[str]:
+    """What is missing or of another version than required."""
+    found = []
+    for need in needs:
+        here = installed(need.name)
+        if here is None:
+            found.append(f"{need.name} (not installed)")
+        elif not need.specifier.contains(here, prereleases=True):
+            found.append(f"{need.name}{need.specifier} (installed: {here})")
+    return found
+
+
+def other_versions(pins: dict[str, str]) -> list[str]:
+    """Installed packages of other versions than pinned; a local part such as +cpu does not count."""
+    here = {name: installed(name) for name in pins}
+    return [
+        f"{name} {here[name]} (locked: {pin})"
+        for name, pin in pins.items()
+        if (found := here[name]) and found.split("+")[0] != pin.split("+")[0]
+    ]
+
+
+def installed(name: str) -> str | None:
+    """The installed version of a distribution."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _of(need: Requirement, extra: str) -> bool:
+    """Whether a requirement holds on this machine for `extra` ("": for every installation), and not for every installation too."""
+    always = need.marker is None or need.marker.evaluate({"extra": ""})
+    if not extra or need.marker is None:
+        return always and not extra
+    return not always and need.marker.evaluate({"extra": extra})

@@ -1,0 +1,168 @@
+"""A plan: the jobs that will run with their estimates, by stage and altogether, and what stands against it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtkv.ops.cost_model.amounts import STUDENT, Amounts, amounts_of
+from mtkv.ops.cost_model.devices import DEFAULT_GPU, DEVICES, UTILISATION, device_name
+from mtkv.ops.cost_model.estimate import BASES, Basis, CostEstimate, Estimator
+from mtkv.ops.cost_model.past_runs import card_files, cards_of, samples_of
+from mtkv.ops.cost_model.schedule import critical_path, makespan
+from mtkv.ops.plan.copied_results import copied
+from mtkv.ops.plan.limits import disk_problems, net_bytes, partition_problems, time_problems
+from mtkv.ops.planned_jobs import KINDS, PlannedJob
+from mtkv.ops.slurm.partitions import ClusterPartition, partitions_in_file, partitions_of_cluster
+from mtkv.ops.snakemake_dag import DryRun, dry_run
+from mtkv.ops.snakemake_profile import Profile
+
+if TYPE_CHECKING:
+    from mtkv.config.study import Study
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One rule's jobs: how many run of all, why (kind: count), hours of GPUs and of jobs, bytes added, where the numbers are from."""
+
+    rule: str
+    running: int
+    jobs: int
+    kinds: dict[str, int]
+    seconds: float
+    longest: float
+    gpu_hours: float
+    written: float
+    basis: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`jobs`: all of the study's. `estimates`: by number, of those that run. `critical`: the longest chain. Seconds and bytes."""
+
+    jobs: list[PlannedJob]
+    estimates: dict[int, CostEstimate]
+    stages: list[StageRow]
+    problems: list[str]
+    notes: list[str]
+    critical_seconds: float
+    critical: list[PlannedJob]
+    total_seconds: float
+    slots: int
+    copied: str = ""  # what to do instead where only the times of files differ
+
+    @property
+    def running(self) -> list[PlannedJob]:
+        """The jobs that will run, inputs first."""
+        return [job for job in self.jobs if job.runs]
+
+    @property
+    def gpu_hours(self) -> float:
+        """GPUs times hours of all stages."""
+        return sum(stage.gpu_hours for stage in self.stages)
+
+    @property
+    def written(self) -> float:
+        """Bytes that the plan adds and that stay."""
+        return sum(stage.written for stage in self.stages)
+
+
+def make_plan(
+    study: "Study",
+    configfiles: Sequence[Path] = (),
+    targets: Sequence[str] = (),
+    profile: Profile | None = None,
+    folder: Path = Path(),
+    gpu: str = DEFAULT_GPU,
+    utilisation: float = UTILISATION,
+) -> Plan:
+    """The plan of a study in `folder`; nothing is written. Raises PlanError for what Snakemake refuses."""
+    profile = profile or Profile()
+    found = dry_run(targets, configfiles, profile, folder, cards=_cards(folder))
+    running = [job for job in found.jobs if job.runs]
+    estimator = _estimator(study, found, folder, gpu, utilisation)
+    estimates = {job.number: estimator.estimate(job) for job in running}
+    seconds = {number: estimate.seconds for number, estimate in estimates.items()}
+    length, chain = critical_path(running, seconds)
+    slots = max(1, min(profile.slots, sum(job.threads for job in running)))
+    demands = {job.number: _demand(job, profile) for job in running}
+    return Plan(
+        jobs=found.jobs,
+        estimates=estimates,
+        stages=_stages(found.jobs, estimates, folder),
+        problems=[
+            *disk_problems(running, estimates, slots, folder),
+            *time_problems(running, estimates),
+            *partition_problems(running, _partitions(profile)),
+        ],
+        notes=_notes(running, estimates, estimator),
+        critical_seconds=length,
+        critical=chain,
+        total_seconds=makespan(running, seconds, demands, {"slots": slots} | profile.limits),
+        slots=slots,
+        copied=copied(found.jobs, folder, targets, configfiles),
+    )
+
+
+def _cards(folder: Path) -> list[str]:
+    return [str(Path(path).relative_to(folder)) for path in card_files(folder / "results")]
+
+
+def _estimator(study: "Study", found: DryRun, folder: Path, gpu: str, utilisation: float) -> Estimator:
+    data_stays = not any(job.rule == "data" and job.runs for job in found.jobs)
+    amounts: Amounts = amounts_of(study, cards_of(found.jobs, folder), folder / "results" / study.study, data_stays)
+    return Estimator(amounts, list(samples_of(found.jobs, found.elsewhere, folder)), gpu, utilisation)
+
+
+def _demand(job: PlannedJob, profile: Profile) -> dict[str, int]:
+    shared = {name: int(amount) for name in profile.limits if isinstance(amount := job.resources.get(name), int)}
+    return {"slots": 1 if profile.remote else job.threads} | shared
+
+
+def _partitions(profile: Profile) -> list[ClusterPartition]:
+    if not profile.remote:
+        return []
+    told = partitions_in_file(profile.partitions) if profile.partitions else []
+    return told or partitions_of_cluster()
+
+
+def _stages(jobs: Sequence[PlannedJob], estimates: dict[int, CostEstimate], folder: Path) -> list[StageRow]:
+    rows = []
+    for rule in dict.fromkeys(job.rule for job in jobs):
+        own = [job for job in jobs if job.rule == rule]
+        running = [job for job in own if job.runs]
+        found = [estimates[job.number] for job in running]
+        kinds = Counter(job.kind for job in running)
+        bases: Counter[Basis] = Counter(estimate.basis for estimate in found)
+        rows.append(
+            StageRow(
+                rule=rule,
+                running=len(running),
+                jobs=len(own),
+                kinds={kind: kinds[kind] for kind in KINDS if kinds[kind]},
+                seconds=sum(estimate.seconds for estimate in found),
+                longest=max((estimate.seconds for estimate in found), default=0.0),
+                gpu_hours=sum(estimates[job.number].seconds * job.gpus for job in running) / 3600,
+                written=sum(net_bytes(job, estimates[job.number], folder) for job in running),
+                basis={basis: bases[basis] for basis in BASES if bases[basis]},
+            )
+        )
+    return rows
+
+
+def _notes(running: Sequence[PlannedJob], estimates: dict[int, CostEstimate], estimator: Estimator) -> list[str]:
+    """What the numbers rest on: which are not measured, and what was assumed for those."""
+    told = dict.fromkeys(estimate.note for estimate in estimates.values() if estimate.note)
+    notes = [f"not counted: {note}" for note in told]
+    by_model = [job for job in running if estimates[job.number].basis == "estimated"]
+    for name in dict.fromkeys(device_name(job, estimator.gpu) for job in by_model):
+        device: Any = DEVICES[name]
+        notes.append(
+            f"estimated: {name} at {estimator.utilisation:.0%} of {device.flops_16 / 1e12:g} TFLOP/s in 16 bit or "
+            f"{device.flops_32 / 1e12:g} in 32 bit{' per core' if name == 'cpu' else ''}; 6·N FLOPs per token trained, 2·N per token read"
+        )
+    amounts = estimator.amounts
+    if by_model and STUDENT not in amounts.measured:
+        notes.append(f"estimated: {amounts.tokens(STUDENT):.0f} tokens per row, which no card of this study says")
+    return notes

@@ -1,0 +1,174 @@
+"""A plan as text for a terminal and as JSON."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mtkv.ops.plan.explain import Explained, short
+from mtkv.ops.plan.limits import amount
+from mtkv.ops.plan.plan import Plan, StageRow
+from mtkv.ops.planned_jobs import Cause, PlannedJob
+
+SHOWN = 12  # lines of reasons, before the rest is counted
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 45 s, 12 min, 3.5 h, 2.1 d."""
+    for unit, size, shown in (("d", 86400, 2 * 86400), ("h", 3600, 2 * 3600), ("min", 60, 120)):
+        if seconds >= shown:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def print_plan(plan: Plan, console: Console, each: bool = False) -> None:
+    """What stands against the plan first, then stages, reasons and totals. `each`: a line for every job."""
+    for problem in plan.problems:
+        console.print(f"[bold red]![/] {escape(problem)}")
+    if plan.copied:
+        console.print(f"[bold green]=[/] {escape(plan.copied)}", soft_wrap=True)
+    if not plan.running:
+        console.print("Nothing to be done: every output is there and up to date.")
+        return
+    console.print(_stage_table(plan))
+    if each:
+        console.print(_job_table(plan))
+    lines = reasons(plan.running)
+    for line in lines[:SHOWN]:
+        console.print(f"  {escape(line)}")
+    if len(lines) > SHOWN:
+        console.print(f"  … and {len(lines) - SHOWN} more; --each or --json has all")
+    chain = " → ".join(job.label for job in plan.critical)
+    total, least = duration(plan.total_seconds), duration(plan.critical_seconds)
+    more = "more than " if any(estimate.basis == "unknown" for estimate in plan.estimates.values()) else ""
+    console.print(f"{more}{total} on {plan.slots} slots; {least} at least: {escape(chain)}")
+    console.print(f"{more}{plan.gpu_hours:.1f} GPU-hours; {amount(plan.written)} more on disk")
+    for note in plan.notes:
+        console.print(f"[dim]{escape(note)}[/]")
+
+
+def print_explained(found: Sequence[Explained], target: str, console: Console) -> None:
+    """For each job that runs for causes of its own: the causes, and the way from it to the target."""
+    if not found:
+        console.print(f"{escape(target)} is up to date: nothing has to run for it.")
+        return
+    console.print(f"{escape(target)} has to be made, because of:")
+    alike: dict[tuple[str, ...], list[Explained]] = {}
+    for entry in found:
+        alike.setdefault((entry.job.rule, *entry.sentences), []).append(entry)
+    for first, *others in alike.values():
+        more = f" (and {len(others)} alike: {', '.join(entry.job.label for entry in others)})" if others else ""
+        console.print(f"[bold]{escape(first.job.label)}[/]{escape(more)}")
+        for sentence in first.sentences:
+            console.print(f"  {escape(sentence)}")
+        if len(first.chain) > 1:
+            console.print(f"  [dim]then {escape(' → '.join(job.label for job in first.chain[1:]))}[/]")
+
+
+def reasons(running: Sequence[PlannedJob]) -> list[str]:
+    """One line for each cause that is a job's own, with the rule and how many of its jobs have it."""
+    counted: dict[tuple[str, str], int] = {}
+    for job in running:
+        for line in dict.fromkeys(line for cause in job.causes if not cause.derived for line in _lines(cause)):
+            counted[job.rule, line] = counted.get((job.rule, line), 0) + 1
+    return [f"{rule} ({count}): {line}" for (rule, line), count in counted.items()]
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Everything of a plan as values for JSON; seconds, bytes, GPU-hours."""
+    return {
+        "problems": plan.problems,
+        "copied": plan.copied,
+        "notes": plan.notes,
+        "slots": plan.slots,
+        "total_seconds": plan.total_seconds,
+        "critical_seconds": plan.critical_seconds,
+        "critical": [job.label for job in plan.critical],
+        "gpu_hours": plan.gpu_hours,
+        "bytes": plan.written,
+        "stages": [vars(stage) for stage in plan.stages],
+        "jobs": [_job_json(job, plan) for job in plan.running],
+    }
+
+
+def explained_json(found: Sequence[Explained]) -> list[dict[str, Any]]:
+    """The explanation of a target as values for JSON."""
+    return [
+        {"job": entry.job.label, "why": list(entry.sentences), "chain": [job.label for job in entry.chain]}
+        for entry in found
+    ]
+
+
+def _job_json(job: PlannedJob, plan: Plan) -> dict[str, Any]:
+    estimate = plan.estimates[job.number]
+    causes = [
+        {
+            "kind": cause.kind,
+            "derived": cause.derived,
+            "files": list(cause.files),
+            "changes": [{"path": change.path, "old": change.old, "new": change.new} for change in cause.changes],
+        }
+        for cause in job.causes
+    ]
+    facts = {"rule": job.rule, "wildcards": dict(job.wildcards), "kind": job.kind, "gpus": job.gpus, "causes": causes}
+    return facts | vars(estimate)
+
+
+def _stage_table(plan: Plan) -> Table:
+    table = Table(show_footer=True)
+    running, jobs = len(plan.running), len(plan.jobs)
+    columns = {
+        "stage": "all",
+        "jobs": f"{running}/{jobs}",
+        "why": "",
+        "longest": "",
+        "together": duration(sum(stage.seconds for stage in plan.stages)),
+        "GPU-h": f"{plan.gpu_hours:.1f}",
+        "disk": amount(plan.written),
+        "from": "",
+    }
+    for name, footer in columns.items():
+        table.add_column(name, footer, justify="left" if name in ("stage", "why", "from") else "right")
+    for stage in plan.stages:
+        if stage.running:
+            table.add_row(
+                stage.rule,
+                f"{stage.running}/{stage.jobs}",
+                _counts(stage.kinds),
+                *(("?",) * 4 if set(stage.basis) == {"unknown"} else _amounts(stage)),
+                _counts(stage.basis),
+            )
+    return table
+
+
+def _amounts(stage: StageRow) -> tuple[str, ...]:
+    return duration(stage.longest), duration(stage.seconds), f"{stage.gpu_hours:.1f}", amount(stage.written)
+
+
+def _job_table(plan: Plan) -> Table:
+    table = Table("job", "why", "time", "disk", "from")
+    for job in plan.running:
+        estimate = plan.estimates[job.number]
+        why = ", ".join(dict.fromkeys(cause.kind for cause in job.causes))
+        row = (job.label, why, duration(estimate.seconds), amount(estimate.written), estimate.basis)
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _counts(counts: dict[str, int]) -> str:
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _lines(cause: Cause) -> list[str]:
+    if cause.kind == "config":
+        return [f"{change.path}: {short(change.old)} → {short(change.new)}" for change in cause.changes]
+    if cause.kind == "code":
+        return ["its code changed (--explain FILE names the modules)"]
+    if cause.kind == "input" and cause.files:
+        return [f"input changed: {path}" for path in cause.files]
+    said = {"new": "never made", "missing": "made once and gone", "incomplete": "left by a killed job"}
+    return [said.get(cause.kind, "another set of input files")]

@@ -1,0 +1,157 @@
+"""Ask Snakemake, in this process, which jobs a study has and which would run: a dry run that writes nothing.
+
+The DAG is Snakemake's own, built through `snakemake.api`. Only its bookkeeping folder is another: reading `.snakemake` normally makes
+folders in it, so here the records are read from there and everything else lies in a temporary folder. No lock is taken or asked
+for: a study that runs elsewhere is planned as it is at this moment.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import snakemake.api
+import snakemake.workflow
+from snakemake.exceptions import RuleException, WorkflowError
+from snakemake.io import IOFile
+from snakemake.logging import logger
+from snakemake.persistence.file import FilePersistence
+from snakemake.settings.enums import Quietness
+from snakemake.settings.types import (
+    ConfigSettings,
+    DAGSettings,
+    OutputSettings,
+    ResourceSettings,
+    SchedulingSettings,
+    WorkflowSettings,
+)
+
+from mtkv.ops.planned_jobs import PlannedJob, Record
+from mtkv.ops.rerun_reasons import causes_of, record_of
+from mtkv.ops.snakemake_profile import REMOTE_THREADS, Profile
+
+BOOKKEEPING = Path(".snakemake")
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """All jobs behind the targets, inputs before what reads them; and, by file, the records of cards that none of them writes."""
+
+    jobs: list[PlannedJob]
+    elsewhere: dict[str, Record]
+
+
+class PlanError(RuntimeError):
+    """Snakemake cannot make a plan; the message is Snakemake's own."""
+
+
+def dry_run(
+    targets: Sequence[str] = (),
+    configfiles: Sequence[Path] = (),
+    profile: Profile | None = None,
+    folder: Path = Path(),
+    snakefile: Path | None = None,
+    cards: Iterable[str] = (),
+) -> DryRun:
+    """The jobs behind `targets` (rules or files; none: the whole study) of the workflow in `folder`, inputs before what reads them.
+
+    Jobs that only gather (rule all) are left out. `cards`: card files, relative to `folder`, whose records are wanted besides.
+    Raises PlanError for targets that no rule makes and for what the Snakefile refuses. Where an event loop is running (a notebook),
+    Snakemake, which starts one of its own, works in a thread.
+    """
+    work = partial(_dry_run, tuple(targets), tuple(configfiles), profile or Profile(), folder, snakefile, tuple(cards))
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def _dry_run(
+    targets: Sequence[str],
+    configfiles: Sequence[Path],
+    profile: Profile,
+    folder: Path,
+    snakefile: Path | None,
+    cards: Iterable[str],
+) -> DryRun:
+    snakefile = (snakefile or folder / "Snakefile").absolute()
+    settings = ResourceSettings(
+        cores=REMOTE_THREADS if profile.remote else profile.slots,
+        default_resources=profile.default_resources,
+        overwrite_resources=profile.set_resources,
+        overwrite_threads=profile.set_threads,
+    )
+    quiet = OutputSettings(dryrun=True, quiet={Quietness.ALL}, enable_file_logging=False)
+    try:
+        with _elsewhere(folder) as scratch, snakemake.api.SnakemakeApi(quiet) as api:
+            planned = api.workflow(
+                resource_settings=settings,
+                config_settings=ConfigSettings(configfiles=[path.absolute() for path in configfiles]),
+                workflow_settings=WorkflowSettings(runtime_source_cache_path=scratch),
+                snakefile=snakefile,
+                workdir=folder.absolute(),
+            )
+            planned.dag(DAGSettings(targets=frozenset(targets), force_incomplete=True))
+            workflow = planned._workflow
+            workflow.scheduling_settings = SchedulingSettings()
+            workflow._prepare_dag(forceall=False, ignore_incomplete=False, lock_warn_only=True, nolock=True)
+            workflow.async_run(workflow.dag.init())
+            workflow.async_run(workflow.dag.update_checkpoint_dependencies())
+            jobs = list(_jobs(workflow))
+            own = {path for job in jobs for path in job.outputs}
+            records = {path: record_of([IOFile(path)], workflow.persistence) for path in cards if path not in own}
+            return DryRun(jobs, {path: record for path, record in records.items() if record is not None})
+    except (WorkflowError, RuleException, SystemExit) as error:
+        raise PlanError(str(error) or "Snakemake ended without a message") from error
+
+
+def _jobs(workflow: Any) -> Iterator[PlannedJob]:
+    dag, remembered = workflow.dag, workflow.persistence
+    ordered = [job for level in dag.toposorted() for job in level if not job.rule.norun]
+    numbers = {job: number for number, job in enumerate(ordered)}
+    running = set(dag.needrun_jobs())
+    for job, number in numbers.items():
+        yield PlannedJob(
+            number=number,
+            rule=job.rule.name,
+            wildcards=dict(job.wildcards.items()),
+            inputs=tuple(map(str, job.input)),
+            outputs=tuple(map(str, job.output)),
+            params=dict(job.params.items()),
+            threads=job.threads,
+            resources={name: value for name, value in job.resources.items() if isinstance(value, int | str)},
+            local=job.rule.name in workflow._localrules,
+            above=tuple(sorted(numbers[other] for other in dag.dependencies[job] if other in numbers)),
+            runs=job in running,
+            causes=causes_of(job, dag, remembered) if job in running else (),
+            record=record_of(job.output, remembered),
+        )
+
+
+@contextmanager
+def _elsewhere(folder: Path) -> Iterator[Path]:
+    """Inside, Snakemake is silent, reads its records from `folder` and writes whatever it writes to a folder that goes away."""
+    real = (folder / BOOKKEEPING).absolute()
+
+    with tempfile.TemporaryDirectory(prefix="mtkv-plan-") as name:
+        scratch = Path(name)
+
+        class ReadOnly(FilePersistence):
+            def __init__(self, **settings: Any) -> None:
+                super().__init__(**settings | {"path": scratch / "snakemake", "nolock": True})
+                self._metadata_path = str(real / "metadata")
+                self._incomplete_path = str(real / "incomplete")
+
+            def _fetch_max_len(self, subject: str) -> int:
+                return super()._fetch_max_len(str(scratch))
+
+        with patch.object(snakemake.workflow, "FilePersistence", ReadOnly), patch.object(logger, "disabled", True):
+            yield scratch

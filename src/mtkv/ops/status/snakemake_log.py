@@ -1,0 +1,195 @@
+"""What Snakemake's own log files say of each job: started, sent to SLURM, finished or failed, and which log to read.
+
+Snakemake 9 writes `.snakemake/log/<time>.snakemake.log` for each run. A job is known in it by a number of that run; here the events are
+keyed by the job's first output, so that several runs add up. Later logs win. Where a failed job's log is shown in it, that may be the log
+of another Snakemake, inside a SLURM job, which counts its jobs anew: such text is passed over.
+
+Snakemake's other notes in `.snakemake`: outputs that are being made, and whether a run is under way.
+
+`incomplete/` holds one file per output that a started job has not finished, named by the base64 of its path (in parts where
+that is long), with the id of the job in SLURM until the job starts there. `locks/` is not empty while Snakemake runs, or after it was
+killed; but of two runs in one folder the first to end removes the other's locks too. `log/` holds the file that each run writes.
+"""
+
+import base64
+import binascii
+import json
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+Alive = Literal["here", "unlocked", "elsewhere", "killed", "no"]
+
+
+def started_outputs(folder: Path) -> dict[str, str | None]:
+    """Outputs that are being made or were when Snakemake was killed, with their job's id in SLURM while it waits there."""
+    incomplete = folder / "incomplete"
+    found: dict[str, str | None] = {}
+    for path in incomplete.rglob("*") if incomplete.is_dir() else ():
+        try:
+            name = "".join(part.removeprefix("@") for part in path.relative_to(incomplete).parts)
+            if path.is_file():
+                note = json.loads(path.read_text(encoding="utf-8"))
+                found[base64.urlsafe_b64decode(name).decode()] = note["external_jobid"]
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            binascii.Error,
+        ):  # removed or half-written meanwhile, or not Snakemake's
+            continue
+    return found
+
+
+def alive(folder: Path, host: str | None, processes: Path = Path("/proc")) -> Alive:
+    """Whether Snakemake works in the parent of `folder`. `host`: where its latest log says it ran.
+
+    here: a process of this machine. unlocked: the same, without its lock. elsewhere: there is a lock, made on another host. killed: there
+    is a lock and no process.
+    """
+    locks = folder / "locks"
+    if not locks.is_dir() or not any(locks.glob("*.lock")):
+        return "unlocked" if _log_is_written(folder.resolve() / "log", processes) else "no"
+    if host is not None and host != socket.gethostname():
+        return "elsewhere"
+    return "here" if _process_in(folder.resolve().parent, processes) else "killed"
+
+
+def _process_in(folder: Path, processes: Path) -> bool:
+    """Whether a process of this machine whose command line names snakemake works in `folder`."""
+    if not processes.is_dir():  # not Linux: the lock is all there is to go by
+        return True
+    for process in _others(processes):
+        with suppress(OSError):  # ended meanwhile, or another user's
+            if b"snakemake" in (process / "cmdline").read_bytes() and (process / "cwd").readlink() == folder:
+                return True
+    return False
+
+
+def _log_is_written(logs: Path, processes: Path) -> bool:
+    """Whether a process of this machine has a file in `logs` open: a Snakemake at work; one that only plans or unlocks writes none."""
+    for process in _others(processes) if processes.is_dir() else ():
+        with suppress(OSError):
+            for file in (process / "fd").iterdir():
+                with suppress(OSError):  # closed meanwhile
+                    if file.readlink().parent == logs:
+                        return True
+    return False
+
+
+def _others(processes: Path) -> Iterator[Path]:
+    return (path for path in processes.iterdir() if path.name.isdigit() and int(path.name) != os.getpid())
+
+
+State = Literal["started", "finished", "failed"]
+LATEST = 10
+START = re.compile(r"^ *(?:local)?(?:rule|checkpoint) (\w+):$")
+ERROR = re.compile(r"^ *Error in rule (\w+)(?:, jobid: \d+)?:?$")
+FAILED_GROUP = "    jobs:"  # after it the members of a failed group are listed as rules are that start
+FIELD = re.compile(r"^ +(jobid|output|log): (.+)$")
+FINISHED = re.compile(r"^ *Finished jobid: (\d+) \(Rule: (\w+)\)")
+SHOWN = re.compile(r"^ *Logfile .+:$")
+RULED = re.compile(r"^=+$")
+SENT = re.compile(r"^Job (\d+) has been submitted with SLURM jobid (\S+) \(log: (.+)\)\.$")
+SENT_ARRAY = re.compile(r"^Submitted array job with Snakemake IDs ([\d,]+) and SLURM job ID (\d+)\..* are (\d+)-\d+\.$")
+HOST = re.compile(r"^ *Host: (\S+)$")
+
+
+@dataclass(frozen=True)
+class Event:
+    """The last thing a log says of one job. `logs`: files to read, the job's own first; `slurm`: its id in the queue."""
+
+    state: State
+    rule: str
+    output: str
+    logs: tuple[str, ...] = ()
+    slurm: str | None = None
+
+
+@dataclass
+class Notes:
+    """Events by first output, and the host of the latest run of Snakemake."""
+
+    events: dict[str, Event] = field(default_factory=dict)
+    host: str | None = None
+    path: Path | None = None
+
+
+def read_logs(folder: Path, latest: int = LATEST) -> Notes:
+    """The notes of the `latest` runs in `folder`, which holds Snakemake's log files; empty where there is none."""
+    notes = Notes()
+    for path in sorted(folder.glob("*.snakemake.log"))[-latest:]:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            _read_run(lines, notes)
+        notes.path = path
+    return notes
+
+
+def _read_run(lines: Iterable[str], notes: Notes) -> None:
+    """Add one run's events; `jobs` holds, by the number of this run, what is known of each job."""
+    jobs: dict[str, Event] = {}
+    block: dict[str, str] | None = None
+    failed_group = False
+    for line in _own_lines(lines):
+        failed_group = line == FAILED_GROUP or (failed_group and line.startswith(" "))
+        if found := ERROR.match(line) or START.match(line):
+            failed = failed_group or found.re is ERROR
+            block = {"rule": found[1], "state": "failed" if failed else "started"}
+        elif block is not None and (found := FIELD.match(line)):
+            block[found[1]] = found[2]
+        elif block is not None and not line.startswith(" "):
+            block = None
+        if block is not None and {"jobid", "output"} <= block.keys():
+            _note(notes, jobs, block["jobid"], _event(block, jobs))
+        elif (found := FINISHED.match(line)) and found[1] in jobs and jobs[found[1]].rule == found[2]:
+            _note(notes, jobs, found[1], replace(jobs[found[1]], state="finished"))
+        elif found := SENT.match(line):
+            _sent(notes, jobs, found[1], found[2], found[3])
+        elif found := SENT_ARRAY.match(line):
+            for task, number in enumerate(found[1].split(","), start=int(found[3])):
+                _sent(notes, jobs, number, f"{found[2]}_{task}")
+        elif found := HOST.match(line):
+            notes.host = found[1]
+
+
+def _own_lines(lines: Iterable[str]) -> Iterator[str]:
+    """The lines but for shown log files: a heading, a line of =, the text, a line of =."""
+    rules_left = 0
+    for line in (raw.rstrip("\n") for raw in lines):
+        if rules_left:
+            rules_left -= bool(RULED.match(line))
+        elif SHOWN.match(line):
+            rules_left = 2
+        else:
+            yield line
+
+
+def _event(block: dict[str, str], jobs: dict[str, Event]) -> Event:
+    logs = tuple(block["log"].partition(" (check log")[0].split(", ")) if "log" in block else ()
+    before = jobs.get(block["jobid"]) if block["state"] == "failed" else None
+    if before:
+        logs = tuple(dict.fromkeys([*logs, *before.logs]))
+    state: State = "failed" if block["state"] == "failed" else "started"
+    return Event(state, block["rule"], block["output"].split(", ")[0], logs, before.slurm if before else None)
+
+
+def _note(notes: Notes, jobs: dict[str, Event], number: str, event: Event) -> None:
+    """Keep the event, unless the number is another's: then it is of a Snakemake inside a job."""
+    if number not in jobs and any(known.output == event.output for known in jobs.values()):
+        return
+    if number in jobs and jobs[number].output != event.output:
+        return
+    jobs[number] = event
+    notes.events[event.output] = event
+
+
+def _sent(notes: Notes, jobs: dict[str, Event], number: str, slurm: str, log: str | None = None) -> None:
+    if event := jobs.get(number):
+        logs = tuple(dict.fromkeys([*event.logs, *([log] if log else [])]))
+        _note(notes, jobs, number, replace(event, slurm=slurm, logs=logs))

@@ -1,0 +1,1 @@
+"""original_api."""

@@ -1,0 +1,35 @@
+"""All figures of a report, in the order in which the page and the files show them."""
+
+from collections.abc import Callable
+
+from mtkv.report.figures.ablations import ablation_figures
+from mtkv.report.figures.alignment import alignment_figures
+from mtkv.report.figures.cost import cost_figures
+from mtkv.report.figures.figure import Figure
+from mtkv.report.figures.latents import latent_figures
+from mtkv.report.figures.matrix import matrix_figures
+from mtkv.report.figures.pairs import pair_figures
+from mtkv.report.figures.routing import routing_figures
+from mtkv.report.figures.scores import score_figures
+from mtkv.report.figures.training import learning_figures, training_figures
+from mtkv.report.results import Results
+
+BUILDERS: tuple[Callable[[Results], list[Figure]], ...] = (
+    score_figures,
+    pair_figures,
+    matrix_figures,
+    ablation_figures,
+    training_figures,
+    learning_figures,
+    routing_figures,
+    alignment_figures,
+    latent_figures,
+    cost_figures,
+)
+FIGURE_SECTIONS = ("plots", "ablations", "training", "routing", "alignment", "latents", "cost")
+OPTIONAL_SECTIONS = {"latents"}  # left out where there is nothing to show
+
+
+def all_figures(results: Results) -> list[Figure]:
+    """Every figure whose data exist."""
+    return [figure for build in BUILDERS for figure in build(results)]

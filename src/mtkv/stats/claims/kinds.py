@@ -1,0 +1,187 @@
+"""One function per kind of claim: the data in, `Evidence` for and against the claim out, before any adjustment.
+
+Every p tests one claim: that its estimate lies on the side of the threshold it lies on by chance. A claim with two conditions
+(beat the baseline *and* the control twin) takes the larger p when both hold, and twice the smaller p of the one that fails.
+"""
+
+from collections.abc import Callable
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+from mtkv.stats.cells import cell, is_binary
+from mtkv.stats.claims.evidence import Evidence, Weighing, evidence_of, interval, macro_difference, sample
+from mtkv.stats.items import MACRO
+from mtkv.stats.multiplicity import holm, partial_conjunction
+from mtkv.stats.paired_tests import Difference, difference, two_level_p
+from mtkv.stats.power import equivalence_p
+from mtkv.stats.translatable import both, listed, no_result, tell
+
+if TYPE_CHECKING:
+    from mtkv.config.claims import (
+        AccuracyClaim,
+        DatasetsImprovedClaim,
+        DifferClaim,
+        DifferenceClaim,
+        EquivalentClaim,
+        ReachesClaim,
+    )
+
+
+def weigh_difference(claim: "DifferenceClaim", on: Weighing) -> Evidence:
+    """arm − baseline > threshold; with a twin, arm − twin > 0 as well."""
+    evidence = macro_difference(on, claim.arm, claim.baseline, claim.threshold)
+    if claim.twin is None or evidence.missing:
+        return evidence
+    against = macro_difference(on, claim.arm, claim.twin, 0.0)
+    if against.missing:
+        return Evidence("", claim.threshold, baseline=claim.baseline, missing=against.missing)
+    failing = [one.p for one in (evidence, against) if one.below]
+    return evidence.with_(
+        finding=listed([evidence.finding, against.finding]),
+        p=min(1.0, 2 * min(failing)) if failing else max(evidence.p, against.p),
+        unmet=None if against.beyond else tell("it does not beat its control twin {twin} for sure", twin=claim.twin),
+        contradicted=tell("it is worse than its control twin {twin}", twin=claim.twin) if against.below else None,
+        twin_delta=against.delta,
+        twin_low=against.low,
+        twin_high=against.high,
+    )
+
+
+def weigh_equivalent(claim: "EquivalentClaim", on: Weighing) -> Evidence:
+    """|arm − baseline| < margin, by two one-sided tests; refuted where the difference is larger than the margin for sure."""
+    found = difference(on.answers, on.resamples, claim.arm, claim.baseline, MACRO, on.confidence)
+    if isinstance(found, str):
+        return Evidence("", claim.margin, baseline=claim.baseline, missing=found)
+    # Two one-sided tests at level α are the interval of level 1 − 2α.
+    narrow = max(0.0, 2 * on.confidence - 1)
+    inside = difference(on.answers, on.resamples, claim.arm, claim.baseline, MACRO, narrow)
+    assert not isinstance(inside, str)
+    evidence = evidence_of(inside, claim.arm, claim.baseline, -claim.margin, narrow)
+    p = equivalence_p(found.estimate.safe, claim.margin / 100)
+    return evidence.with_(upper=claim.margin, p=min(p, 1 - p))
+
+
+def weigh_datasets_improved(claim: "DatasetsImprovedClaim", on: Weighing) -> Evidence:
+    """At least so many datasets improve: interval above 0, and Holm's p (over items) within the datasets significant.
+
+    `delta` counts the datasets whose estimate is up, `low` those that improve, `high` those that do not get worse in the
+    same sense. The claim's p is that of the partial conjunction "at least k datasets improve", k = `at_least`, over the p
+    values (seeds and items) of those that improve; refuting it takes n − k + 1 datasets that get worse.
+    """
+    found = [
+        difference(on.answers, on.resamples, claim.arm, claim.baseline, dataset, on.confidence)
+        for dataset in on.answers.datasets
+    ]
+    if gaps := [gap for gap in found if isinstance(gap, str)]:
+        return Evidence("", claim.at_least, baseline=claim.baseline, missing=listed(gaps))
+    known = [one for one in found if isinstance(one, Difference)]
+    adjusted = holm(np.array([one.p_items for one in known]))
+    sure = [one for one, p in zip(known, adjusted, strict=True) if p < 1 - on.confidence]
+    better = sum(one.estimate.low > 0 for one in sure)
+    worse = sum(one.estimate.high < 0 for one in sure)
+    up = sum(one.estimate.value > 0 for one in known)
+    total, needed = len(known), claim.at_least
+    improving = np.array([one.p if one.estimate.low > 0 else 1.0 for one in known])
+    worsening = np.array([one.p if one.estimate.high < 0 else 1.0 for one in known])
+    refuted = total - worse < needed
+    return Evidence(
+        tell(
+            "{better} of {total} datasets are significantly better than {baseline}, {worse} significantly worse; "
+            "{up} point estimates are up",
+            better=better,
+            total=total,
+            baseline=claim.baseline,
+            worse=worse,
+            up=up,
+        ),
+        threshold=needed,
+        delta=up,
+        low=better,
+        high=total - worse,
+        p=partial_conjunction(worsening, total - needed + 1) if refuted else partial_conjunction(improving, needed),
+        n=sum(one.estimate.n_items for one in known),
+        n_seeds=max(one.estimate.n_seeds for one in known),
+        baseline=claim.baseline,
+        inclusive=True,
+    )
+
+
+def weigh_accuracy(claim: "AccuracyClaim", on: Weighing) -> Evidence:
+    """The accuracy on one dataset (or "macro") is at least the threshold."""
+    found = cell(on.answers, on.resamples, claim.arm, claim.dataset, on.confidence)
+    if isinstance(found, str):
+        return Evidence("", claim.threshold, missing=no_result(claim.arm, found))
+    single = claim.dataset != MACRO and found.n_seeds == 1 and is_binary(on.answers, claim.arm, claim.dataset)
+    if single and on.answers.groups(claim.dataset) is None:
+        right = round(found.value * found.n_items)
+        p = float(stats.binomtest(right, found.n_items, claim.threshold / 100).pvalue)
+    else:
+        p = float(two_level_p(found, claim.threshold / 100))
+    delta, low, high = (100 * value for value in (found.value, found.low, found.high))
+    return Evidence(
+        tell(
+            "{arm} has {accuracy} % on {dataset} ({interval}, {sample})",
+            arm=claim.arm,
+            accuracy=f"{delta:.1f}",
+            dataset=claim.dataset,
+            interval=interval(on.confidence, low, high),
+            sample=sample(found.n_items, found.n_seeds),
+        ),
+        claim.threshold,
+        *(delta, low, high, p, found.n_items),
+        inclusive=True,
+        n_seeds=found.n_seeds,
+    )
+
+
+def weigh_reaches(claim: "ReachesClaim", on: Weighing) -> Evidence:
+    """arm − (the baseline with the lowest macro average) ≥ threshold."""
+    gaps = [no_result(arm, gap) for arm in claim.baselines if (gap := on.answers.missing(arm, MACRO))]
+    if gaps:
+        return Evidence("", claim.threshold, missing=both(gaps))
+    means = {
+        arm: np.mean([on.answers.matrix(arm, dataset).mean() for dataset in on.answers.datasets])
+        for arm in claim.baselines
+    }
+    weakest = min(means, key=means.__getitem__)
+    return macro_difference(on, claim.arm, weakest, claim.threshold).with_(inclusive=True)
+
+
+def weigh_differ(claim: "DifferClaim", on: Weighing) -> Evidence:
+    """Any two of the arms differ in macro accuracy: the pair that differs most clearly, adjusted for the choice (Bonferroni).
+
+    Refuted where all pairs are equivalent within the study's margin.
+    """
+    arms = [claim.arm, *claim.baselines]
+    gaps = [no_result(arm, gap) for arm in arms if (gap := on.answers.missing(arm, MACRO))]
+    if gaps:
+        return Evidence("", 0.0, missing=both(gaps))
+    pairs = list(combinations(arms, 2))
+    level = 1 - (1 - on.confidence) / len(pairs)
+    found = {pair: difference(on.answers, on.resamples, *pair, MACRO, level) for pair in pairs}
+    known = {pair: one for pair, one in found.items() if isinstance(one, Difference)}
+    # Of pairs with equal p the one that differs more, seen from the better arm.
+    first, second = min(known, key=lambda pair: (known[pair].p, -abs(known[pair].estimate.value)))
+    if known[first, second].estimate.value < 0:
+        first, second = second, first
+    clearest = difference(on.answers, on.resamples, first, second, MACRO, level)
+    assert not isinstance(clearest, str)
+    evidence = evidence_of(clearest, first, second, 0.0, level)
+    equal = max(equivalence_p(one.estimate.safe, on.margin) for one in known.values())
+    if equal < 1 - on.confidence and evidence.low <= 0:
+        close = tell("all {count} arms are within {points} points", count=len(arms), points=f"{100 * on.margin:g}")
+        return evidence.with_(p=equal, contradicted=close)
+    return evidence.with_(p=min(1.0, evidence.p * len(pairs)))
+
+
+KINDS: dict[str, Callable[[Any, Weighing], Evidence]] = {
+    "difference": weigh_difference,
+    "equivalent": weigh_equivalent,
+    "datasets_improved": weigh_datasets_improved,
+    "accuracy": weigh_accuracy,
+    "reaches": weigh_reaches,
+    "differ": weigh_differ,
+}

@@ -1,0 +1,203 @@
+"""When and where one training keeps its state, and whom it tells how far it is.
+
+The optimiser's state as one process has it, wherever its parts lie: what a checkpoint holds whatever the number of processes.
+
+A state that FSDP has split (DTensor) is put together for the file, and split anew for as many processes as there are then.
+
+What of a model a checkpoint holds: the parameters that are trained and the buffers that belong to its state.
+
+The trained model in one process and in its own number format, however it lay while it was trained.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+from transformers import Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from mtkv.checkpointing.log_history import carry_on
+from mtkv.checkpointing.preemption import Preemption
+from mtkv.checkpointing.store import Checkpoint
+from mtkv.training.data_parallel import rank
+
+
+def whole_tensor(x: Tensor) -> Tensor:
+    """All of a tensor that is split over processes, on the CPU; others as they are. Collective."""
+    return x.full_tensor().cpu() if isinstance(x, DTensor) else x
+
+
+def split_like(x: Tensor, like: Tensor) -> Tensor:
+    """This process's part of `x`, split as `like` is. All processes have the same `x`."""
+    if not isinstance(like, DTensor):
+        return x
+    own = x.to(like.device, like.dtype)
+    return distribute_tensor(own, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_state(optimizer: Optimizer) -> dict[str, Any]:
+    """`optimizer.state_dict()` with whole tensors. Collective."""
+    state = optimizer.state_dict()
+    gather_model = {
+        number: {name: whole_tensor(value) if torch.is_tensor(value) else value for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    return state | {"state": gather_model}
+
+
+def split_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A whole state for `optimizer.load_state_dict`, split as its parameters are. Raises ValueError when it is of other parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if len(parameters) != sum(len(group["params"]) for group in state["param_groups"]):
+        raise ValueError("the saved state of the optimiser is of another number of parameters than are trained now")
+    split = {
+        number: {name: _part(value, parameters[number]) for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    return state | {"state": split}
+
+
+def _part(value: Any, parameter: Tensor) -> Any:
+    is_moment = torch.is_tensor(value) and value.shape == parameter.shape  # and not the number of steps
+    return split_like(value, parameter) if is_moment else value
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters with a gradient, tied ones once, and persistent buffers, by name."""
+    kept = model.state_dict().keys()
+    return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad} | {
+        name: tensor for name, tensor in model.named_buffers() if name in kept
+    }
+
+
+def save_trained(model: nn.Module, path: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write the trained tensors as safetensors; `state`: where their values are taken from when the model's own are shards."""
+    source = trained_tensors(model) if state is None else {name: state[name] for name in trained_tensors(model)}
+    save_file({name: tensor.detach().contiguous() for name, tensor in source.items()}, path)
+
+
+@torch.no_grad()
+def load_trained(model: nn.Module, path: Path) -> None:
+    """Put saved tensors back, in place. Raises ValueError when names, shapes or formats are not the model's."""
+    saved, own = load_file(path), trained_tensors(model)
+    form = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in own.items()}
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in saved.items()}
+    if different := sorted(name for name in form.keys() | found.keys() if form.get(name) != found.get(name)):
+        name = different[0]
+        raise ValueError(
+            f"{path}: {name} is {found.get(name, 'absent')}, but the model trained now has {form.get(name, 'none')};"
+            " the checkpoint is of other code: remove its folder to train from the start"
+        )
+    for name, tensor in own.items():
+        tensor.copy_(split_like(saved[name], tensor))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the values."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+@torch.no_grad()
+def gather_model(trainer: Trainer, apart: bool, make: Callable[[], Any]) -> Any:
+    """The trainer's model where it can be saved as it is; else (`apart`: split over processes, or its frozen weights quantised) a new one
+    from `make` with what was trained.
+
+    `make` may leave out parts of the model that are not saved. None in all processes but the first. Collective. Raises KeyError when
+    `make` has a trained weight that the trainer's model lacks.
+    """
+    if not apart:
+        return trainer.model if rank() == 0 else None
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if rank() != 0:
+        return None
+    unset_hf_deepspeed_config()  # else ZeRO-3 would split this one too, together with processes that are not here
+    made = make()
+    for name, tensor in trained_tensors(made).items():
+        tensor.copy_(state[name])
+    return made
+
+
+@dataclass
+class CheckpointPolicy:
+    """`Keeping()` keeps nothing. With several processes each has its `preemption`, only the first the `checkpoint`.
+
+    `seconds` of wall time between checkpoints, and optionally every so many `steps` too. `report_to` and `reports`: see
+    `mtkv.training.loggers`.
+    """
+
+    checkpoint: Checkpoint | None = None
+    preemption: Preemption | None = None
+    seconds: float = 600.0
+    steps: int | None = None
+    report_to: str = "none"
+    reports: Path | None = None
+    _last: float = field(default_factory=time.monotonic, repr=False)
+
+    def resumed(self) -> Path | None:
+        """The checkpoint to go on from, where there is one; noted as a resume."""
+        newest = self.checkpoint.newest() if self.checkpoint else None
+        if self.checkpoint and newest:
+            self.checkpoint.note_resume(int(newest.name.removeprefix("step-")))
+        return newest
+
+    def due(self, step: int) -> bool:
+        """Whether it is time for a checkpoint after this step."""
+        if self.checkpoint is None:
+            return False
+        return time.monotonic() - self._last >= self.seconds or bool(self.steps and step % self.steps == 0)
+
+    @classmethod
+    @contextmanager
+    def for_job(cls, job: Any) -> Iterator[Self]:
+        """Of a Snakemake job (the `snakemake` object of a script) of the rule `train`; what is not in its `resources` is the default."""
+        asked, log = job.resources, Path(job.log[0])
+        with Checkpoint.for_job(job, "arms") as checkpoint, Preemption() as preemption:
+            carry_on(log, checkpoint.folder / "job.log")
+            yield cls(
+                checkpoint,
+                preemption,
+                seconds=float(asked.get("checkpoint_seconds", cls.seconds)),
+                report_to=str(asked.get("report_to", cls.report_to)),
+                reports=log.with_suffix(""),
+            )
+
+    @property
+    def asked(self) -> bool:
+        """Whether this process was told to save and stop."""
+        return self.preemption is not None and self.preemption.asked
+
+    def kept(self) -> None:
+        """Count the time to the next checkpoint from now."""
+        self._last = time.monotonic()
+
+    def report(self, step: int, steps: int, facts: dict[str, Any]) -> None:
+        """Write the progress file, with what the GPU does where there is one."""
+        if self.checkpoint is not None:
+            self.checkpoint.progress(step, steps, "steps", **facts, **gpu_facts())
+
+    def finish(self) -> list[int]:
+        """The outputs are written: only the record of the last step stays. Returns the steps at which the training was resumed."""
+        if self.checkpoint is None:
+            return []
+        resumed_at = self.checkpoint.resumed_at
+        self.checkpoint.finish(keep=1)
+        return resumed_at
+
+
+def gpu_facts() -> dict[str, float]:
+    """Peak memory of this process in MB and utilisation in percent (where the package nvidia-ml-py is); empty without a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    facts = {"gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1)}
+    try:
+        return facts | {"gpu_utilisation": float(torch.cuda.utilization())}
+    except (ImportError, RuntimeError):
+        return facts

@@ -1,0 +1,31 @@
+"""Which loss term moves the student: each one's share of the gradient on its weights (method.md §4)."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mtkv.training.data_parallel import all_reduce_sum, world_size
+
+
+def gradient_shares(parts: Mapping[str, Tensor], parameters: Iterable[nn.Parameter]) -> dict[str, float]:
+    """‖∇ part‖ / Σ ‖∇ part‖ for every part, with L2 norms over all `parameters`; they sum to 1, or are all 0 without any gradient.
+
+    `parts` are the terms as they enter the loss: times their weights. The graph is kept for the backward pass that follows.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    norms = {name: gradient_norm(part, trained) for name, part in parts.items()}
+    all_reduce_sum = sum(norms.values()) or 1.0
+    return {name: norm / all_reduce_sum for name, norm in norms.items()}
+
+
+def gradient_norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:
+    """L2 norm of d loss / d parameters; a loss without a gradient and parameters that it does not reach count as 0. Collective."""
+    if not loss.requires_grad or not parameters:
+        return 0.0
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    if world_size() > 1:  # a process may lack what another has
+        full = (torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True))
+        gradients = tuple(all_reduce_sum(gradient) / world_size() for gradient in full)
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients if gradient is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0

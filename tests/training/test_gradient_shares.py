@@ -1,0 +1,71 @@
+"""Shares of the gradient against gradients worked out by hand, and every structured term in a real model."""
+
+import pytest
+import torch
+from torch import nn
+
+from mtkv.distill.attention_kl import attention_kl
+from mtkv.distill.kv_distance import kv_terms
+from mtkv.distill.relation_kl import relation_terms
+from mtkv.training.gradient_shares import gradient_norm, gradient_shares
+
+
+def test_shares_of_known_gradients_and_the_graph_survives():
+    a, b = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor(3.0))
+    frozen = nn.Parameter(torch.tensor(5.0), requires_grad=False)
+    parts = {
+        "ce": 3 * a[0] + 4 * b,  # gradient (3, 0), 4: norm 5
+        "key": (a.square()).sum() * 0.5 * 5**0.5,  # gradient √5·(1, 2): norm 5
+        "entropy": torch.tensor(2.0),
+        "kd": frozen * 2,
+        "value": 0.0 * b,
+    }
+    shares = gradient_shares(parts, [a, b, frozen])
+    assert shares == pytest.approx({"ce": 0.5, "key": 0.5, "entropy": 0, "kd": 0, "value": 0})
+    (parts["ce"] + parts["key"]).backward()
+    assert a.grad is not None
+
+
+def test_nothing_to_share():
+    parameter = nn.Parameter(torch.ones(2))
+    assert gradient_shares({"ce": torch.tensor(1.0)}, [parameter]) == {"ce": 0.0}
+    assert gradient_shares({"ce": parameter.sum()}, []) == {"ce": 0.0}
+    assert gradient_norm(nn.Parameter(torch.ones(1)).sum(), [parameter]) == 0.0
+
+
+def test_low_precision_gradients_are_added_up_in_float32():
+    parameter = nn.Parameter(torch.full((3000,), 1.0, dtype=torch.bfloat16))
+    assert gradient_norm(parameter.sum(), [parameter]) == pytest.approx(3000**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_term_moves_the_weights_of_the_layers_in_range_only(build_model, checkpointing):
+    model = build_model("llama").train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 64, (2, 6), generator=generator)
+    seen = {}
+    projections = [getattr(layer.self_attn, f"{kind}_proj") for layer in model.model.layers for kind in "kv"]
+    for module in projections:  # setdefault: checkpointing runs the hooks again
+        module.register_forward_hook(lambda module, _, output: seen.setdefault(module, [output]) and None)
+    model(input_ids=ids, use_cache=False)
+    kv = torch.stack([seen[module][0] for module in projections], dim=2).unflatten(2, (3, 2))
+    sample = torch.tensor([0, 0, 0, 1, 1])
+    student = kv[sample, torch.tensor([1, 2, 3, 2, 5])]
+    target = torch.randn(student.shape, generator=generator)
+    keys, target_keys = (x[:, :, 0].unflatten(-1, (2, 8)) for x in (student, target))
+    queries = torch.randn(5, 3, 4, 8, generator=generator)
+    weight = torch.tensor([1.0, 1.0, 0.0])
+    terms = kv_terms(student, target, "smooth_l1", layer_weight=weight)
+    relations = relation_terms(student, [target], torch.ones(2, 1), sample, weight)
+    terms |= {f"relation_{name}": term for name, term in relations.items()}
+    terms["attention"] = attention_kl(queries, keys, target_keys, sample, 2, weight)
+    projection = {"relation_key": "k", "key": "k", "attention": "k"}
+    for name, term in terms.items():
+        layers = [getattr(layer.self_attn, f"{projection.get(name, 'v')}_proj").weight for layer in model.model.layers]
+        assert [gradient_norm(term, [own]) > 0 for own in layers] == [True, True, False], name
+    shares = gradient_shares(terms, model.parameters())
+    assert sum(shares.values()) == pytest.approx(1)
+    assert min(shares.values()) > 0
+    sum(terms.values()).backward()
