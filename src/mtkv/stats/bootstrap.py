@@ -22,7 +22,9 @@ CHUNK = 500  # resamples drawn at a time: all items of a dataset, so often, lie 
 
 
 class Resamples:
-    """`means[dataset][arm]` and `flips[dataset][arm]` are [resamples]; `flip_means[dataset]` is the flips' own mean."""
+    """Of every dataset and of the arms that answered all of it: `means[dataset][arm]` [resamples], the accuracy under each resample
+    of the items; `flips[dataset][arm]` [resamples], the mean of its answers times random signs; `flip_means[dataset]`, that of the signs.
+    """
 
     def __init__(self, answers: Answers, resamples: int, seed: int) -> None:
         self.resamples = resamples
@@ -64,19 +66,19 @@ class Resamples:
         return self._means[dataset][[self._rows[dataset][arm] for arm in arms]]
 
     def seed_draws(self, degrees: int, side: int) -> Vector:
-        """Student's t, [resamples]: the error of a mean over seeds in standard errors, which have these degrees of freedom.
+        """Student's t with `degrees` of freedom, [resamples]: the error of a mean over seeds, in standard errors.
 
-        Two sides of a comparison whose seeds have nothing to do with each other take different `side`s.
+        Two sides of a comparison whose seeds are independent take different `side`s (0, 1) and so different draws.
         """
         return self._student(degrees, crc32(b"seeds"), degrees, side)
 
     def cluster_draws(self, clusters: int, dataset: str) -> Vector:
-        """The same for the mean of a dataset's `clusters`."""
+        """Student's t for the mean of a dataset's clusters, in standard errors, [resamples]; `clusters` − 1 degrees of freedom."""
         return self._student(clusters - 1, crc32(b"clusters"), clusters, crc32(dataset.encode()))
 
     @property
     def normal_draws(self) -> Vector:
-        """Standard normal, [resamples]: how far an edge of what is possible lies from answers that do not vary."""
+        """Standard normal, [resamples]: for the error of a dataset whose answers do not vary (`intervals.edge_error`)."""
         return self._student(0, crc32(b"edges"))
 
     def _student(self, degrees: int, *key: int) -> Vector:
@@ -92,7 +94,10 @@ class Resamples:
 
 
 def bca_tails(draws: Vector, value: Vector, per_item: list[Vector], tails: Vector) -> Vector:
-    """The probabilities [means, 2] at which BCa reads the bootstrap distributions `draws` instead of at `tails`."""
+    """BCa's corrected tail probabilities [means, 2]: the quantiles to read of the bootstrap `draws` [means, resamples] in place of `tails`.
+
+    `value` [means] are the observed means, `per_item` the values [means, items] of each dataset that they average.
+    """
     # Each item's influence on the mean of the datasets' means; their skewness is the acceleration (Efron 1987, eq. 7.3).
     parts = [(x - x.mean(axis=-1, keepdims=True)) / (x.shape[-1] * len(per_item)) for x in per_item]
     influence = np.concatenate(parts, axis=-1)
@@ -118,7 +123,10 @@ def quantiles(draws: Vector, tails: Vector) -> Vector:
 
 
 def _smallest(draws: Vector, rank: int) -> Vector:
-    """[rows, 2]: the values of each row that `rank` others are below, and the next. Of most, a bound from a sample is enough."""
+    """[rows, 2]: in each row the values number `rank` and `rank` + 1 in ascending order, from 0.
+
+    Only what lies below a bound is sorted; the bound comes from a sample of the row, and all is sorted where it proves too low.
+    """
     sample = np.sort(draws[:, :: max(1, draws.shape[-1] // 200)], axis=-1)
     share = sample.shape[-1] * (rank + 2) / draws.shape[-1]
     bound = sample[:, min(int(share + 4 * np.sqrt(share)) + 3, sample.shape[-1] - 1)]

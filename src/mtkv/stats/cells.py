@@ -50,7 +50,7 @@ def cell(answers: Answers, resamples: Resamples, arm: str, column: str, confiden
 
 
 def effective_items(answers: Answers, found: Estimate, dataset: str, confidence: float) -> float:
-    """How many independent items would say as much as the dataset's, which may come in clusters; at most their number.
+    """How many independent items would be as informative as the dataset's, which may come in clusters; at most their number.
 
     p(1 − p)/se², made smaller by (z/t)² for the few clusters that se is estimated from (Korn & Graubard 1998).
     """
@@ -64,14 +64,14 @@ def effective_items(answers: Answers, found: Estimate, dataset: str, confidence:
 
 
 def is_binary(answers: Answers, arm: str, dataset: str) -> bool:
-    """Whether every item is plainly right or wrong."""
+    """Whether every item is either right (1) or wrong (0), never in between."""
     return bool(np.isin(answers.matrix(arm, dataset), (0.0, 1.0)).all())
 
 
 def design_effect(answers: Answers, arm: str, column: str) -> float:
-    """Variance of the mean over items when clusters count as wholes, over that of independent items; NaN without clusters.
+    """Variance of the mean over items when whole clusters vary, over that when each item does; NaN without clusters.
 
-    Computed from the clusters as they are, also where they are too few for the interval to respect them.
+    Computed from the clusters as they are, even where they are too few for the interval to respect them.
     """
     if not any(answers.n_clusters(dataset) > 1 for dataset in answers.strata(column)):
         return float("nan")
@@ -90,7 +90,7 @@ def cells_table(
     confidence: float,
     placed: Mapping[str, Mapping[str, Rank]],
 ) -> pd.DataFrame:
-    """cells.parquet. `placed` are the `places` of each column: only contenders can be the best arm, tied with it, and have ranks."""
+    """cells.parquet, one row per arm and column. `placed`: column → `ranks.places`, whose arms alone can be best, tied or ranked."""
     rows = []
     for column in answers.columns:
         cells = {arm: cell(answers, resamples, arm, column, confidence) for arm in answers.seeds}

@@ -1,8 +1,8 @@
 """Refuses to compare trained arms that did not have the same compute.
 
-In: the cards of the training jobs. A difference between two arms is the method's only if both took the same steps on the
-same rows with the same weight on the text; where these differ by more than the tolerance, `check_fairness` raises. Arms that put
-latent tokens in place of the chain read fewer tokens of the same rows by design: tokens are compared among arms of as many slots.
+In: the cards of the training runs. A difference between two arms is due to the method only if both took the same steps on the
+same rows with the same weight on the text; where these differ by more than the tolerance, `check_fairness` raises. Arms with latent
+tokens in place of the chain of thought read fewer tokens of the same rows by design: tokens are compared among arms of as many slots.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def check_fairness(cards: Sequence[Mapping[str, Any]], tolerance: float) -> dict
 
 
 def _apart(quantity: str, values: Mapping[str, float], tolerance: float) -> list[str]:
-    """What is wrong with the numbers of runs that should agree, or nothing."""
+    """A line that names the runs with the smallest and largest of `values` (run → number) where these differ too much; else nothing."""
     low, high = (choose(sorted(values), key=values.__getitem__) for choose in (min, max))
     if values[high] - values[low] <= tolerance * abs(values[high]) * (1 + 1e-9):
         return []

@@ -1,4 +1,4 @@
-"""The fields that readers know from other papers: paired t over seeds and Cohen's d. No verdict is made of them.
+"""Effect sizes known from other papers: paired t over seeds and Cohen's d. No verdict rests on them.
 
 Both look at the seeds' means only: they know nothing of items, and with three seeds next to nothing of seeds.
 """
@@ -25,7 +25,7 @@ class Classic:
 
 
 def classic(answers: Answers, arm: str, baseline: str, column: str, found: Estimate) -> Classic:
-    """Seed by seed where both arms have the same seeds, Welch's t where not; NaN with one seed or no variation.
+    """The t test pairs seeds where both arms have the same, else it is Welch's; NaN with one seed or no variation.
 
     An arm with one seed is a fixed number, as in `intervals.seed_sources`.
     """
@@ -34,7 +34,7 @@ def classic(answers: Answers, arm: str, baseline: str, column: str, found: Estim
 
 
 def seeds_test(found: Estimate) -> tuple[float, float]:
-    """t and p over the seeds of `found`, a difference."""
+    """t and two-sided p of a difference, from the means of its seeds alone."""
     variances = [sample_variance(means) / means.size for means in found.seed_means]
     error = float(np.sqrt(sum(variances)))
     if error < 1e-12:

@@ -1,16 +1,16 @@
-"""Intervals for an accuracy or a difference of two, with seeds and items kept apart.
+"""Intervals for an accuracy or a difference of two, with the variation of seeds and of items kept apart.
 
 In: correctness [seeds, items] per dataset, every seed having answered the same items (a crossed design; mean squares as in
-a two-way table without replication). The error of a mean is drawn on two levels, whose variances add up to its own:
+a two-way table without replication). Out: `Estimate`. The error of a mean is drawn on two levels, whose variances add up:
 - seeds: s²(seed means) / seeds. Three seeds can be resampled in ten ways only, with 2/3 of the variance, so this level is
-  drawn from the t distribution of their mean instead. It holds what the seeds do to all items and what they do to each; the
-  latter is also known from the residual mean square, below which seeds that agree by accident are not believed (`seed_level`).
-- items: what `variance` leaves between items after the seeds' share, by the bootstrap of items, all seeds together, shrunk
-  to that variance; between whole clusters where items come in clusters, then from t with one degree less than clusters.
+  drawn from the t distribution of their mean instead. It holds what a seed does to all items and what it does to each; the
+  latter is also known from the residual mean square, a floor for seeds that agree by accident (`seed_level`).
+- items: the variance between items without the seeds' share of it (`variance`), by the bootstrap of items, all seeds together,
+  shrunk to that variance; between whole clusters where items come in clusters, then from t with one degree less than clusters.
 One seed has no first level: the interval speaks of that one trained model, not of how another seed would have come out; it
-is bias-corrected and accelerated (BCa, Efron 1987), stratified by dataset. Others are percentiles of the two-level draws.
+is bias-corrected and accelerated (BCa, Efron 1987), stratified by dataset. Other intervals are percentiles of the two-level draws.
 A dataset whose answers do not vary at all (all right; no item on which two arms differ) has nothing to resample, which is no
-certainty: its error is drawn from the score interval of such data (`unvaried`).
+certainty: its error is drawn from the score interval of such data (`edge_error`).
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Estimate:
     All in 0..1. `draws` [resamples] is the two-level distribution that low and high are percentiles of; `se` and `df`
     are its closed-form standard error and Satterthwaite degrees of freedom; `se_items` is that of the items alone, as if
     seeds averaged to one model. `sd_seeds` is NaN for one seed. `method` is how low and high were found; `seed_means` are the
-    means by seed, of each source of `seed_sources`; `unvaried` says that the answers to some dataset do not vary at all.
+    means by seed, of each source of `seed_sources`; `unvaried`: the answers to some dataset do not vary at all.
     """
 
     value: float
@@ -59,7 +59,7 @@ class Estimate:
 
     @property
     def safe(self) -> Self:
-        """The same with the larger of both standard errors: seeds that agree by accident lend no precision."""
+        """This estimate with the larger of both standard errors: seeds that agree by accident lend no precision."""
         return replace(self, se=max(self.se, self.se_items))
 
 
@@ -79,7 +79,7 @@ def estimate(
 def estimates(
     answers: Answers, resamples: Resamples, arm: str, column: str, confidence: float, others: Sequence[str]
 ) -> "Estimates":
-    """The differences of `arm` from each of `others`, which must all have the same seeds, at once; without any, its accuracy."""
+    """The differences of `arm` from each of `others`, all at once; without others, its accuracy. `others` must have the same seeds."""
     strata = answers.strata(column)
     groups = [answers.groups(dataset) for dataset in strata]
     sources = [source for source in seed_sources(answers, arm, others, strata) if source[0].shape[-2] > 1]
@@ -110,7 +110,7 @@ def estimates(
 
 
 class Estimates:
-    """Several `Estimate`s at once, as their errors are added up: numbers are [means], `draws` [means, resamples].
+    """Several `Estimate`s at once: numbers are [means], `draws` [means, resamples]. Add seeds and items, then `finish`, then read `one`.
 
     `per_item` holds the shares [means, items] of each dataset, `sources` those of `seed_sources` that have several seeds.
     """
@@ -129,7 +129,7 @@ class Estimates:
         self.units: list[int] = []
 
     def add_seeds(self, source: list[Matrix], groups: list[Codes | None], confidence: float, side: int) -> None:
-        """One source of `seed_sources`."""
+        """Add the error of the seeds of one of `sources`. `side`: its number, so that independent sources have independent draws."""
         means = np.mean([matrix.mean(axis=-1) for matrix in source], axis=0)
         means = np.broadcast_to(means, (len(self.value), means.shape[-1]))
         variance, df = (np.broadcast_to(one, len(means)) for one in seed_level(means, source, groups, confidence))
@@ -140,7 +140,10 @@ class Estimates:
             self.draws += np.where(df == one, np.sqrt(variance), 0.0)[:, None] * self.resamples.seed_draws(one, side)
 
     def add_items(self, index: int, codes: Codes | None, units: int, error: Matrix) -> None:
-        """The items of a dataset. `error`: bootstrap means of its shares (overwritten); with clusters, draws of Student's t."""
+        """Add the error of a dataset's items, or of its clusters when there are `codes` [items]; `units` is the number of either.
+
+        `error` [means, resamples]: the bootstrap means of the shares (overwritten); with clusters, draws of Student's t.
+        """
         shares, strata = self.per_item[index], len(self.per_item)
         items, mean = shares.shape[-1], shares.mean(axis=-1)
         seen = [source[index] for source in self.sources]
@@ -161,7 +164,7 @@ class Estimates:
         self.units.append(units)
 
     def finish(self, confidence: float, least: float) -> None:
-        """The limits `low` and `high`; `least`: the smallest value there can be."""
+        """Compute the limits `low` and `high` from the errors added so far. `least`: the smallest possible value (0, or −1)."""
         self.draws += self.value[:, None]
         tails = np.tile([(1 - confidence) / 2, (1 + confidence) / 2], (len(self.value), 1))
         if self.method == "bca":
@@ -182,7 +185,7 @@ class Estimates:
         self.low, self.high = quantiles(self.draws, tails).T
 
     def one(self, place: int) -> Estimate:
-        """One of them."""
+        """The mean number `place`, as an `Estimate`."""
         means = tuple(source[place] for source in self.seed_means)
         variances = [float(one[place]) for one in self.variances]
         return Estimate(
@@ -209,8 +212,8 @@ def seed_level(
     """Variance of the mean of the seeds' `means` [..., seeds], and its degrees of freedom.
 
     Three seeds may agree by accident, to the last item even; but each seed's mean varies at least by what a seed does to
-    single items, which many items tell. Where half of that alone makes the wider interval, it is what counts. (All of it
-    would cover 98 % for 95 %, nothing of it would call a difference certain because three means coincide.)
+    single items, which many items tell. Half of that (as a standard error) is used where it makes the wider interval: all of it
+    would cover 98 % instead of 95 %, none of it would call a difference certain because three means coincide.
     """
     seeds = means.shape[-1]
     sizes = [matrix.shape[-1] for matrix in source]
@@ -234,12 +237,12 @@ def unvaried(variance: Matrix, units: int, sources: list[Matrix]) -> NDArray[np.
 
 
 def edge_error(z: Matrix, flat: list[tuple[int, float]], least: float) -> tuple[Matrix, float]:
-    """Error of the sum of several means, each of so many answers that do not vary, [draws]; and its mean square (wider side).
+    """Error [draws] of the sum of several means of answers that do not vary, and the mean square of its wider side.
 
-    `flat` holds number and value, within `least`..1; `z` is standard normal. If a share m of a dataset's items were other than
-    those seen, and as far off as they can be, Σ n·m/(1 − m) ≤ z² is what the score test at level z lets pass: m = z²/(N + z²)
-    over F datasets of at least n = N/F items. All right: Wilson's interval, pooled. No item on which two arms differ, or
-    each: Tango's (Stat. Med. 1998).
+    `flat` holds (number of items, value) of each mean, values within `least`..1; `z` is standard normal. If a share m of a dataset's
+    items were other than those seen, and as far off as they can be, Σ n·m/(1 − m) ≤ z² is what the score test at level z lets pass:
+    m = z²/(N + z²) over F datasets of at least n = N/F items. Where all are right that is Wilson's interval, pooled; where two arms
+    differ on no item, or on each, Tango's (Stat. Med. 1998).
     """
     units, values = min(number for number, _ in flat), np.array([value for _, value in flat])
     sides = []

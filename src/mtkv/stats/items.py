@@ -1,17 +1,14 @@
-"""Reads the scores of a study into one table of items, and into one matrix per arm and dataset.
+"""Reads the scores of a study into `Answers`: one matrix per arm and dataset, from which every number of a comparison is computed.
 
-In: `scores/<arm>/seed<seed>/<dataset>.json`. Out: `Answers`. A file that contradicts itself or the study (an item twice, a
-run the study does not have) is refused with a `ScoresError`. A run that failed, that is not there, or that answered other
-items than the rest makes its cell, and the macro average over the datasets, *missing* with a reason. Nothing is ever
-averaged over what happens to be left.
-
-`Answers`: who answered what, as one matrix per arm and dataset; every number of a comparison is computed from it.
+In: `scores/<arm>/seed<seed>/<dataset>.json`. A file that contradicts itself or the study (an item twice, a run the study does
+not have) is refused with a `ScoresError`. A run that failed, that is not there, or that answered other items than the rest makes its
+cell, and the macro average over the datasets, *missing* with a reason. Nothing is ever averaged over what happens to be left.
 
 Items of one cluster (a passage, a template) are alike. A dataset of `min_clusters` clusters or more is treated as a sample of
 clusters: its errors are those of whole clusters. A dataset of fewer is taken as made of just these, and its intervals speak
 of new questions of the same kinds: three clusters have no distribution to learn (no sign-flip test of three can go below
-p = 0.25). Both numbers, and the design effect, are in cells.parquet. A question that is asked twice is no new question, and
-a model answers it alike: without enough clusters, the repeats of one question are a cluster, however many such there are.
+p = 0.25). Both numbers, and the design effect, are in cells.parquet. A question asked twice is no new question, and a model
+answers it alike: without enough clusters, the repeats of one question are a cluster, however few such there are.
 """
 
 from collections import Counter
@@ -46,9 +43,8 @@ class Stack:
 class Answers:
     """Who answered what. All runs of a dataset have the same items, in the same (sorted) order.
 
-    `items` is the long table of items.parquet, `correct` maps (arm, seed, dataset) to shares [items], `reasons` maps the
-    runs that are missing to why, `clusters` maps a dataset to the cluster number of each of its items, `questions` to the
-    number of its question.
+    `items` is the long table of items.parquet; `correct` maps (arm, seed, dataset) to shares [items]; `reasons` maps the missing
+    runs to why; `clusters` and `questions` map a dataset to the number of each item's cluster and question, [items].
     """
 
     items: pd.DataFrame
@@ -76,7 +72,7 @@ class Answers:
         return stack.correct[stack.rows[arm]]
 
     def matrices(self, arms: Sequence[str], dataset: str) -> NDArray[np.float64]:
-        """The same for `arms` that have the same seeds, [arms, seeds, items]."""
+        """Correctness [arms, seeds, items] of `arms` that have the same seeds."""
         stack = self._stack(arms[0], dataset)
         return stack.correct[[stack.rows[arm] for arm in arms]]
 
@@ -86,7 +82,7 @@ class Answers:
         return stack.shares[[stack.rows[arm] for arm in arms]]
 
     def _stack(self, arm: str, dataset: str) -> Stack:
-        """All arms with the seeds of `arm` that have all answers to the dataset, as one array; made once."""
+        """The arms with the same seeds as `arm` and all answers to the dataset, as one array; made once and kept."""
         key = tuple(self.seeds[arm]), dataset
         if key not in self._matrices:
             runs = {
@@ -131,7 +127,7 @@ def codes_of(names: Iterable[str]) -> Codes:
 
 
 def _number(codes: Codes | None) -> int:
-    """Number of groups; 0 when they are not known, or every item is its own."""
+    """Number of groups in `codes`; 0 when they are not known, or every item is a group of its own."""
     number = 0 if codes is None or codes.size == 0 else int(codes.max()) + 1
     return number if codes is not None and number < codes.size else 0
 
@@ -142,7 +138,7 @@ __all__ = ["COLUMNS", "MACRO", "Answers", "ScoresError", "read_scores"]
 
 @dataclass(frozen=True)
 class ScoreSheet:
-    """The answers of one run to one dataset, sorted by item. Items with the same of `questions` ask the same."""
+    """The answers of one run to one dataset, sorted by item; items with equal `questions` repeat the same question."""
 
     items: list[str]
     clusters: list[str]
@@ -151,7 +147,7 @@ class ScoreSheet:
 
 
 class ScoresError(ValueError):
-    """Scores that no honest comparison can be made of. The message names the files' arm, seed and dataset."""
+    """Scores that cannot be compared honestly. The message names the files' arm, seed and dataset."""
 
 
 def read_scores(
@@ -193,7 +189,7 @@ def read_scores(
 
 
 def _run(scores: Any, path: Path) -> Run:
-    """The run that a scores file is of. Raises ScoresError when the file is not one, or has an unknown status."""
+    """The (arm, seed, dataset) of a scores file. Raises ScoresError when it is not one, or has an unknown status."""
     needed = {"study", "arm", "seed", "dataset", "status", "reason", "n", "items"}
     if absent := needed - (scores.keys() if isinstance(scores, dict) else set()):
         raise ScoresError(f"{path}: not a scores file: {', '.join(sorted(absent))} missing")
@@ -225,7 +221,7 @@ def _sheet(scores: dict[str, Any], run: Run) -> ScoreSheet:
 
 
 def _with_other_items(sheets: Mapping[Run, ScoreSheet]) -> dict[Run, str]:
-    """The runs whose items are not those that most runs of their dataset have, and why; all of them where no set leads."""
+    """Run → why, for runs whose items are not those of most runs of their dataset; all of its runs where no set of items is commonest."""
     sets = {run: frozenset(sheet.items) for run, sheet in sheets.items()}
     found: dict[Run, str] = {}
     for dataset in {run[2] for run in sheets}:
@@ -258,7 +254,7 @@ def _difference(lacks: Collection[str], more: Collection[str]) -> Sentence:
 
 
 def _check_clusters(sheets: Mapping[Run, ScoreSheet]) -> None:
-    """Every run of a dataset must have its items in the same clusters, and the same repeats. Raises ScoresError."""
+    """Raises ScoresError unless all runs of a dataset agree on the cluster and the question of each item."""
     first: dict[str, Run] = {}
     for run in sorted(sheets):
         other = first.setdefault(run[2], run)
@@ -274,7 +270,7 @@ def _in_order(seeds: Mapping[str, Sequence[int]], datasets: Sequence[str]) -> li
 
 
 def _table(sheets: Sequence[tuple[Run, ScoreSheet]]) -> pd.DataFrame:
-    """items.parquet: the sheets below each other."""
+    """items.parquet: one row per run and item."""
     lengths = [len(sheet.items) for _, sheet in sheets]
     columns: dict[str, Any] = {
         name: np.repeat(np.array([run[i] for run, _ in sheets], dtype=kind), lengths)

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Holm-adjusted p values of one family; a NaN (nothing tested) stays NaN and does not count."""
+    """Holm-adjusted p values of one family; a NaN (nothing tested) stays NaN and is not counted."""
     # Written out: statsmodels' multipletests (which a test compares this with) collects garbage for 0.1 s in every call.
     adjusted = np.full(p_values.shape, np.nan)
     order = np.argsort(p_values, kind="stable")[: int((~np.isnan(p_values)).sum())]

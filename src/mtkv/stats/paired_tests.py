@@ -3,9 +3,9 @@
 In: two arms of `Answers` and a threshold (0: are they different?). Out: a `Difference`. Its p value is two-sided and asks
 about items (exact McNemar test when both arms have one seed; otherwise random flips of the signs of the per-item mean
 differences, stratified by dataset, all items of a cluster at once) *and*, where there are several seeds, about seeds: the
-two-level distribution of `intervals` must be beyond the threshold too, and the larger of the two p values counts. With
-three seeds that second p has two degrees of freedom: it is 0.01 at ten standard errors of the seed means. Small p values
-need more seeds, not more items.
+two-level distribution of `intervals` must be beyond the threshold too, and the larger of the two p values counts. With three
+seeds that second p has two degrees of freedom: it is 0.01 at ten standard errors of the seed means, and more seeds, not more
+items, make it smaller.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def difference(
     confidence: float,
     threshold: float = 0.0,
 ) -> Difference | str:
-    """The difference in a column (a dataset or "macro"), or why there is none. `threshold` in 0..1."""
+    """The difference in a column (a dataset or "macro"), or the reason why there is none. `threshold` in 0..1."""
     gaps = [no_result(side, gap) for side in (arm, baseline) if (gap := answers.missing(side, column))]
     if gaps:
         return both(gaps)
@@ -57,7 +57,7 @@ def difference(
 
 
 def two_level_p(found: Estimate | Estimates, threshold: float) -> NDArray[np.float64]:
-    """Two-sided p: how far into the tail of the two-level distribution the threshold lies; one for each of several."""
+    """Two-sided p: twice the share of the two-level draws on the other side of `threshold`; [means] for `Estimates`."""
     tail = np.minimum((found.draws <= threshold).sum(axis=-1), (found.draws >= threshold).sum(axis=-1))
     return np.asarray(np.minimum(1.0, 2.0 * (tail + 1) / (found.draws.shape[-1] + 1)))
 
@@ -69,7 +69,7 @@ def exact_mcnemar(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> flo
 
 
 def _items_p(answers: Answers, resamples: Resamples, arm: str, baseline: str, column: str, threshold: float) -> float:
-    """p value that knows of items only: exact McNemar where it applies, else the sign-flip permutation test."""
+    """p value that considers only items: exact McNemar where it applies, else the sign-flip permutation test."""
     one_seed = len(answers.seeds[arm]) == len(answers.seeds[baseline]) == 1
     if one_seed and column != MACRO and threshold == 0 and answers.groups(column) is None:
         ours, theirs = (answers.matrix(side, column)[0] for side in (arm, baseline))

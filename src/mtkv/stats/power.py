@@ -12,7 +12,7 @@ POWER = 0.8
 
 
 def smallest_detectable(found: Estimate, confidence: float) -> float:
-    """The true difference that a study like this one finds 80 % of the time.
+    """The true difference (0..1) that a study like this one finds 80 % of the time.
 
     The standard error times the noncentrality at which a two-sided t test has that power, as statsmodels' TTestPower.
     """
@@ -22,7 +22,7 @@ def smallest_detectable(found: Estimate, confidence: float) -> float:
 def widening(found: Estimate, confidence: float) -> float:
     """How much wider the interval of a two-level difference is than Student's with its se and df; at least 1.
 
-    The sum of two levels with few degrees of freedom is not quite Student's, so that much more is needed to be seen.
+    The sum of two levels with few degrees of freedom is not quite Student's, so the detectable difference grows by this factor.
     """
     if found.method == "bca":
         return 1.0

@@ -37,7 +37,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class Duels:
-    """Every arm with a number in a column against every other; all arrays are [arms, arms], the row's arm minus the column's.
+    """Every arm with a number in a column against every other: arrays [arms, arms] of the row's arm minus the column's.
 
     `p` is the bootstrap's, two-sided; the diagonals mean nothing.
     """
@@ -51,14 +51,14 @@ class Duels:
     n_items: int
 
     def of(self, arms: Sequence[str]) -> "Duels":
-        """Those among `arms`."""
+        """The duels among `arms` only."""
         kept = [place for place, arm in enumerate(self.arms) if arm in arms]
         parts = {name: getattr(self, name)[np.ix_(kept, kept)] for name in ("value", "low", "high", "p", "n_seeds")}
         return Duels([self.arms[place] for place in kept], **parts, n_items=self.n_items)
 
 
 def duels(answers: Answers, resamples: Resamples, column: str, confidence: float, arms: Sequence[str]) -> Duels:
-    """Every pair of `arms` with a number in the column. Each arm was resampled once; pairs are put together `CHUNK` at a time."""
+    """Every pair of `arms` with a number in the column, from one set of resamples per arm, `CHUNK` pairs at a time."""
     present = [arm for arm in arms if answers.missing(arm, column) is None]
     value, low, high, p, seeds = np.zeros((5, len(present), len(present)))
     items = 0
@@ -80,7 +80,7 @@ def duels(answers: Answers, resamples: Resamples, column: str, confidence: float
 def places(
     answers: Answers, column: str, fought: Duels, confidence: float, contenders: Sequence[str]
 ) -> dict[str, Rank]:
-    """The place of every contender that has a number in the column. `fought` may hold further arms."""
+    """Arm → its rank among the `contenders` that have a number in the column. `fought` may hold further arms, which do not count."""
     among = fought.of(contenders)
     means = _means(answers, column, among.arms)
     tied = _tied(means, among)
@@ -106,7 +106,7 @@ def tied_set(
 def matrix_table(
     column: str, fought: Duels, confidence: float, arms: Sequence[str], columns: Sequence[str]
 ) -> pd.DataFrame:
-    """The rows of matrix.parquet for one of `columns`, in 0..1, each pair in both directions; Holm's family is the column."""
+    """The rows of matrix.parquet for one of `columns`, in 0..1, each pair in both directions; Holm's family is all pairs of the column."""
     one, other = np.triu_indices(len(fought.arms), 1)
     rows, others = (np.stack(both, axis=1).ravel() for both in ((one, other), (other, one)))
     delta, p = fought.value[rows, others] + 0.0, fought.p[rows, others]
@@ -135,9 +135,9 @@ def _means(answers: Answers, column: str, arms: Sequence[str]) -> dict[str, floa
 
 
 def _tied(means: dict[str, float], fought: Duels) -> set[str]:
-    """`means` of the arms of `fought`, in their order."""
+    """The best arm and those tied with it. `means`: arm → accuracy, in the order of `fought.arms`."""
     if not means:
         return set()
     best = fought.arms.index(max(means, key=means.__getitem__))
     covers = (fought.low[best] <= 0) & (fought.high[best] >= 0)
-    return {arm for place, arm in enumerate(fought.arms) if covers[place]}  # of the best itself, 0 and 0
+    return {arm for place, arm in enumerate(fought.arms) if covers[place]}  # the best itself has the interval 0..0

@@ -1,6 +1,6 @@
-"""Sentences about data that remember how they were made, so that a reader's page can say them in another language.
+"""English sentences about data that keep template and facts, so that the report can say them in another language.
 
-`tell("{arm} has no result ({gap})", arm="sft", gap=…)` is the English text, and `packed` its template and facts as JSON for a table.
+`tell("{arm} has no result ({gap})", arm="sft", gap=…)` is a `str`; `packed` gives its template and facts as JSON for a table.
 A fact that is a sentence itself keeps its own template. This package knows no language but English.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Sentence(str):
-    """English text with its template and facts. Whatever is done to it as a string gives plain text again."""
+    """English text with its template and facts. Any operation on the string gives a plain `str` again."""
 
     template: str
     facts: dict[str, str]
@@ -37,12 +37,12 @@ def both(sentences: Sequence[str]) -> str:
 
 
 def no_result(arm: str, gap: str) -> Sentence:
-    """An arm lacks a number, because of `gap`."""
+    """`<arm> has no result (<gap>)`: why an arm lacks a number."""
     return tell("{arm} has no result ({gap})", arm=arm, gap=gap)
 
 
 def packed(text: str | None) -> str | None:
-    """JSON of a sentence: {"template": …, "facts": {name: text or the same again}}, or of a text that has no template."""
+    """JSON of a sentence: {"template": …, "facts": {name: text, or again such an object}}; of a plain text, the text."""
     return None if text is None else json.dumps(_parts(text), ensure_ascii=False)
 
 

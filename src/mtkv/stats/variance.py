@@ -1,4 +1,4 @@
-"""Variances of a mean over items: between items or whole clusters, without what the few seeds make of it.
+"""Variances of a mean over items: between items or whole clusters, with the noise of few seeds taken off.
 
 For items with values xᵢ in clusters g the variance of the mean is G/(G−1)·Σ_g(Σ_{i∈g}(xᵢ − x̄))²/n², the cluster-robust (CR1)
 variance of a regression on a constant (Liang & Zeger 1986); with one item per cluster it is s²/n. Everything here is that,
@@ -17,13 +17,13 @@ Vector = NDArray[np.float64]
 
 
 def spread(values: Vector, groups: Codes | None = None) -> Vector:
-    """Variance per item of `values` [..., items]; divided by their number it is the variance of their mean."""
+    """Variance per item of `values` [..., items]; divided by the number of items it is the variance of their mean."""
     sums = cluster_sums(values - values.mean(axis=-1, keepdims=True), groups)
     return np.asarray(_correction(sums) * (sums**2).sum(axis=-1) / values.shape[-1])
 
 
 def residual_spread(matrix: Vector, groups: Codes | None = None) -> Vector:
-    """The same of one seed's answers, left after what the seed does to all items and what the item is for all seeds."""
+    """Variance per item of one seed's answers [..., seeds, items] once the means of seeds and of items are taken off (interaction)."""
     seeds, items = matrix.shape[-2:]
     by_seed, by_item, whole = (matrix.mean(axis=axes, keepdims=True) for axes in (-1, -2, (-2, -1)))
     sums = cluster_sums(matrix - by_seed - by_item + whole, groups)
@@ -31,7 +31,7 @@ def residual_spread(matrix: Vector, groups: Codes | None = None) -> Vector:
 
 
 def item_variance(shares: Vector, sources: list[Vector], groups: Codes | None = None) -> Vector:
-    """`spread` of `shares` [..., items], less what the few `sources` [..., seeds, items] they average make of it."""
+    """`spread` of `shares` [..., items], less the noise in it: `shares` average `sources` [..., seeds, items] over a few seeds only."""
     noise = sum(residual_spread(source, groups) / source.shape[-2] for source in sources)
     return np.asarray(np.maximum(0.0, spread(shares, groups) - noise))
 
@@ -42,7 +42,7 @@ def sample_variance(values: Vector) -> Vector:
 
 
 def satterthwaite(variances: Sequence[float], degrees: Sequence[float]) -> float:
-    """Degrees of freedom of a sum of independent variance estimates, which is positive."""
+    """Degrees of freedom (Satterthwaite) of a sum of independent variance estimates; the sum must be positive."""
     total = sum(variances)
     return total**2 / sum(v**2 / df for v, df in zip(variances, degrees, strict=True))
 

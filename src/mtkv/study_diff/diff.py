@@ -1,7 +1,7 @@
-"""What differs between two studies: config, data, versions, scores and verdicts of two results folders.
+"""What differs between two studies: config, data, versions, code, scores and verdicts of two results folders.
 
 In: two folders `results/<study>`, with whatever they hold of cards and of compare/. Out: `StudyDiff`, six tables that list
-differences only, but for `scores`, which has every arm and dataset that either study has. Scores are compared in pairs, by
+differences only, except `scores`, which has every arm and dataset that either study has. Scores are compared in pairs, by
 the same statistics as two arms of one study, on the questions that both studies asked, never on others: `n_items` says how
 many they are, `only_a` and `only_b` how many were left out.
 """
@@ -34,12 +34,12 @@ ABSENT = "—"
 
 
 class NoComparisonError(ValueError):
-    """A folder that is no study, or one whose scores have not been compared; the message names it and says what to do."""
+    """A folder is no study, or its scores have not been compared yet; the message names it and says what to do."""
 
 
 @dataclass(frozen=True)
 class StudyDiff:
-    """Differences of study a and study b. `config`, `data`, `versions` and `code` have what, a, b; accuracies are in 0..1."""
+    """Differences of studies a and b. `config` has path, a, b; `data`, `versions` and `code` have what, a, b; accuracies are in 0..1."""
 
     a: str
     b: str
@@ -52,7 +52,7 @@ class StudyDiff:
 
     @property
     def same(self) -> bool:
-        """Nothing differs but, perhaps, the studies' names."""
+        """Nothing differs, except perhaps the studies' names."""
         tables = [self.config[self.config["path"] != "study"], self.data, self.versions, self.code, self.claims]
         changed = (self.scores["status"] != "ok") | (self.scores["delta"] != 0)
         return all(table.empty for table in tables) and not changed.any()
@@ -61,7 +61,7 @@ class StudyDiff:
 def diff_studies(
     a: str | Path, b: str | Path, *, confidence: float = 0.95, resamples: int = 5000, seed: int = 0
 ) -> StudyDiff:
-    """Compare the results folders `a` and `b`. Raises NoComparisonError where one of them is no study that has been compared."""
+    """Compare the results folders `a` and `b`. Raises NoComparisonError where one of them has no comparison of its own."""
     folders = Path(a), Path(b)
     for folder in folders:
         _check(folder)
@@ -85,7 +85,7 @@ def diff_studies(
 
 
 def _check(folder: Path) -> None:
-    """Raise NoComparisonError, with what to do, for a folder that cannot be compared."""
+    """Raise NoComparisonError, which says what to do, for a folder that cannot be compared."""
     if (folder / "compare/items.parquet").is_file():
         return
     if not folder.is_dir():
@@ -116,7 +116,7 @@ def _text(value: Any) -> str:
 
 
 def _claims(a: Path, b: Path) -> pd.DataFrame:
-    """The claims whose verdict or threshold differs, and those that one study lacks."""
+    """The claims whose verdict or threshold differs, and those that only one study has."""
     paths = [folder / "compare/claims.parquet" for folder in (a, b)]
     if not all(path.is_file() for path in paths):
         return pd.DataFrame(columns=CLAIM_COLUMNS)

@@ -10,7 +10,7 @@ from mtkv.provenance.files import read_json
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """`{"a": {"b": [1]}}` → `{"a.b[0]": 1}`; an empty mapping or list is a value itself."""
+    """`{"a": {"b": [1]}}` → `{"a.b[0]": 1}`; an empty mapping or list is kept as a value."""
     if isinstance(value, dict) and value:
         parts = {f"{path}.{key}" if path else str(key): part for key, part in value.items()}
     elif isinstance(value, list) and value:
@@ -35,7 +35,7 @@ def read_cards(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def config_digests(cards: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Each job's digest of its config: all that studies of before study.json tell."""
+    """Each job's digest of its config, for studies made before study.json was written: they hold nothing better."""
     return {f"{name} (config digest)": card.get("config_digest") for name, card in cards.items()}
 
 
@@ -47,7 +47,7 @@ def data_facts(cards: dict[str, dict[str, Any]], items: pd.DataFrame) -> dict[st
 
 
 def version_facts(cards: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Packages and hardware, all that any card has."""
+    """Packages and hardware; a fact with several values among the cards has all of them."""
     return _gathered(
         {f"package {name}": version for name, version in card.get("packages", {}).items()}
         | {f"hardware {name}": value for name, value in card.get("hardware", {}).items() if name != "memory_gb"}
@@ -56,7 +56,7 @@ def version_facts(cards: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def code_facts(cards: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The revision, and the digest of the code that each stage ran."""
+    """The git revision, and the digest of the code that each stage ran."""
     return _gathered(
         {f"git {name}": value for name, value in card.get("git", {}).items()}
         | {f"code of {card.get('stage')}": card.get("code_digest")}
@@ -65,7 +65,7 @@ def code_facts(cards: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def _gathered(facts: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """Every value that a fact has, once each."""
+    """Name → the distinct values it has among `facts`, as one text."""
     found: dict[str, set[str]] = {}
     for one in facts:
         for name, value in one.items():

@@ -1,4 +1,4 @@
-"""Which items of two studies are the same question: their numbers may agree while the data behind them were made anew."""
+"""Which items of two studies are the same question: items of equal number may be other questions where the data were made anew."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ COLUMNS = ["question", "choices", "gold", "answer"]
 def with_questions(
     a: pd.DataFrame, b: pd.DataFrame, folders: tuple[Path, Path]
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Items `a` and `b` such that equal names are equal questions, and the number of names that are not, per dataset.
+    """The items of `a` and of `b`, named so that equal names are equal questions; and dataset → number of names that were not.
 
     An item whose question, choices or gold answer differ gets a new name on side b. Datasets whose data/test file one of the
     studies lacks are compared by name alone.
@@ -30,7 +30,7 @@ def with_questions(
 
 
 def _questions(path: Path) -> dict[str, str]:
-    """item → question, choices, gold answer as one text."""
+    """item → question, choices and gold answer, as one text."""
     table = pd.read_parquet(path)
     columns = [table[name] for name in COLUMNS if name in table]
     rows = zip(*(column.map(_plain) for column in columns), strict=True)
@@ -38,7 +38,7 @@ def _questions(path: Path) -> dict[str, str]:
 
 
 def _plain(value: Any) -> str:
-    """A list of choices as it was written, whatever parquet made of it."""
+    """A value as text: parquet returns a list of choices as an array, which is written like the list."""
     return repr([str(one) for one in value]) if isinstance(value, np.ndarray) else str(value)
 
 

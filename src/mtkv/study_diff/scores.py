@@ -71,7 +71,7 @@ def paired_answers(
                 else:
                     correct[key] = table.loc[common, run].to_numpy(dtype=float)
         named = a[a["dataset"] == dataset].drop_duplicates("item").set_index("item").reindex(common)
-        for what in codes.keys() & named.columns:  # studies of before do not know which questions are repeated
+        for what in codes.keys() & named.columns:  # older studies do not have the column question
             codes[what][dataset] = codes_of(named[what].astype(str))
     seeds = {side: own or [0] for side, own in seeds.items()}
     frame = pd.DataFrame()

@@ -1,7 +1,4 @@
-"""The diff of two studies as tables for a terminal and as JSON for programs (its schema is in docs/report.md).
-
-In: `StudyDiff`. Out: rich tables that list differences only, and a JSON-able dict with all rows.
-"""
+"""The difference of two studies as tables for a terminal and as JSON for programs (its schema is in docs/report.md)."""
 
 from typing import Any
 
@@ -22,13 +19,13 @@ LEFT_SCORES = ("arm", "dataset", "note")
 
 
 def difference_json(diff: StudyDiff, confidence: float) -> dict[str, Any]:
-    """Every row, without NaN: unknown numbers are null; accuracies and differences lie in 0..1, those of claims are points."""
+    """All rows as JSON-able values. Unknown numbers are null; accuracies and differences lie in 0..1, those of claims are points."""
     facts = {"schema": SCHEMA, "a": diff.a, "b": diff.b, "confidence": confidence, "same": diff.same}
     return facts | {part: records(getattr(diff, part)) for part in PARTS}
 
 
 def print_differences(diff: StudyDiff, confidence: float, console: Console) -> None:
-    """All parts one below the other; a part without differences is one line."""
+    """Print all parts, one below the other; a part without differences is one line."""
     console.print(Text(f"a: {diff.a}\nb: {diff.b}"))
     for part in ("config", "data", "versions", "code"):
         _facts(part, getattr(diff, part), console)
@@ -56,7 +53,7 @@ def _facts(part: str, frame: pd.DataFrame, console: Console) -> None:
 
 
 def _scores(diff: StudyDiff, confidence: float, console: Console) -> None:
-    """The rows with a difference or a hole; how many others there are."""
+    """Print the rows with a difference or a missing number, and count the others."""
     frame = diff.scores
     moved = frame[(frame["status"] != "ok") | (frame["delta"] != 0)]
     equal = len(frame) - len(moved)
@@ -99,7 +96,7 @@ def _table(title: str, columns: tuple[str, ...], left: tuple[str, ...]) -> Table
 
 
 def _row(table: Table, cells: list[str]) -> None:
-    table.add_row(*map(Text, cells))  # not markup: names and values come from files
+    table.add_row(*map(Text, cells))  # escaped: names and values come from files, and are no markup
 
 
 def _word(value: Any) -> str:

@@ -16,12 +16,12 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one claim has for and against it, before Holm.
+    """What one claim has for and against it, before Holm's adjustment.
 
-    The claim holds between `threshold` and `upper`. These, `delta`, `low`, `high` and `mdd` are percentage points, or
-    numbers of datasets; the twin's are differences from the control twin. `p` tests the side of the threshold that the interval
-    lies on. `n` counts items. `finding` is the sentence's first half; `missing` why there is nothing to weigh; `unmet` a
-    further condition that does not hold; `contradicted` a further condition that is refuted.
+    The claim holds between `threshold` and `upper`. These, `delta`, `low`, `high` and `mdd` (smallest detectable difference) are
+    percentage points, or numbers of datasets; the twin's are differences from the control twin. `p` tests the side of the threshold
+    that the interval lies on; `inclusive`: equal to it is enough. `n` counts items. `finding` is the first half of the verdict's
+    sentence; `missing` why there is nothing to weigh; `unmet` a further condition that does not hold; `contradicted` one that is refuted.
     """
 
     finding: str
@@ -51,7 +51,7 @@ class Evidence:
 
     @property
     def below(self) -> bool:
-        """The whole interval is on the other side."""
+        """The whole interval is on the other side of the threshold, or beyond `upper`."""
         return self.high < self.threshold or self.low > self.upper
 
     def with_(self, **changes: object) -> "Evidence":
@@ -61,7 +61,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Weighing:
-    """What the functions of `weigh.KINDS` need besides the claim. `margin` (0..1) is that of equivalence."""
+    """What the functions of `kinds.KINDS` need besides the claim. `margin` (0..1): arms closer than this count as equivalent."""
 
     answers: Answers
     resamples: Resamples
@@ -78,7 +78,7 @@ def macro_difference(on: Weighing, arm: str, baseline: str, threshold: float) ->
 
 
 def evidence_of(found: "Difference", arm: str, baseline: str, threshold: float, confidence: float) -> Evidence:
-    """A paired difference in points and in words."""
+    """A paired difference (0..1) as evidence in points, with the finding in words."""
     of = found.estimate
     delta, low, high = (100 * value for value in (of.value, of.low, of.high))
     finding = tell(
@@ -100,7 +100,7 @@ def evidence_of(found: "Difference", arm: str, baseline: str, threshold: float, 
 
 
 def interval(confidence: float, low: float, high: float, sign: str = "") -> str:
-    """`95 % interval 1.0 to 2.0`."""
+    """For example `95 % interval 1.0 to 2.0`; `sign` "+" writes plus signs."""
     return tell(
         "{confidence} % interval {low} to {high}",
         confidence=f"{100 * confidence:.4g}",
@@ -110,7 +110,7 @@ def interval(confidence: float, low: float, high: float, sign: str = "") -> str:
 
 
 def sample(items: int, seeds: int) -> str:
-    """`1,400 items, 3 seeds`."""
+    """For example `1,400 items, 3 seeds`."""
     if seeds > 1:
         return tell("{items} items, {seeds} seeds", items=f"{items:,}", seeds=seeds)
     return tell("{items} items, {seeds} seed", items=f"{items:,}", seeds=seeds)

@@ -1,7 +1,7 @@
-"""One function per kind of claim: the data in, `Evidence` for and against the claim out, before any adjustment.
+"""One function per kind of claim (`KINDS`): the data in, `Evidence` for and against the claim out, before any adjustment.
 
-Every p tests one claim: that its estimate lies on the side of the threshold it lies on by chance. A claim with two conditions
-(beat the baseline *and* the control twin) takes the larger p when both hold, and twice the smaller p of the one that fails.
+Each p is the chance of data this far on their side of the threshold if the truth were at the threshold. A claim with two conditions
+(beat the baseline *and* the control twin) takes the larger p when both hold, and twice the smaller p of those that fail.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def weigh_equivalent(claim: "EquivalentClaim", on: Weighing) -> Evidence:
 
 
 def weigh_datasets_improved(claim: "DatasetsImprovedClaim", on: Weighing) -> Evidence:
-    """At least so many datasets improve: interval above 0, and Holm's p (over items) within the datasets significant.
+    """At least `at_least` datasets improve: each with its interval above 0 and a significant Holm p (over items) within the datasets.
 
     `delta` counts the datasets whose estimate is up, `low` those that improve, `high` those that do not get worse in the
     same sense. The claim's p is that of the partial conjunction "at least k datasets improve", k = `at_least`, over the p

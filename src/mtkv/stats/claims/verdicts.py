@@ -1,12 +1,12 @@
 """What the data say about each claim of a study: supported, refuted or undecided, and why.
 
 In: `Answers` and the study's claims. Out: the rows of claims.parquet, in percentage points. First every claim is weighed
-alone (`weigh`: estimate, interval and p value against the claim's threshold); then Holm's adjustment runs over all claims of
+alone (`kinds`: estimate, interval and p value against the claim's threshold); then Holm's adjustment runs over all claims of
 the study. *Supported* needs the whole interval beyond the threshold and the adjusted p below 1 − confidence, so the chance
-that a study supports anything that is not so is at most 1 − confidence. *Refuted* needs evidence of its own: the whole
-interval on the other side, and a p of that (before adjustment) below 1 − confidence. The burden of proof is the claim's, and
-a true one is refuted with a chance of half that (TOST: all of it). Anything
-else, missing data first, is *undecided*, with the difference that the study could have seen.
+that a study supports any false claim is at most 1 − confidence. *Refuted* needs evidence of its own: the whole interval on
+the other side, and its p (before adjustment) below 1 − confidence. The burden of proof is the claim's, and a true one is
+refuted with half that chance (TOST: all of it). Anything else, missing data first, is *undecided*, with the difference that
+the study could have seen.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ def claims_table(
 ) -> pd.DataFrame:
     """claims.parquet: one row per claim, in the order of the config.
 
-    `unmet` holds conditions beside the data that a claim fails ("no control twin is named"): it cannot be supported.
+    `unmet` maps a claim to a condition apart from the data that it fails ("no control twin is named"): it cannot be supported.
     """
     on = Weighing(answers, resamples, confidence, margin)
     evidence = {name: KINDS[claim.kind](claim, on) for name, claim in claims.items()}
@@ -57,7 +57,7 @@ def claims_table(
 
 
 def judge(evidence: Evidence, p_holm: float, alpha: float) -> tuple[str, Sentence]:
-    """Verdict and the sentence that says why."""
+    """The verdict (supported, refuted, undecided) and the sentence that says why. `alpha`: 1 − confidence."""
     if evidence.missing:
         return "undecided", tell("Data are missing: {missing}.", missing=evidence.missing)
     finding = tell("{finding}, Holm p {p}", finding=evidence.finding, p=_p(p_holm))
@@ -85,7 +85,7 @@ def judge(evidence: Evidence, p_holm: float, alpha: float) -> tuple[str, Sentenc
 
 
 def grade(table: pd.DataFrame) -> str:
-    """The highest level whose claims, and those of all lower levels, are all supported; "none" without one."""
+    """The highest level ("minimum", "ideal", "stretch") whose claims, and those of all lower levels, are all supported; else "none"."""
     reached = "none"
     for level in LEVELS:
         verdicts = table.loc[table["level"] == level, "verdict"]
