@@ -1,6 +1,6 @@
 """What each arm changes in the arm that it extends: the settings behind an ablation or a control, read from the study's config.
 
-In: the resolved arms of a `Study`. Out: short texts such as `kv.loss.layers: all → first`, and the settings of the KV loss.
+In: the resolved arms of a `Study`. Out: short texts such as `kv.loss.layers: all → first`, and the settings of each KV loss.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def changes(study: "Study") -> dict[str, list[str]]:
 
 
 def kv_part(arm: "Arm") -> dict[str, Any]:
-    """Which teachers, layers and kinds the KV loss of an arm is about, and its control."""
+    """What the figures need of an arm's KV loss: teachers, layers, kinds (K, V) and control."""
     assert arm.kv is not None
     loss = arm.kv.loss
     kinds = [name for name, weight in (("K", loss.lambda_k), ("V", loss.lambda_v)) if weight > 0]
@@ -52,13 +52,13 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
-    """One text per setting; a whole section that comes or goes is one text."""
+    """One text per setting that differs; a whole section that comes or goes is one text."""
     told: set[str] = set()
     for path in dict.fromkeys([*before, *after]):
         if before.get(path) == after.get(path) and (path in before) == (path in after):
             continue
         section = path.split(".")[0]
-        if (section in before) != (section in after):  # `kv: null` on one side
+        if (section in before) != (section in after):  # a section is null on one side
             if section not in told:
                 told.add(section)
                 yield say("without {section}" if section in after else "with {section}", section=section)

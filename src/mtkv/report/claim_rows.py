@@ -38,7 +38,7 @@ class ClaimRow:
 
 @dataclass(frozen=True)
 class Unit:
-    """How the numbers of one kind of claim are written; `shown` and `relation` are templates of `say`."""
+    """How the numbers of one kind of claim are written; `shown` and `relation` are templates for `strings.say`."""
 
     digits: int
     sign: bool
@@ -46,7 +46,7 @@ class Unit:
     relation: str
 
     def write(self, value: Any, sign: bool | None = None) -> Words:
-        """A number with its unit."""
+        """A number with its unit, as in "+2.1 pts"."""
         return say(self.shown, value=text(value, self.digits, self.sign if sign is None else sign))
 
 
@@ -61,7 +61,7 @@ UNITS = {
 
 
 def claim_texts(rows: Iterable[ClaimRow]) -> Iterator[str]:
-    """Everything that the rows say."""
+    """All texts in the rows, for the page's switch of languages."""
     for row in rows:
         yield from (row.statement, row.detail, row.estimate, row.needed, row.why, row.detectable, row.twin)
 
@@ -109,7 +109,7 @@ def _detectable(claim: Mapping[Any, Any], unit: Unit, verdict: str) -> str:
 
 
 def _twin(claim: Mapping[Any, Any], unit: Unit) -> str:
-    """`+2.1 pts [+0.4, +3.8]` against the control twin."""
+    """The difference from the control twin, as in `+2.1 pts [+0.4, +3.8]`; empty without a twin."""
     delta, low, high = (text(claim.get(f"twin_{key}"), unit.digits, unit.sign) for key in ("delta", "low", "high"))
     return "" if delta == "—" else unit.write(claim["twin_delta"]) + f" [{low}, {high}]"
 

@@ -48,7 +48,7 @@ def write_summaries(results: Results, folder: Path) -> None:
 
 
 def write_folder(folder: Path, files: Mapping[str, Iterable[bytes]]) -> None:
-    """A folder with just these files, each given in parts."""
+    """Replace a folder by just these files (name → parts of its content)."""
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         for name, parts in files.items():

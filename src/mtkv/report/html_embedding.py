@@ -1,4 +1,4 @@
-"""What makes the page one file that is safe to open: its script, data inside script elements, pictures as URLs, and the policy."""
+"""What makes the page one safe file: its scripts, data inside script elements, pictures as URLs, and the content security policy."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ SCRIPT_PARTS = ("state.js", "language.js", "figures.js", "drawing.js", "table.js
 
 @cache
 def environment() -> Environment:
-    """Jinja with escaping on and undefined names refused."""
+    """Jinja with escaping on; undefined names are errors."""
     return Environment(
         loader=FileSystemLoader(FOLDER / "templates"),
         autoescape=True,

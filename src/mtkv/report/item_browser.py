@@ -3,7 +3,7 @@
 In: `Results`, the questions in data/test/ and the predictions of the few runs that are shown. Out: a JSON-able dict of plain text
 (the page escapes it). Counts are over all items; of the items themselves at most `MAX_ENTRIES` are shown in all, the ones on
 which the arms differ in the most seeds first, and texts are cut at `MAX_CHARS`. When the texts together reach `MAX_TEXT` bytes, no
-further items are shown; every list has its first before any has its second.
+further items are shown; every list gets its first item before any gets its second.
 """
 
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def compared(results: Results) -> list[Pair]:
 
 @dataclass(frozen=True)
 class ItemSheet:
-    """Correctness of an arm on a dataset. `items` are sorted; `correct` is 0..1."""
+    """Correctness (0..1) of an arm on a dataset; `items` are sorted."""
 
     items: list[str]
     seeds: list[int]
@@ -79,7 +79,7 @@ class ItemSheet:
 
 
 def sheets(results: Results) -> dict[Pair, ItemSheet]:
-    """(arm, dataset) → the answers of every arm that has all its seeds, on the same items, there."""
+    """(arm, dataset) → the arm's answers, for arms with all their seeds there, on the same items."""
     found = {}
     for (arm, name), part in results.items.sort_values(["item", "seed"]).groupby(["arm", "dataset"], sort=False):
         seeds, items = results.runs_of(str(arm)), part["item"].drop_duplicates().tolist()
@@ -110,7 +110,7 @@ def _candidates(pair: Pair, dataset: str, grids: dict[Pair, ItemSheet], cap: int
 
 
 def _seeds(ours: ItemSheet, theirs: ItemSheet, i: int) -> tuple[int, int]:
-    """Seeds in which the first arm is right and the second wrong, the same one if possible."""
+    """A seed in which the first arm is right and one in which the second is wrong, the same one if possible."""
     best, worst = ours.correct[i].max(), theirs.correct[i].min()
     right = [seed for seed, value in zip(ours.seeds, ours.correct[i], strict=True) if value == best]
     wrong = [seed for seed, value in zip(theirs.seeds, theirs.correct[i], strict=True) if value == worst]
@@ -119,7 +119,7 @@ def _seeds(ours: ItemSheet, theirs: ItemSheet, i: int) -> tuple[int, int]:
 
 
 def answers(results: Results, candidates: list[Candidates]) -> Said:
-    """(arm, seed, dataset, item) → what was answered, for the candidates; each file is read once."""
+    """(arm, seed, dataset, item) → the output, for the candidates; each file is read once."""
     wanted: dict[tuple[str, int, str], set[str]] = {}
     for one, entries in candidates:
         for item, _, _, *seeds in entries:
@@ -133,7 +133,7 @@ def answers(results: Results, candidates: list[Candidates]) -> Said:
 
 
 class Book:
-    """Every shown text once, with its number; `size` is their length in bytes."""
+    """The shown texts, each once, with its number; `size` is their length in bytes."""
 
     def __init__(self, results: Results, said: Said) -> None:
         self.root = results.root
@@ -152,7 +152,7 @@ class Book:
         return self.texts[cut]
 
     def entry(self, one: dict[str, Any], entry: Entry) -> list[Any]:
-        """A candidate with the numbers of its texts; enters its question and gold answer."""
+        """A candidate with the numbers of its texts; its question and gold answer are entered too."""
         item, ours, theirs, *seeds = entry
         self._ask(one["dataset"], item)
         runs = zip((one["arm"], one["other"]), seeds, strict=True)
@@ -168,7 +168,7 @@ class Book:
 
 
 def _outputs(path: Path) -> dict[str, str]:
-    """item → what was answered; nothing when the file is not there."""
+    """item → what the model answered; empty when there is no such file."""
     if not path.is_file():
         return {}
     table = pq.read_table(path, columns=["item", "output", "filtered"], use_threads=False).to_pydict()

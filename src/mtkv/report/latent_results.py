@@ -1,4 +1,4 @@
-"""Reads what the stage `latents` left of every run with latent tokens, and sets each condition against the answers as they are.
+"""Reads what the stage `latents` wrote for every run with latent tokens, and compares each condition with unchanged latents.
 
 In: `results/<study>/latents/<arm>/seed<seed>/`. Out: a `Latents` object. The question is whether *these* runs use their latents, so
 a question counts with its mean over the seeds, intervals are over questions (`mtkv.stats`), differences paired by question; how far
@@ -28,9 +28,12 @@ Side = tuple[str, str]
 
 @dataclass(frozen=True)
 class Latents:
-    """`cells`: one row per arm, condition and dataset (or "macro") with mean, low, high, delta (minus as it is), delta_low, delta_high
-    and n_items, all in 0..1; `runs` maps (arm, condition, dataset, seed) to an accuracy. `decoded` and `kept` are the stage's
-    tables with arm and seed; `tokens`: latent tokens of each arm."""
+    """What the latents of a study are worth, all in 0..1.
+
+    `cells`: one row per arm, condition and dataset (or "macro") with mean, low, high, delta (condition minus unchanged latents),
+    delta_low, delta_high and n_items; `runs`: (arm, condition, dataset, seed) → accuracy; `decoded` and `kept`: the stage's tables with
+    arm and seed; `tokens`: number of latent tokens of each arm.
+    """
 
     tokens: dict[str, int]
     cells: pd.DataFrame
@@ -47,13 +50,13 @@ class Latents:
 
     @property
     def conditions(self) -> list[str]:
-        """Those that some arm was asked under, in the order of `CONDITIONS`."""
+        """The conditions that some arm was tested under, in the order of `CONDITIONS`."""
         found = set(self.cells["condition"])
         return [name for name in CONDITIONS if name in found]
 
 
 def read_latents(study: "Study", root: Path, absent: list[str]) -> Latents | None:
-    """None for a study without latent tokens, or without these files, which `absent` then names."""
+    """The latents of a study. None for a study without latent tokens, or without these files, which are then added to `absent`."""
     arms = study.latent_arms()
     if not arms:
         return None
@@ -71,7 +74,7 @@ def read_latents(study: "Study", root: Path, absent: list[str]) -> Latents | Non
 
 
 def _frames(study: "Study", root: Path, arms: list[str], name: str) -> pd.DataFrame | None:
-    """One table of all runs that have it, None when none has."""
+    """The table `name` of all runs that have it, one below the other; None when none has."""
     runs = [
         (arm, seed, root / f"latents/{arm}/seed{seed}/{name}.parquet") for arm in arms for seed in study.seeds_of(arm)
     ]
@@ -81,7 +84,7 @@ def _frames(study: "Study", root: Path, arms: list[str], name: str) -> pd.DataFr
 
 
 def _conditions(accuracy: pd.DataFrame) -> list[str]:
-    """The page's names: arms differ in how many latents half of them are."""
+    """The page's name for the condition of each row; "truncated" is "half", or "no latents" where the half is none."""
     pairs = zip(accuracy["condition"], accuracy["kept"], strict=True)
     return [name if name != "truncated" else "half" if kept else "no latents" for name, kept in pairs]
 
@@ -149,7 +152,7 @@ def _row(answers: Answers, resamples: Resamples, side: Side, column: str, confid
 
 
 def _answers(study: "Study", accuracy: pd.DataFrame, sides: list[Side]) -> Answers:
-    """Arm and condition together as the "arms" of the statistics, seeds averaged. What is not there, or of other items, is missing."""
+    """`Answers` in which (arm, condition) stands for the arm, seeds averaged; missing where a run is absent or has other items."""
     keys = ["arm", "condition", "seed", "dataset"]
     runs: dict[Any, pd.DataFrame] = {key: part.sort_values("item") for key, part in accuracy.groupby(keys)}
     items: dict[str, list[str]] = {}

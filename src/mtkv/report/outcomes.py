@@ -13,7 +13,7 @@ DECIDED = ("better", "worse", "equivalent")
 
 
 def outcome(pair: dict[str, Any] | None, alpha: float) -> str:
-    """The word; tables written before the column `outcome` was there are read by their p value and interval."""
+    """The word; rows from before the column `outcome` existed are judged by their p value and interval."""
     if pair is None or number(pair.get("delta")) is None:
         return "missing"
     if isinstance(known := pair.get("outcome"), str):
@@ -25,12 +25,12 @@ def outcome(pair: dict[str, Any] | None, alpha: float) -> str:
 
 
 def clear(pair: dict[str, Any] | None, alpha: float) -> bool:
-    """Whether the difference is one for sure."""
+    """Whether the arm is better or worse, beyond doubt."""
     return outcome(pair, alpha) in ("better", "worse")
 
 
 def verdict(pair: dict[str, Any] | None, alpha: float) -> str:
-    """The word, with `, sees ≥ 3.4` (points) where nothing could be decided."""
+    """The word; for `undecided` with the smallest detectable difference: `undecided, sees ≥ 3.4` (points)."""
     word = outcome(pair, alpha)
     seen = detectable(pair)
     return say("{word}, sees ≥ {points}", word=word, points=seen) if word == "undecided" and seen != "—" else word

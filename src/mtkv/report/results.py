@@ -1,8 +1,8 @@
 """Reads what a study has left on disk into one `Results` object, the only thing figures, tables and the page look at.
 
-In: `results/<study>/` as in the architecture's list of files. Out: tidy frames with accuracies in 0..1. Files that only some
-studies have (training logs, routing, maps, cards) may be absent: `Results.absent` then names them, and the page says so.
-Predictions and questions stay on disk: `items` reads the few that are shown.
+In: `results/<study>/` (compare/, cards, training logs, routing, maps). Out: tidy frames with accuracies in 0..1. Files that only
+some studies have may be absent: `Results.absent` then names them, and the page says so. Predictions and questions stay on disk:
+`item_browser` reads the few that are shown.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mtkv.config.study import Study
 
 MACRO = "macro"
-MATRIX_ARMS = 30  # so many the page and results.json show against each other; of more only those that are named
+MATRIX_ARMS = 30  # arms shown against each other in the page and results.json; of more, only the named ones
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Results:
     """Everything a report shows. `seed_scores` has arm, dataset (or "macro"), seed, accuracy, n; cards are keyed by folder.
 
     `extends` maps an arm to the arm it is made from, `changes` to what it changes there (`kv.loss.layers: all → first`), `kv` to the
-    settings of its KV loss. `examples` maps a map's name to the alignment of one row. `matrix` is empty in old studies.
+    settings of its KV loss. `examples` maps a map's name to the alignment of one row. `matrix` is empty in studies from before it existed.
     `latents` is None without latent tokens.
     """
 
@@ -64,7 +64,7 @@ class Results:
 
     @property
     def alpha(self) -> float:
-        """Adjusted p values below this count as clear."""
+        """Adjusted p values below this count as significant."""
         return 1 - self.confidence
 
     @property
@@ -83,7 +83,7 @@ class Results:
 
     @property
     def matrix_arms(self) -> list[str]:
-        """The arms that are shown against each other: all, or of more than `MATRIX_ARMS` the baseline and those of the claims."""
+        """The arms shown against each other: all, or where there are more than `MATRIX_ARMS` the baseline and those of the claims."""
         if len(self.arms) <= MATRIX_ARMS:
             return self.arms
         claimed = self.pairs[self.pairs["family"].isin(["claim", "twin"])]
@@ -98,7 +98,7 @@ class Results:
         return self.matrix[self.matrix["arm"].isin(self.matrix_arms) & self.matrix["other"].isin(self.matrix_arms)]
 
     def runs_of(self, arm: str) -> list[int]:
-        """The seeds that `arm` is to have."""
+        """The seeds that the config gives `arm`."""
         return sorted(seed for name, seed in self.runs if name == arm)
 
     def accuracy(self, arm: str, dataset: str, seed: int) -> float | None:
@@ -174,7 +174,7 @@ def read_results(study: "Study", root: Path) -> Results:
 
 
 def reason_of(cell: dict[str, Any]) -> str:
-    """Why a cell of `Results.cell` has no number."""
+    """Why the cell of an arm and dataset has no number."""
     return retold(cell.get("reason"), cell.get("reason_parts")) or "no reason given"
 
 
@@ -207,8 +207,10 @@ def _map_of(key: str) -> str:
 
 
 def _of_maps(root: Path, kind: str, used: set[str]) -> dict[str, Path]:
-    """Map ("qwen2/ratio-ridge-1a2b3c") → its file `maps/<map>.<kind>.parquet`, of the maps that some arm uses: those of earlier
-    settings may still lie beside them."""
+    """Map ("qwen2/ratio-ridge-1a2b3c") → its file `maps/<map>.<kind>.parquet`, for the maps that some arm uses.
+
+    Files of earlier settings may lie beside them.
+    """
     paths = {name: root / f"maps/{name}.{kind}.parquet" for name in sorted(used)}
     return {name: path for name, path in paths.items() if path.is_file()}
 
@@ -220,7 +222,7 @@ def _probes(root: Path, used: set[str]) -> pd.DataFrame | None:
 
 
 def _optional(path: Path) -> pd.DataFrame:
-    """The table, or an empty one where an older study has no such file."""
+    """The table at `path`; an empty one where an older study has no such file."""
     return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
 
 

@@ -1,9 +1,8 @@
-"""The same figures as still pictures, for readers without JavaScript and for papers: plotly's traces drawn by matplotlib.
+"""Figures as still pictures, for papers and for readers without JavaScript: plotly's traces drawn by matplotlib.
 
-In: a `Figure`; out: SVG text and PDF bytes of one view, the same bytes every time. Only the trace kinds the report uses are known: `KINDS`.
-
-Lengths are points. matplotlib's layout engines and ligatures (a second font in each PDF) would take more time than the drawing: margins
-follow from the widths of names, and ligatures are off. Settings of the user (matplotlibrc) are neither read nor changed.
+In: a `Figure`; out: SVG text and PDF bytes of one view, the same bytes every time. Only the trace kinds that the report uses are
+known (`DRAWERS`). Lengths are points. matplotlib's layout engines and ligatures (a second font in each PDF) would take more time than
+the drawing: margins follow from the widths of names, and ligatures are off. The user's matplotlibrc is neither read nor changed.
 """
 
 import html
@@ -33,14 +32,18 @@ from matplotlib.ticker import MultipleLocator
 from mtkv.report.figures.figure import Figure, Trace
 
 INK, FRAME, GRID, ZERO, WHISKER = "#1A1D21", "#8A8F98", "#E3E6EA", "#6B7078", "#22262B"
-SIZE = 9.0  # of the font
-LINE, GAP, TICK = 1.2 * SIZE, 3.0, 7.0  # a line of text; a mark of an axis and the space before its text
-WIDTH, POINTS = 756.0, 0.75  # of a picture; per pixel of the page
-HANDLE, COLUMNS = 22.0, 6  # of the legend
+SIZE = 9.0  # font size
+LINE, GAP, TICK = (
+    1.2 * SIZE,
+    3.0,
+    7.0,
+)  # height of a line of text; gap; length of a tick and of the space before its label
+WIDTH, POINTS = 756.0, 0.75  # width of a picture; points per pixel of the page
+HANDLE, COLUMNS = 22.0, 6  # legend: length of a line sample, most columns
 RINGS = (20, 40, 60, 80, 100)
 DASHES: dict[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}
 SYMBOLS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x": "X", "cross": "P", "star": "*"}
-FONT = "DejaVu Sans"  # comes with matplotlib
+FONT = "DejaVu Sans"  # part of matplotlib
 CHINESE = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC"),
     *("WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei", "SimHei"),
@@ -55,28 +58,28 @@ class Picture(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A pair of axes and what stands on it; `names` of "x" and "y" are the labels of 0, 1, 2, …, none where an axis has numbers."""
+    """A pair of axes and its traces; `names` of "x" and "y" are the labels at 0, 1, 2, …, empty for an axis of numbers."""
 
     axes: Axes
     traces: list[Trace]
     names: dict[str, list[str]]
 
     def places(self, trace: Trace, axis: str) -> np.ndarray:
-        """Where the values or names of a trace stand along an axis, NaN for an unknown value."""
+        """Positions of a trace's values or names along an axis; NaN for an unknown value."""
         names = self.names[axis]
         return _numbers(names.index(plain(value)) if isinstance(value, str) else value for value in trace[axis])
 
 
 @cache
 def fonts() -> list[str]:
-    """Families for a text with Chinese letters: DejaVu has none, so that they are those of the first of `CHINESE` on this machine."""
+    """Font families for a text with Chinese letters, which DejaVu lacks: the first of `CHINESE` that this machine has is added."""
     known = {font.name for font in fontManager.ttflist}
     return [FONT, *[name for name in CHINESE if name in known][:1], "sans-serif"]
 
 
 @cache
 def settings() -> Any:
-    """Settings for matplotlib: its own, and those of the pictures."""
+    """rcParams for the pictures: matplotlib's defaults with our own on top."""
     own: Any = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
     own |= {"font.family": ["sans-serif"], "font.sans-serif": [FONT], "font.size": SIZE, "text.parse_math": False}
     own |= {"svg.fonttype": "none", "svg.hashsalt": "mtkv"}  # text stays text
@@ -122,7 +125,7 @@ def _numbers(values: Iterable[Any]) -> np.ndarray:
 
 
 def _widest(texts: Iterable[str]) -> float:
-    """Points that the widest line of the texts takes."""
+    """Width in points of the widest line of the texts."""
     return max((_width(line) for text in texts for line in text.split("\n")), default=0.0)
 
 
@@ -133,9 +136,9 @@ def _width(line: str) -> float:
 
 
 def _legend(canvas: Canvas, traces: list[Trace]) -> float:
-    """Draws the legend at the bottom, row by row, where two names or more have an entry; returns the height it takes.
+    """Draw the legend at the bottom, if it has two names or more; return its height in points.
 
-    Bars that stand side by side and lines have an entry; dots of seeds, whiskers, maps and numbers have none.
+    Grouped bars and lines have an entry; dots of seeds, whiskers, heatmaps and numbers have none.
     """
     entries: dict[str, Patch | Line2D] = {}
     for trace in traces:
@@ -155,9 +158,9 @@ def _legend(canvas: Canvas, traces: list[Trace]) -> float:
 
 
 def _draw_panels(canvas: Canvas, traces: list[Trace], layout: dict[str, Any], below: float) -> None:
-    """The panels below each other where they have different y axes, else beside each other.
+    """The panels below each other where their y axes differ, else side by side.
 
-    The column of numbers beside a forest plot is in the figure's table.
+    The column of numbers beside a forest plot is not drawn: it is in the figure's table.
     """
     panels = sorted({_panel(trace) for trace in traces if trace.get("xaxis") != "x2" or trace["type"] == "bar"})
     stacked, height = len({y for _, y in panels}) > 1, canvas.get_figheight() * 72
@@ -177,7 +180,7 @@ def _panel(trace: Trace) -> tuple[str, str]:
 def _draw_panel(
     canvas: Canvas, traces: list[Trace], layouts: list[dict[str, Any]], box: tuple[float, float, float, float]
 ) -> None:
-    """One panel inside `box` (left, bottom, right, top), between the margins that its labels need."""
+    """One panel inside `box` (left, bottom, right, top, in points), with margins as wide as its labels."""
     names = {
         axis: list(dict.fromkeys(plain(one) for trace in traces for one in trace[axis] if isinstance(one, str)))
         for axis in "xy"
@@ -259,7 +262,7 @@ def _slot(panel: Panel, trace: Trace) -> tuple[float, float]:
 
 
 def _whiskers(trace: Trace, axis: str) -> np.ndarray:
-    """Lengths of both halves of every whisker."""
+    """[2, points]: lengths of the lower and the upper half of every whisker."""
     return np.stack([_numbers(trace[f"error_{axis}"][name]) for name in ("arrayminus", "array")])
 
 
@@ -297,7 +300,7 @@ def _heatmap(panel: Panel, trace: Trace) -> None:
 
 
 def _cell_text(trace: Trace, i: int, j: int) -> str:
-    """What plotly writes into a cell by `texttemplate`: the cell's text, its number, or nothing."""
+    """What plotly would write into a cell by `texttemplate`: the cell's text, its number, or nothing."""
     template = trace.get("texttemplate", "")
     if "%{text}" in template:
         return plain(trace["text"][i][j])
@@ -306,7 +309,7 @@ def _cell_text(trace: Trace, i: int, j: int) -> str:
 
 
 def _waterfall(panel: Panel, trace: Trace) -> None:
-    """A step starts where the last one ended; the bar after the last is the total."""
+    """Each bar starts where the last one ended; the final bar is the total."""
     steps = [value for value in trace["y"] if value is not None]
     ends = np.cumsum([0.0, *steps])
     bases, heights = np.append(ends[:-1], 0.0), np.append(steps, ends[-1])

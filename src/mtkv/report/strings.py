@@ -26,7 +26,7 @@ PHRASES: dict[str, str] = (
 
 
 class Words(str):
-    """English text that knows its Chinese; adding texts adds both."""
+    """English text that carries its Chinese along; adding two texts adds both languages."""
 
     chinese: str
 
@@ -42,11 +42,11 @@ class Words(str):
         return Words(str(other) + str(self), chinese(other) + self.chinese)
 
     def mapped(self, change: Callable[[str], str]) -> "Words":
-        """Both languages changed in the same way."""
+        """`change` applied to both languages."""
         return Words(change(str(self)), change(self.chinese))
 
     def strip(self, chars: str | None = None, /) -> "Words":
-        """Both languages without spaces (or `chars`) at their ends."""
+        """Both languages without blanks (or `chars`) at their ends."""
         return self.mapped(lambda text: text.strip(chars))
 
 

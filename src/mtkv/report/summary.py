@@ -32,7 +32,7 @@ CARD_FACTS = (
 
 
 def results_json(results: Results) -> dict[str, Any]:
-    """Everything a program may want to read, without NaN: unknown numbers are null."""
+    """Every number of the report as JSON-able values; unknown numbers are null, never NaN."""
     costs = arm_costs(results)
     return {
         "schema": SCHEMA,

@@ -1,4 +1,4 @@
-"""The headline table (arms × datasets and macro average) and the other tables, and all of them as CSV, Markdown and LaTeX.
+"""The tables of the report, the headline (arms × datasets and macro average) first, and their form as CSV, Markdown and LaTeX.
 
 In: `Results`; out: rows of text. Accuracies are percentages with one decimal; a missing cell says so and is never averaged over.
 """
@@ -83,7 +83,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A plain table of text."""
+    """A table of text, ready to be written in any format."""
 
     id: str
     header: list[str]
@@ -91,7 +91,7 @@ class Table:
 
 
 def headline(results: Results) -> list[Row]:
-    """The headline table, the baseline first, then the arms in the study's order."""
+    """The rows of the headline table: the baseline first, then the arms in the study's order."""
     arms = sorted(results.arms, key=lambda arm: arm != results.baseline)
     return [
         Row(
@@ -216,7 +216,7 @@ def _pair_row(results: Results, pair: dict[Any, Any]) -> list[str]:
 
 
 def matrix_csv(results: Results) -> Iterator[bytes]:
-    """CSV of every arm against every other, whether the page shows the pair or not, part by part: pairs may be millions."""
+    """CSV of every arm against every other, whether shown on the page or not; in parts, for there may be millions of pairs."""
     yield as_csv(MATRIX_HEADER, []).encode()
     for start in range(0, len(results.matrix), 100_000):
         part = results.matrix.iloc[start : start + 100_000].astype(
@@ -292,7 +292,7 @@ def _word(value: Any) -> str:
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """CSV with plain minus signs; what is unknown is empty. `Verbatim` text stays as it is to the last character."""
+    """CSV with plain minus signs; unknown values are empty. `Verbatim` text is kept to the last character."""
     return "".join(",".join(map(_csv, row)) + "\n" for row in [header, *rows])
 
 

@@ -16,7 +16,7 @@ LAYERS = ("all", "first", "middle", "last")
 
 
 def ablation_figures(results: Results) -> list[Figure]:
-    """The figures whose arms exist."""
+    """The forest plot and the heatmap, where the study has arms for them."""
     pairs = list(results.extends.items())
     if not pairs:
         return []
@@ -43,9 +43,9 @@ def steps(results: Results, pairs: list[tuple[str, str]]) -> Figure:
 
 
 def families(results: Results) -> dict[str, dict[tuple[str, str], str]]:
-    """Parent → {(layers, kinds): arm} of the arms that change only which layers or kinds its KV loss supervises.
+    """Parent → {(layers, kinds): arm} of the arms that differ from it only in which layers or kinds the KV loss supervises.
 
-    The parent is in its own family; families of one arm are no comparison and are left out.
+    The parent is in its own family; families of one arm compare nothing and are left out.
     """
     found: dict[str, dict[tuple[str, str], str]] = {}
     for arm, parent in results.extends.items():
@@ -65,7 +65,7 @@ def _place(results: Results, arm: str) -> tuple[str, str]:
 
 
 def layers_and_kinds(results: Results) -> Figure | None:
-    """Heatmap layer range × {K, V, K + V}, one view per family and dataset-independent: the macro Δ from the baseline."""
+    """Heatmap layer range × {K, V, K + V} of the macro Δ from the study's baseline, one view per family."""
     groups = families(results)
     if not groups:
         return None

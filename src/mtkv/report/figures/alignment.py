@@ -1,7 +1,7 @@
 """How well teachers line up with the student: sync coverage, the layer map, one row's tokens, and the probe of the fitted maps.
 
 In: the cards of the stage `maps` (`result.coverage`, `result.layer_map`), and the probe table and the example row of each map
-(method.md §2–4). A map is called by its teacher, and by its align settings too where a teacher has several.
+(method.md §2–4). A map is named after its teacher, and after its align settings too where a teacher has several.
 """
 
 from typing import Any
@@ -19,13 +19,13 @@ METHOD_COLORS = {"ridge": OKABE_ITO[0], "identity": OKABE_ITO[1], "procrustes": 
 
 
 def alignment_figures(results: Results) -> list[Figure]:
-    """The figures whose data exist."""
+    """Coverage, layers, probe and tokens, as far as their data exist."""
     found = (coverage(results), layers(results), tokens(results), probe(results))
     return [figure for figure in found if figure is not None]
 
 
 def map_facts(results: Results) -> dict[str, dict[str, Any]]:
-    """Facts of the stage `maps` per map."""
+    """Map → the `result` in its card (coverage, layer map), of the stage `maps`."""
     found = {
         key.removeprefix("maps/"): card.get("result") or {}
         for key, card in results.cards.items()
@@ -35,7 +35,7 @@ def map_facts(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def _short(name: str, names: list[str]) -> str:
-    """The teacher's part of "teacher/settings" if no other map has that teacher."""
+    """The teacher's part of a name "teacher/settings" if no other map has that teacher; else the whole name."""
     teacher = name.split("/")[0]
     return teacher if sum(other.split("/")[0] == teacher for other in names) == 1 else name
 

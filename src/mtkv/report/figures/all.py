@@ -31,5 +31,5 @@ OPTIONAL_SECTIONS = {"latents"}  # left out where there is nothing to show
 
 
 def all_figures(results: Results) -> list[Figure]:
-    """Every figure whose data exist."""
+    """The figures of all modules whose data exist."""
     return [figure for build in BUILDERS for figure in build(results)]

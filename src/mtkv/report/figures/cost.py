@@ -1,8 +1,7 @@
 """What each arm cost: wall time, GPU-hours, peak memory, tokens per second of its training runs, and the KV it needs on disk.
 
 In: the cards of the stages arms, teachers and maps. Seconds are those of the whole stage; GPU-hours count the training alone.
-
-Forward passes per question beside accuracy: what KaVa compares methods by, for every arm whose cards tell.
+`latent_cost` sets forward passes per question beside accuracy, as KaVa compares methods; its passes are in the predictions' cards.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ Card = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measure:
-    """One quantity: its value for a run from its card, and how it is written."""
+    """One quantity of the cost figure: how to get it from a run's card, and how many digits to write."""
 
     title: str
     value: Callable[[Results, str, Card], float | None]
@@ -28,21 +27,21 @@ class Measure:
 
 
 def tokens_per_second(card: Card) -> float | None:
-    """Tokens of the training loop over its seconds."""
+    """Training tokens per second of the training loop; None where the card lacks either."""
     facts = card.get("result") or {}
     tokens, seconds = facts.get("tokens") or card.get("tokens"), facts.get("train_seconds") or card.get("wall_seconds")
     return tokens / seconds if tokens and seconds else None
 
 
 def gpu_hours(card: Card) -> float | None:
-    """Wall time on a GPU in hours; 0 for a run without one."""
+    """Wall time on a GPU in hours; 0 for a run without a GPU."""
     seconds = card.get("wall_seconds")
     used = (card.get("hardware") or {}).get("gpu") is not None or card.get("peak_gpu_memory_mb") is not None
     return None if seconds is None else seconds / 3600 * used
 
 
 def stored_megabytes(results: Results, arm: str) -> float | None:
-    """KV of the arm's teachers on disk: mapped targets where there are some, else the stores; 0 for arms without KV or read online."""
+    """MB of stored KV that an arm reads: mapped targets where they exist, else raw stores; 0 without KV or with online teachers."""
     part = results.kv.get(arm)
     if part is None:
         return 0.0
@@ -143,9 +142,9 @@ def _layout(shown: list[Measure]) -> dict[str, Any]:
 
 
 def passes_per_question(results: Results, arm: str, seed: int) -> float | None:
-    """A run's forward passes per question, one after the other, mean over the datasets; None where a dataset's are not known.
+    """Consecutive forward passes per question of a run, mean over the datasets; None where a dataset's are not known.
 
-    From the cards of the predictions; of a run that copied known answers, from those of the stage `latents`.
+    From the cards of the predictions; for a run that copied known answers, from those of the stage `latents`.
     """
     known: dict[str, float] = {}
     for key, card in results.cards.items():

@@ -4,7 +4,7 @@ A trace's `meta` says what it shows: `arm`, `seed`, `dataset` for a whole trace,
 for single entries; `by_seed` holds the per-seed values its means are made of, so that the page can average again over a
 subset of seeds. The filter in static/figures.js reads nothing else.
 
-Texts are English; `strings.say` makes those that hold facts, so that the page's switch finds the Chinese of all of them.
+Texts are English; those that hold facts are made by `strings.say`, which knows their Chinese too.
 """
 
 import html
@@ -21,7 +21,7 @@ Trace = dict[str, Any]
 
 @dataclass
 class Figure:
-    """One picture. `views` are alternatives shown one at a time (id, label): traces with that `meta.view`, or none.
+    """One figure. `views` are alternatives (id, label) shown one at a time: a trace belongs to the view in `meta.view`, or to all.
 
     The first `stills` of them become SVG files.
     """
@@ -40,7 +40,7 @@ class Figure:
     stills: int = 1
 
     def payload(self) -> dict[str, Any]:
-        """What the page's script gets."""
+        """The figure as JSON-able values, for the page's script."""
         return {
             "id": self.id,
             "title": self.title,
@@ -51,14 +51,14 @@ class Figure:
         }
 
     def texts(self) -> list[str]:
-        """Everything a reader can see of the figure: words of its own, names and numbers."""
+        """All texts of the figure that a reader can see: its words, names and numbers."""
         axes = [axis["title"]["text"] for axis in self.layout.values() if isinstance(axis, dict) and "title" in axis]
         said = [self.title, self.caption, self.view_label, *self.header, *(name for _, name in self.views), *axes]
         return said + [text for trace in self.traces for text in trace_texts(trace)] + list(chain(*self.rows))
 
 
 def trace_texts(trace: Trace) -> Iterator[str]:
-    """Names, labels and texts that plotly shows of a trace, with its template of the hover label."""
+    """The texts that plotly shows of a trace: names, labels and the template of the hover label."""
     own = ("hovertemplate",) if trace["type"] == "heatmap" else ("name", "hovertemplate")
     yield from (trace[name] for name in own if name in trace)
     for name in ("x", "y", "theta", "text"):
@@ -81,13 +81,13 @@ def base_layout(height: int) -> dict[str, Any]:
 
 
 class Verbatim(str):
-    """What a person or a model wrote (a question, an answer, a token): tables quote it, and read nothing of it as a number."""
+    """Text that a person or a model wrote (a question, an answer, a token): tables quote it as it is and never read it as a number."""
 
     verbatim = True
 
 
 def label(text: object) -> str:
-    """`text` as plotly must get it: plotly reads a little HTML in names, so markup is escaped."""
+    """`text` escaped for plotly, which reads a little HTML in names."""
     if isinstance(text, Words):
         return text.mapped(lambda one: html.escape(one, quote=False))
     return html.escape(str(text), quote=False)
@@ -115,12 +115,12 @@ def percent(value: Any) -> float | None:
 
 
 def by_seed(value: str, seeds: Mapping[int, list[Any]], band: bool = False) -> dict[str, Any]:
-    """`meta.by_seed`: the trace's attribute `value` is the mean over these per-seed lists; `band` draws their range too."""
+    """`meta.by_seed`: the trace's attribute `value` is the mean over these per-seed lists; with `band` their range is drawn too."""
     return {"value": value, "seeds": {str(seed): values for seed, values in seeds.items()}, "band": band}
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of what is known, None when nothing is."""
+    """Mean of the known values, None when there are none."""
     known = [value for value in values if value is not None]
     return number(math.fsum(known) / len(known), 8) if known else None
 

@@ -1,12 +1,8 @@
 """Whether a study's latent tokens hold anything: accuracy without them, what they say, what they were taught, and what they cost.
 
-In: `Results.latents` and the cards of the predictions. Nothing is drawn for a study without latent tokens.
-
-Where in the chain of thought the tokens stand whose KV teaches each latent: what the selector kept.
-
-In: the stage's table `kept` (teacher, layer, slot, tenth, count, place, rows, heads, chain_tokens, short) of every run.
-
-What each latent says through the lm head: its likeliest token per dataset, and in the table the next ones and single questions.
+In: `Results.latents` (tables `accuracy`, `kept`, `decoded` of the stage `latents`) and the cards of the predictions. Out: `Figure`s,
+none for a study without latent tokens: accuracy under each intervention; where in the chain of thought the selector kept the tokens
+whose KV teaches each latent; each latent's likeliest tokens through the lm head; forward passes beside accuracy (`cost.latent_cost`).
 """
 
 from typing import Any
@@ -25,7 +21,7 @@ TENTHS = [f"{tenth * 10}–{tenth * 10 + 10} %" for tenth in range(10)]
 
 
 def kept_places(results: Results, latents: Latents) -> Figure | None:
-    """Heatmap latent × tenth of the chain, one view per arm and teacher: where the tokens stand whose KV teaches each latent."""
+    """Heatmap latent × tenth of the chain, one view per arm and teacher: where the teacher tokens stand whose KV teaches each latent."""
     if latents.kept.empty:
         return None
     grouped: Any = latents.kept.groupby(["arm", "teacher"], sort=False)
@@ -161,7 +157,7 @@ def decoded_tokens(results: Results, latents: Latents) -> Figure | None:
 
 
 def shown(token: str) -> str:
-    """A token with its blanks visible; of a long one the beginning."""
+    """A token with its blanks made visible, cut to `LONGEST` letters."""
     visible = token.translate(SHOWN_LETTERS)
     return visible if len(visible) <= LONGEST else visible[: LONGEST - 1] + "…"
 
@@ -203,8 +199,9 @@ def _map(arm: str, seed: int, part: pd.DataFrame, names: list[str], tokens: int)
 
 
 def _rows(arm: str, seed: int, part: pd.DataFrame) -> list[list[str]]:
-    """Per dataset, one row for each latent with its tokens over all questions, then one for each single question with the likeliest
-    token of every latent."""
+    """Per dataset one row for each latent, with its tokens over all questions; then one for each single question, with every latent's
+    likeliest token.
+    """
     run, rows = [arm, str(seed)], []
     of_all = part[part["item"].isna()].sort_values(["slot", "rank"])
     single = part[part["item"].notna() & (part["rank"] == 1)].sort_values("slot")
@@ -219,7 +216,7 @@ def _rows(arm: str, seed: int, part: pd.DataFrame) -> list[list[str]]:
 
 
 def _said(tokens: pd.DataFrame) -> str:
-    """Tokens with their probability in percent."""
+    """Tokens, each with its probability in percent."""
     pairs = zip(tokens["shown"], tokens["probability"], strict=True)
     return Verbatim(", ".join(f"{token} {text(percent(probability), 0)}" for token, probability in pairs))
 
@@ -235,7 +232,7 @@ COLORS = dict(zip(TITLES, (OKABE_ITO[0], OKABE_ITO[1], OKABE_ITO[4], OKABE_ITO[5
 
 
 def latent_figures(results: Results) -> list[Figure]:
-    """The figures whose data exist."""
+    """The figures whose data exist; none without latent tokens."""
     if results.latents is None:
         return []
     found = [build(results, results.latents) for build in (interventions, decoded_tokens, kept_places, latent_cost)]

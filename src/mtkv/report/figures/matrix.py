@@ -1,4 +1,4 @@
-"""Every arm against every other: who wins, who loses, what stays open; and which runs there are at all.
+"""Every arm against every other: who wins, who loses, what stays undecided; and which runs there are at all.
 
 In: matrix.parquet (arm, other, dataset, delta, p_holm, outcome) and the items; out: `Figure`s. Both are heatmaps with words in
 their cells, so that nothing depends on colour.
@@ -21,7 +21,7 @@ AXES: dict[str, Any] = {
 
 
 def matrix_figures(results: Results) -> list[Figure]:
-    """The matrix, where the study has one, and the runs."""
+    """The matrix, where the study has one, and the heatmap of its runs."""
     return [*([duels(results)] if len(results.matrix) else []), runs(results)]
 
 

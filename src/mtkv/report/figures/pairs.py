@@ -1,12 +1,8 @@
-"""Forest plots: paired differences with their intervals, Holm's p and what could have been seen; one view per dataset.
+"""Paired differences as pictures: forest plots, and a waterfall whose bars add up to the macro Δ from the baseline.
 
-In: `Results` and the pairs to draw. Out: a `Figure` in percentage points. Filled marks are clear differences, hollow ones are not;
-beside each stands its p and, where nothing is decided, the smallest detectable difference.
-
-Differences from the baseline as pictures: a waterfall whose bars add up to the macro Δ, and a forest plot.
-
-In: `Results`; out: `Figure`s in percentage points. The macro Δ is the mean of the datasets' Δ, so dataset d contributes Δ_d / D
-and the D bars sum to it exactly.
+In: `Results` and the pairs to draw. Out: `Figure`s in percentage points. In a forest plot filled marks are clear differences, hollow
+ones are not; beside each stands its p and, where nothing is decided, the smallest detectable difference. The macro Δ is the mean of
+the datasets' Δ, so dataset d contributes Δ_d / D and the D bars of the waterfall sum to it exactly.
 """
 
 from typing import Any
@@ -21,12 +17,12 @@ TOTAL = "total"
 
 
 def pair_figures(results: Results) -> list[Figure]:
-    """Waterfall and forest plot."""
+    """The waterfall and the forest plot against the baseline."""
     return [waterfall(results), forest(results)]
 
 
 def waterfall(results: Results) -> Figure:
-    """One view per arm: the datasets' shares of the macro Δ and their sum."""
+    """One view per arm: each dataset's share of the macro Δ, and their sum."""
     arms = [arm for arm in _first(results) if _contributions(results, arm) is not None]
     traces, rows = [], []
     for arm in arms:
@@ -63,7 +59,7 @@ def waterfall(results: Results) -> Figure:
 
 
 def _contributions(results: Results, arm: str) -> list[float] | None:
-    """Δ_d / D per dataset in points, or None when a dataset has no Δ."""
+    """Δ_d / D per dataset in points, or None when any dataset has no Δ."""
     deltas = [percent((results.pair(arm, name) or {}).get("delta")) for name in results.datasets]
     return None if None in deltas else [delta / len(deltas) for delta in deltas if delta is not None]
 
@@ -113,7 +109,7 @@ def forest(results: Results) -> Figure:
 
 
 def _first(results: Results) -> list[str]:
-    """Arms with the one that most claims are about in front: named before the scores were known."""
+    """All arms but the baseline; first the one that most claims are about, a choice that no score enters."""
     counts = results.claims["arm"].value_counts().to_dict() if len(results.claims) else {}
     return sorted((a for a in results.arms if a != results.baseline), key=lambda arm: -counts.get(arm, 0))
 
@@ -135,7 +131,7 @@ Pairs = list[tuple[str, str]]
 
 
 def forest_figure(results: Results, id: str, section: str, title: str, caption: str, pairs: Pairs) -> Figure:
-    """Forest plot of (arm, other) `pairs`, the macro average first."""
+    """Forest plot of (arm, other) `pairs`, one view per dataset, the macro average first."""
     names = [MACRO, *results.datasets]
     against = {other for _, other in pairs}
     traces = [trace for name in names for trace in _traces(results, pairs, name, len(against) > 1)]
@@ -169,7 +165,7 @@ def forest_figure(results: Results, id: str, section: str, title: str, caption: 
 
 
 def significance_note(results: Results, pairs: Pairs) -> str:
-    """Which macro differences are clear, which are not, and which are not there."""
+    """Sentences for the caption: which macro differences are clear, and which are missing."""
     found = {(arm, other): results.pair(arm, MACRO, other) for arm, other in pairs}
     sure = [
         say("{arm} ({outcome})", arm=arm, outcome=outcome(pair, results.alpha))

@@ -21,7 +21,7 @@ CELL_TEXT = {"color": "#111111"}
 
 @dataclass(frozen=True)
 class ArmStyle:
-    """How one arm, teacher or dataset is drawn everywhere."""
+    """Colour, dash and symbol of one arm, teacher or dataset, the same in every figure."""
 
     color: str
     dash: str
@@ -29,7 +29,7 @@ class ArmStyle:
 
 
 def style(position: int, colors: tuple[str, ...] = OKABE_ITO) -> ArmStyle:
-    """The style of the `position`-th thing; dash and symbol change when the colours start again."""
+    """The style of number `position`; dash and symbol change when the colours start again."""
     turn = position // len(colors)
     return ArmStyle(
         colors[position % len(colors)], DASHES[turn % len(DASHES)], SYMBOLS[(position + turn) % len(SYMBOLS)]

@@ -21,7 +21,7 @@ HEATMAP_AXES: dict[str, Any] = {
 
 
 def routing_figures(results: Results) -> list[Figure]:
-    """The four figures, as far as their data exist."""
+    """Weights over steps, entropy, weights by dataset and by layer, as far as their data exist."""
     found = (over_steps(results), entropy(results), by_dataset(results), by_layer(results))
     return [figure for figure in found if figure is not None]
 
@@ -67,7 +67,7 @@ def _teachers(results: Results) -> list[str]:
 
 
 def _term_line(results: Results, arm: str, term: str, style: ArmStyle, name: str) -> Trace | None:
-    """A logged term of the training rows, or of the validation rows where only these have it."""
+    """A logged term over the steps as a line: of the training rows, or of the validation rows where only these have it."""
     for split in ("train", "val"):
         if (arm, term, split) in logged(results):
             line = run_line(logged(results)[arm, term, split], arm, split, style)

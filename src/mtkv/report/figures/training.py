@@ -1,12 +1,9 @@
-"""Training as pictures: every logged term over the steps, and the KV loss above the validation cross-entropy it should help.
+"""Training as pictures: every logged term over the steps, and whether learning the teachers' KV went with learning the task.
 
-In: the long frames of `arms/*/seed*/training.parquet`. Lines are means over seeds, bands their range. Of a long log every k-th
-point is kept, first and last always, so that all lines together stay below `MAX_NUMBERS`. A run that was resumed says where in
-its card (`result.resumed_at`, steps).
-
-Whether learning the teachers' KV went with learning the task: final KV loss beside task accuracy, and validation minus training.
-
-In: the training logs and the accuracies of every run. Out: `Figure`s. A point or a line is a run or the mean of an arm's runs.
+In: the long frames of `arms/*/seed*/training.parquet` and the accuracies of every run. Out: `Figure`s: curves per term; KV loss above
+the validation cross-entropy it should help; final KV loss beside task accuracy; validation minus training. Lines are means over
+seeds, bands their range. Of a long log every k-th point is kept, first and last always, so that all lines together stay below
+`MAX_NUMBERS`. A run that was resumed says where in its card (`result.resumed_at`, steps).
 """
 
 from typing import Any
@@ -22,7 +19,7 @@ MAX_POINTS = 120
 MIN_POINTS = 15
 MAX_NUMBERS = 150_000
 KV_TERMS = ("key", "value")
-# What a reader wants first; other terms follow in alphabetical order.
+# Shown first; other terms follow in alphabetical order.
 TERM_ORDER = (
     "ce", "loss", "key", "value", "cosine", "entropy", "share.ce", "share.key", "share.value", "share.cosine", "learning_rate", "grad_norm"
 )  # fmt: skip
@@ -39,14 +36,14 @@ def training_figures(results: Results) -> list[Figure]:
 
 
 def logged(results: Results) -> dict[Key, pd.DataFrame]:
-    """(arm, term, split) → its rows of the training logs, thinned together."""
+    """`by_line` of the study's training logs, made once."""
     if "_logged" not in results.__dict__:
         results.__dict__["_logged"] = by_line(results.training)
     return results.__dict__["_logged"]
 
 
 def by_line(frame: pd.DataFrame) -> dict[Key, pd.DataFrame]:
-    """(arm, term, split) → step × seed, thinned so that all lines together have about `MAX_NUMBERS` numbers."""
+    """(arm, term, split) → table step × seed, thinned so that all lines together have about `MAX_NUMBERS` numbers."""
     wide = frame.pivot_table(index=["arm", "term", "split", "step"], columns="seed", values="value", aggfunc="last")
     found: dict[Key, pd.DataFrame] = {}
     for (arm, term, split), part in wide.groupby(level=[0, 1, 2]):  # type: ignore[misc]
@@ -140,7 +137,7 @@ def kv_sums(frame: pd.DataFrame, split: str) -> pd.DataFrame:
 
 
 def run_line(wide: pd.DataFrame, arm: str, split: str, style: ArmStyle) -> Trace:
-    """The mean over seeds of step × seed as a line that carries its seeds."""
+    """The mean over seeds of a table step × seed, as a line that carries the seeds for the page's filter."""
     seeds: dict[int, list[Any]] = {int(s): [number(v, 5) for v in wide[s]] for s in wide.columns}
     return {
         "type": "scatter",
@@ -189,7 +186,7 @@ def thin(count: int, points: int) -> list[int]:
 
 
 def ends(line: Trace) -> list[str]:
-    """First and last known value as text."""
+    """First and last known value of a line, as text."""
     known = [value for value in line["y"] if value is not None]
     return [text(known[0], 4), text(known[-1], 4)] if known else ["—", "—"]
 
@@ -198,7 +195,7 @@ GAP_TERMS = ("ce", "key", "value", "cosine", "loss")
 
 
 def learning_figures(results: Results) -> list[Figure]:
-    """The figures whose data exist."""
+    """KV loss beside accuracy, and validation minus training, where their data exist."""
     if results.training.empty:
         return []
     return [figure for figure in (kv_and_accuracy(results), gap(results)) if figure is not None]
@@ -318,7 +315,7 @@ def gap(results: Results) -> Figure | None:
 
 
 def gaps(frame: pd.DataFrame) -> pd.DataFrame:
-    """arm, seed, term, step, value: each validation value minus the training value logged last at or before its step."""
+    """arm, seed, term, step, value: each validation value minus the last training value logged at or before its step."""
     keys = ["arm", "seed", "term"]
     sides = {split: frame[frame["split"] == split].sort_values("step") for split in ("val", "train")}
     joined = pd.merge_asof(sides["val"], sides["train"], on="step", by=keys, suffixes=("", "_train")).dropna(
