@@ -18,12 +18,14 @@ from mtkv.align.layers import stored_layers
 from mtkv.config.arms import TrainingConfig
 from mtkv.config.kv import AlignConfig, KVConfig
 from mtkv.config.models import ModelConfig
+from mtkv.distill.teacher_kv import TeacherFiles
 from mtkv.kv.extract import extract_shard
 from mtkv.kv.store import write_index
 from mtkv.models.load import model_layers
 from mtkv.provenance.files import read_json, write_json, write_parquet
 from mtkv.stages.fit_map import calibrate_map
-from mtkv.stages.train import TeacherFiles, train_arm
+from mtkv.stages.train import train_arm
+from mtkv.stages.training_run import TrainingRun
 
 COUNTS = {"train": 200, "val": 24, "calibration": 48}
 LONGEST = 700  # characters; longer rows are left out
@@ -126,18 +128,19 @@ def main(
     for name in arm:
         folder = output / "arms" / name
         if not (folder / "training.parquet").exists():
-            train_arm(
-                base,
-                training,
-                kvs[name],
-                SEED,
-                paths["train"],
-                paths["val"],
-                files if kvs[name] else [],
-                folder / "model",
-                folder / "training.parquet",
-                folder / "routing.parquet",
+            run = TrainingRun(
+                student=base,
+                training=training,
+                kv=kvs[name],
+                seed=SEED,
+                train_rows=paths["train"],
+                validation_rows=paths["val"],
+                teachers=files if kvs[name] else [],
+                model_folder=folder / "model",
+                log_path=folder / "training.parquet",
+                routing_path=folder / "routing.parquet",
             )
+            train_arm(run)
         log = pd.read_parquet(folder / "training.parquet")
         held = (
             log[log["split"] == "val"]

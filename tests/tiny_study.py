@@ -1,6 +1,7 @@
 """Rows, tiny models in folders, stores, maps and arms: the stages of a study without Snakemake, for tests."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,17 +9,20 @@ import torch
 import transformers
 from conftest import ARCHITECTURES, ENCODERS
 from safetensors.torch import load_file
+from snakemake.io import Namedlist
 from tokenizers_for_tests import byte_level_bpe, unigram, wordpiece
 
 from mtkv.config.arms import TrainingConfig
 from mtkv.config.kv import AlignConfig, KVConfig
 from mtkv.config.models import ModelConfig
+from mtkv.distill.teacher_kv import TeacherFiles
 from mtkv.kv.extract import extract_shard
 from mtkv.kv.store import write_index
 from mtkv.provenance.files import write_parquet
 from mtkv.stages.fit_map import calibrate_map
 from mtkv.stages.project_targets import write_targets
-from mtkv.stages.train import TeacherFiles, train_arm
+from mtkv.stages.train import train_arm
+from mtkv.stages.training_run import TrainingRun
 
 STEPS = 6
 TRAINING = TrainingConfig.model_validate(
@@ -139,25 +143,34 @@ class TinyStudy:
             for name in ([] if kv.own else kv.teachers)
         ]
 
-    def train(
-        self, name: str, kv: KVConfig | None = None, seed: int = 42, tier: str = "raw", training=TRAINING, **more
-    ):
-        """Train one arm; returns its folder and the facts for the card."""
+    def train(self, name: str, kv: KVConfig | None = None, tier: str = "raw", keeping=None, layout=None, **more):
+        """Train one arm; returns its folder and the facts for the card. `more` as `run` takes it."""
         output = self.folder / "arms" / name
-        facts = train_arm(
-            self.models["student"],
-            training,
-            kv,
-            seed,
-            self.paths["train"],
-            self.paths["val"],
-            self.teachers(kv, tier) if kv else [],
-            model_folder=output / "model",
-            log_path=output / "training.parquet",
-            routing_path=output / "routing.parquet",
-            **more,
-        )
-        return output, facts
+        return output, train_arm(self.run(output, kv, tier, **more), keeping, layout)
+
+    def run(self, output: Path, kv: KVConfig | None = None, tier: str = "raw", **more) -> TrainingRun:
+        """Of an arm whose results go to `output`; `more` are other fields than those of this study."""
+        given = {
+            "student": self.models["student"],
+            "training": TRAINING,
+            "seed": 42,
+            "train_rows": self.paths["train"],
+            "validation_rows": self.paths["val"],
+            "teachers": self.teachers(kv, tier) if kv else [],
+            "model_folder": output / "model",
+            "log_path": output / "training.parquet",
+            "routing_path": output / "routing.parquet",
+        }
+        return TrainingRun(**given | {"kv": kv} | more)
+
+
+def job(**parts) -> SimpleNamespace:
+    """A stand-in for the `snakemake` object of a script: of each part a mapping or a list, as Snakemake's own class holds it."""
+    names = ("params", "wildcards", "input", "output", "log", "resources")
+    given = {name: parts.get(name, {}) for name in names}
+    return SimpleNamespace(
+        **{name: Namedlist(**({"fromdict": x} if isinstance(x, dict) else {"toclone": x})) for name, x in given.items()}
+    )
 
 
 def kv(**changes) -> KVConfig:

@@ -17,7 +17,7 @@ from forked import Forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from tiny_study import TRAINING, TinyStudy, kv, same, weights
+from tiny_study import TRAINING, TinyStudy, job, kv, same, weights
 from tokenizers_for_tests import byte_level_bpe
 
 from mtkv.align.closed_form_maps import KVMap
@@ -31,13 +31,14 @@ from mtkv.distill.dataset_on_disk import CHANGES, PARTNERS, Spool, StreamedRows
 from mtkv.distill.teacher_kv import open_sources
 from mtkv.models.load import load_tokenizer
 from mtkv.provenance.files import write_parquet
-from mtkv.stages import train
+from mtkv.stages import train, train_worker
 from mtkv.training import launcher as launch
 from mtkv.training import resume
 from mtkv.training.checkpointing import CheckpointPolicy
 from mtkv.training.data_parallel import collate_share
-from mtkv.training.training_run import JobFiles, Named
+from mtkv.training.world_layout import WorldLayout
 
+ON_DISK = WorldLayout(stream=True)
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
 SHORT = TRAINING.model_copy(update={"steps": 4, "eval_steps": 3, "eval_rows": 4, "logging_steps": 3})
 ARMS = {
@@ -169,7 +170,7 @@ def test_a_training_gives_the_same_model_log_and_facts(study, arm):
     fusion = {} if ARMS[arm] is None else {"fusion": {"strategy": "learnable"}}
     config = ARMS[arm] and ARMS[arm].model_validate(ARMS[arm].model_dump() | fusion)
     memory, facts = study.train(f"{arm}-memory", config)
-    disk, same_facts = study.train(f"{arm}-disk", config, stream=True)
+    disk, same_facts = study.train(f"{arm}-disk", config, layout=ON_DISK)
     assert same(weights(memory), weights(disk))
     assert same_tables(memory, disk)
     assert facts | {"train_seconds": 0} == same_facts | {"train_seconds": 0}
@@ -190,7 +191,9 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_model(study, tmp_path):
 
     def start():
         with Checkpoint(tmp_path, {"stage": "arms"}, {"study": "tiny", "stage": "arms"}) as checkpoint:
-            return study.train("cut", arm, training=SHORT, keeping=CheckpointPolicy(checkpoint, steps=1), stream=True)
+            return study.train(
+                "cut", arm, training=SHORT, keeping=CheckpointPolicy(checkpoint, steps=1), layout=ON_DISK
+            )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resume.Pace, "on_step_begin", cut_off, raising=False)
@@ -205,7 +208,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_model(study, tmp_path):
 
 def test_arms_that_keep_their_rows_in_memory_are_refused(study):
     with pytest.raises(NotImplementedError, match=r"online .* resources.train.stream false"):
-        study.train("online", kv(), tier="online", stream=True)
+        study.train("online", kv(), tier="online", layout=ON_DISK)
 
 
 # How it is asked for
@@ -217,27 +220,15 @@ def launched(study, folder, monkeypatch, **asked):
         monkeypatch.setattr(train, "of_styles", None)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(launch, "start", lambda command, variables: Forked(command, variables, folder / "words.txt"))
-    parts = {
-        "params": {"study": "t", "code": "0", "arm": "sft"},
-        "wildcards": {"arm": "sft", "seed": "42"},
-        "resources": asked,
-    }
-    named = {name: Named(names=values) for name, values in parts.items()}
-    files = {"input": [str(study.paths["train"])], "output": [str(folder / "model")], "log": [str(folder / "log")]}
-    facts = launch.train(
-        JobFiles(**named, **{name: Named(paths) for name, paths in files.items()}),
-        student=study.models["student"],
-        training=SHORT,
-        kv=None,
-        seed=42,
-        train_rows=study.paths["train"],
-        validation_rows=study.paths["val"],
-        teachers=[],
-        model_folder=folder / "model",
-        log_path=folder / "training.parquet",
-        routing_path=folder / "routing.parquet",
+    of_study = job(
+        params={"study": "t", "code": "0", "arm": "sft"},
+        wildcards={"arm": "sft", "seed": "42"},
+        input=[str(study.paths["train"])],
+        output=[str(folder / "model")],
+        log=[str(folder / "log")],
+        resources=asked,
     )
-    return folder, facts
+    return folder, train_worker.train(of_study, study.run(folder, training=SHORT))
 
 
 def test_the_resource_reaches_one_process_and_several(study, tmp_path, monkeypatch):

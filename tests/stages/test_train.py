@@ -69,7 +69,7 @@ def test_zero_weight_trains_to_the_very_weights_of_sft_and_kv_does_not(study):
 
 
 def test_a_seed_gives_the_same_weights_again_and_another_seed_others(study):
-    first, again, other = (weights(study.train(f"s{i}", kv(), seed)[0]) for i, seed in enumerate((1, 1, 2)))
+    first, again, other = (weights(study.train(f"s{i}", kv(), seed=seed)[0]) for i, seed in enumerate((1, 1, 2)))
     assert same(first, again)
     assert not same(first, other)
 

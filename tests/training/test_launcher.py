@@ -6,13 +6,15 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from snakemake.io import Namedlist
+from tiny_study import job
 from transformers import TrainingArguments
 
 from mtkv.checkpointing.preemption import SAVED
@@ -21,9 +23,10 @@ from mtkv.config.kv import KVConfig
 from mtkv.config.models import ModelConfig
 from mtkv.config.resources import TrainResources
 from mtkv.distill.teacher_kv import TeacherFiles
+from mtkv.stages.training_run import TrainingRun, WorkerRequest
 from mtkv.training import launcher as launch
 from mtkv.training import strategies
-from mtkv.training.training_run import JobFiles, Named, Request, decoded, encoded
+from mtkv.training.checkpointing import SavedJob
 from mtkv.training.world_layout import FIRST_PORT, PORTS, Rendezvous, WorldLayout, host_names, job_port, slurm_place
 
 SLURM = {
@@ -96,9 +99,8 @@ def test_processes_are_numbered_over_all_nodes():
 def test_srun_starts_one_launcher_on_each_node_which_starts_its_processes(tmp_path, monkeypatch):
     """A stand-in for srun runs the command once for each task with SLURM's variables, as srun does."""
     spread = WorldLayout("ddp", nodes=2, processes=4)
-    job = JobFiles(*(Named() for _ in range(5)), Named(names={"strategy": "ddp", "nodes": 2, "workers": 4}))
     request = tmp_path / "request.json"
-    Request(job, "ddp", {}, tmp_path / "result.json").save(request)
+    request.write_text(json.dumps({"layout": asdict(spread)}))
     srun = tmp_path / "srun"
     srun.write_text(
         f"#!{sys.executable}\n"
@@ -124,7 +126,7 @@ def test_srun_starts_one_launcher_on_each_node_which_starts_its_processes(tmp_pa
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(launch.__file__).parents[2]}")
     monkeypatch.setattr(launch, "NODE", "stand_in_node")
-    assert launch.run(request, spread) == 0
+    assert launch.launch(request, spread) == 0
     found = [json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(4)]
     port = str(FIRST_PORT + 4711)
     assert found == [[str(r), str(r % 2), "4", "2", "localhost", port] for r in range(4)]
@@ -169,41 +171,49 @@ def test_usr1_reaches_every_process():
 
 
 def test_a_request_comes_back_as_it_was(tmp_path):
-    kv = KVConfig.model_validate(
-        {"teachers": ["a", "b"], "fusion": {"strategy": "learnable"}, "align": {"ridge": 0.1 + 0.2}}
+    """To the last digit, and with the very objects that `train_arm` is given in one process."""
+    teacher = ModelConfig(source="path", name="t")
+    run = TrainingRun(
+        student=ModelConfig(source="path", name="m"),
+        training=TrainingConfig(steps=3, lora={"rank": 2}),
+        kv={"teachers": ["a", "b"], "fusion": {"strategy": "learnable"}, "align": {"ridge": 0.1 + 0.2}},
+        seed=7,
+        train_rows=Path("a b/rows.parquet"),
+        validation_rows=Path("val.parquet"),
+        teachers=[TeacherFiles(teacher, Path("map"), None, "raw"), TeacherFiles(teacher, Path("map"), Path("store"))],
+        **{name: tmp_path / name for name in ("model_folder", "log_path", "routing_path")},
     )
-    arguments = {
-        "student": ModelConfig(source="path", name="m"),
-        "training": TrainingConfig(steps=3, lora={"rank": 2}),
-        "kv": kv,
-        "seed": 7,
-        "train_rows": Path("a b/rows.parquet"),
-        "teachers": [TeacherFiles(ModelConfig(source="path", name="t"), Path("map"), None, "raw")],
-        "logits": None,
-    }
-    real = SimpleNamespace(
-        **{part: Named([1], {"name": "x", "class": "y"}) for part in ("params", "wildcards", "input", "output", "log")},
-        resources=Named(names={"gpu": 2}),
-    )
-    request = Request(JobFiles.of(real), "ddp", arguments, tmp_path / "result.json")
-    request.save(tmp_path / "request.json")
-    again = Request.load(tmp_path / "request.json")
-    assert again.arguments == arguments
-    assert again.arguments["kv"].align.ridge == 0.1 + 0.2
-    assert (again.strategy, again.result) == ("ddp", tmp_path / "result.json")
-    assert again.job.params.name == "x"
-    assert dict(again.job.input.items()) == {"name": "x", "class": "y"}
-    assert list(again.job.input) == [1]
-    assert again.job.resources.get("gpu") == 2
-    with pytest.raises(AttributeError, match="no 'seed'"):
-        _ = again.job.wildcards.seed
+    saved = SavedJob(identity={"a": [1, None]}, run={"outputs": ["x"]}, log=tmp_path / "log", seconds=1.5)
+    layout = WorldLayout("ddp", nodes=2, processes=4, stream=True)
+    request = WorkerRequest(run=run, job=saved, layout=layout, result=tmp_path / "result.json")
+    again = WorkerRequest.model_validate_json(request.model_dump_json())
+    assert again == request
+    assert again.run.kv.align.ridge == 0.1 + 0.2
+    assert [type(teacher) for teacher in again.run.teachers] == [TeacherFiles, TeacherFiles]
+    assert isinstance(again.run.kv, KVConfig)
+    assert isinstance(again.layout, WorldLayout)
 
 
-def test_a_request_makes_only_objects_of_this_package():
-    with pytest.raises(TypeError, match="cannot hold"):
-        encoded({"x": object()})
-    with pytest.raises(ValueError, match=r"os.system is not a class of this package"):
-        decoded({"class": "os.system", "value": {}})
+def test_what_a_job_says_of_its_checkpoints_and_what_it_leaves_out(tmp_path):
+    (tmp_path / "rows").write_text("x")
+    made = job(
+        params={"study": "s", "code": "c"},
+        wildcards={"seed": "1"},
+        input=[str(tmp_path / "rows")],
+        output=["o"],
+        log=["log"],
+        resources={"gpu": 2},
+    )
+    saved = SavedJob.of(made)
+    assert (saved.seconds, saved.report_to, saved.log) == (600, "none", Path("log"))
+    assert (saved.identity["code"], saved.identity["wildcards"], saved.run["outputs"]) == ("c", {"seed": "1"}, ["o"])
+    made.resources = Namedlist(fromdict={"checkpoint_seconds": 60, "report_to": "wandb"})
+    assert (SavedJob.of(made).seconds, SavedJob.of(made).report_to) == (60, "wandb")
+
+
+def test_an_argument_that_no_training_has_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="Extra inputs"):
+        WorkerRequest.model_validate_json('{"os.system": "x"}')
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 import torch
 from forked import Forked
-from tiny_study import TRAINING, TinyStudy, kv, weights
+from tiny_study import TRAINING, TinyStudy, job, kv, weights
 
 from mtkv.checkpointing.preemption import SAVED
-from mtkv.training import launcher as launch
+from mtkv.stages import train_worker
+from mtkv.training import launcher
 from mtkv.training.data_parallel import blank, collate_share
 from mtkv.training.resume import ResumableTrainer
-from mtkv.training.training_run import JobFiles, Named
 
 TWO_TEACHERS = kv(
     fusion={"strategy": "learnable", "entropy": {"strength": 0.1}}, align={"map": "linear", "side": "teacher"}
@@ -38,35 +38,23 @@ def words(tmp_path, monkeypatch):
     """The file that forked processes print to; checkpoints lie in the test's own folder."""
     file = tmp_path / "words.txt"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "start", lambda command, environment: Forked(command, environment, file))
+    monkeypatch.setattr(launcher, "start", lambda command, environment: Forked(command, environment, file))
     return file
 
 
 def train(study, output, arm, strategy="single", workers=1, rows="train", **changes):
     """One run of an arm; returns weights, log, routing and facts."""
-    config = ARMS[arm]
-    job = JobFiles(
-        params=Named(names={"study": "t", "code": "0", "arm": arm, "changes": str(changes)}),
-        wildcards=Named(names={"arm": arm, "seed": "42"}),
-        input=Named([str(study.folder / f"{rows}.parquet")]),
-        output=Named([str(output / "model")]),
-        log=Named([str(output / "train.log")]),
-        resources=Named(names={"strategy": strategy, "workers": workers, "checkpoint_seconds": 600}),
+    of_study = job(
+        params={"study": "t", "code": "0", "arm": arm, "changes": str(changes)},
+        wildcards={"arm": arm, "seed": "42"},
+        input=[str(study.folder / f"{rows}.parquet")],
+        output=[str(output / "model")],
+        log=[str(output / "train.log")],
+        resources={"strategy": strategy, "workers": workers, "checkpoint_seconds": 600},
     )
     training = TRAINING.model_validate(TRAINING.model_dump() | changes)
-    facts = launch.train(
-        job,
-        student=study.models["student"],
-        training=training,
-        kv=config,
-        seed=42,
-        train_rows=study.folder / f"{rows}.parquet",
-        validation_rows=study.paths["val"],
-        teachers=study.teachers(config) if config else [],
-        model_folder=output / "model",
-        log_path=output / "training.parquet",
-        routing_path=output / "routing.parquet",
-    )
+    run = study.run(output, ARMS[arm], training=training, train_rows=study.folder / f"{rows}.parquet")
+    facts = train_worker.train(of_study, run)
     log = pd.read_parquet(output / "training.parquet")
     return weights(output), log, pd.read_parquet(output / "routing.parquet"), facts
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.align.closed_form_maps import KVMap, combine_layers
 from mtkv.align.token_alignment import Segments, TimeMatch, match_row
+from mtkv.config.models import ModelConfig  # pydantic reads the annotations of TeacherFiles
 from mtkv.distill.distiller import LogitTeacher
 from mtkv.distill.logit_kd import shared_vocabulary
 from mtkv.kv.online_teacher import OnlineTeacher
@@ -32,7 +33,6 @@ from mtkv.models.tokenization import EncodedRow
 
 if TYPE_CHECKING:
     from mtkv.config.kv import KVConfig, LogitConfig, SelectConfig
-    from mtkv.config.models import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _restricted(match: TimeMatch, kept: np.ndarray) -> TimeMatch:
 class TeacherFiles:
     """One teacher of a KV arm: its config, its map and its store; `store` None for a teacher that reads along."""
 
-    config: "ModelConfig"
+    config: ModelConfig
     map: Path
     store: Path | None = None
     tier: str = "raw"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from mtkv.align.closed_form_maps import KVMap
 from mtkv.data.parquet_rows import RowFile, check_files
@@ -21,7 +21,7 @@ from mtkv.distill.dataset_on_disk import StreamedRows, check_streamable
 from mtkv.distill.distiller import Distiller
 from mtkv.distill.kv_objective import KVObjective
 from mtkv.distill.routing_table import routing_table
-from mtkv.distill.teacher_kv import TeacherFiles, TeacherKV, open_logit_teacher, open_sources
+from mtkv.distill.teacher_kv import TeacherKV, open_logit_teacher, open_sources
 from mtkv.kv.capture import check_keys
 from mtkv.latent.training.arm import latent_arm, latent_student
 from mtkv.latent.training.objective import LatentDistiller
@@ -29,114 +29,78 @@ from mtkv.latent.training.teacher_kv import SelfTeacherKV
 from mtkv.models.adapters import add_lora, merge_lora
 from mtkv.models.load import DTYPES, load_model, load_tokenizer, model_kv_heads
 from mtkv.provenance.files import atomic_path, write_parquet
+from mtkv.stages.training_run import TrainingRun
 from mtkv.training.checkpointing import CheckpointPolicy, gather_model
 from mtkv.training.data_parallel import world_size
 from mtkv.training.strategies import SINGLE, splits_weights, spread_arguments, take_over
 from mtkv.training.trainer import GROUPED, DistillationTrainer, training_log
+from mtkv.training.world_layout import WorldLayout
 
 if TYPE_CHECKING:
     from mtkv.config.arms import TrainingConfig
-    from mtkv.config.kv import KVConfig, LogitConfig
+    from mtkv.config.kv import KVConfig
     from mtkv.config.latent import LatentConfig
     from mtkv.config.models import ModelConfig
 
 
 def train_arm(
-    student: "ModelConfig",
-    training: "TrainingConfig",
-    kv: "KVConfig | None",
-    seed: int,
-    train_rows: Path,
-    validation_rows: Path,
-    teachers: list[TeacherFiles],
-    model_folder: Path,
-    log_path: Path,
-    routing_path: Path,
-    logits: "LogitConfig | None" = None,
-    logit_teacher: "ModelConfig | None" = None,
-    keeping: CheckpointPolicy | None = None,
-    strategy: str = SINGLE,
-    latent: "LatentConfig | None" = None,
-    stream: bool = False,
+    run: TrainingRun, policy: CheckpointPolicy | None = None, layout: WorldLayout | None = None
 ) -> dict[str, Any]:
-    """Stage function. `teachers` are in the order of `kv.teachers`; `logit_teacher` the one that `logits` names; `latent` is given in
-    the student view of that name.
+    """Stage function: train `run`, write its model, log and routing weights, and return the facts for the card.
 
-    With `keeping` a training that was cut off goes on where it was saved, to the same result. In several processes (see
-    `mtkv.training.launcher`) all call it, and the first writes. With `stream` rows and matches are on disk, not in memory; the results are
-    the same. Returns the facts for the card.
+    With `policy` a training that was cut off goes on where it was saved, to the same result. With a `layout` of several processes (see
+    `mtkv.stages.train_worker`) all call this, and the first writes; where it asks for `stream`, rows and matches are on disk, not in
+    memory, for the same results. None: one process that keeps nothing.
     """
-    if latent and world_size() > 1:
+    layout, training, kv = layout or WorldLayout(), run.training, run.kv
+    if run.latent and world_size() > 1:
         raise NotImplementedError(
             "student_view latent is trained by one process for now: resources.train.strategy single"
         )
-    set_seed(seed)
-    where = f"{train_rows} and {validation_rows.name}"
-    files = [RowFile(train_rows, training.styles), RowFile(validation_rows, training.styles, training.eval_rows)]
-    frames: list[pd.DataFrame] = []
-    if stream:
-        check_streamable(teachers, latent)
-        check_files(files, where)
-    else:
-        read = [of_styles(path, training.styles) for path in (train_rows, validation_rows)]
-        frames = [read[0], read[1].head(training.eval_rows)]
-        check_rows(pd.concat(frames), where)
-    heads = (model_kv_heads(student), [model_kv_heads(teacher.config) for teacher in teachers]) if kv else (1, [])
+    set_seed(run.seed)
+    files, frames = training_rows(run, layout.stream)
+    heads = (model_kv_heads(run.student), [model_kv_heads(t.config) for t in run.teachers]) if kv else (1, [])
     quantized = bool(training.lora and training.lora.quantize)
-    tokenizer, model = load_tokenizer(student), trainable_student(student, training, quantized)
+    tokenizer, model = load_tokenizer(run.student), trainable_student(run.student, training, quantized)
     if kv:
         check_keys(model)
     distiller: Distiller | LatentDistiller
     train: DistillationRows
     validation: DistillationRows
-    if latent:
-        latents = latent_student(model, latent)
+    if run.latent:
+        latents = latent_student(model, run.latent)
         distiller, (train, validation) = latent_arm(
-            latents, tokenizer, heads, training, latent, kv, seed, teachers, frames
+            latents, tokenizer, heads, training, run.latent, kv, run.seed, run.teachers, frames
         )
     else:
-        fitted = [KVMap.load(teacher.map) for teacher in teachers]
-        sources = open_sources(teachers, fitted, kv, pd.concat([pd.DataFrame(), *frames]), training.batch_size)
-        control = kv.control if kv else "none"
-        arguments = (sources, control, seed, training.max_length)
-        train, validation = (
-            [StreamedRows(tokenizer, file, *arguments) for file in files]
-            if stream
-            else [DistillationRows(tokenizer, frame, *arguments) for frame in frames]
-        )
-        supervision = None
-        if kv:
-            mapped = any(teacher.tier == "mapped" for teacher in teachers)
-            supervision = KVObjective(kv, fitted, heads, mapped=mapped)
-        frozen = open_logit_teacher(logits, logit_teacher, model, tokenizer) if logits and logit_teacher else None
-        distiller = Distiller(model, training.ce_weight, supervision, frozen)
+        distiller, (train, validation) = text_arm(run, model, tokenizer, heads, frames or files)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = DistillationTrainer(
             model=distiller,
-            args=training_arguments(training, seed, scratch, strategy),
+            args=training_arguments(training, run.seed, scratch, layout.strategy),
             train_dataset=train,
             eval_dataset=validation,
             data_collator=train.collate,
             teachers=kv.teachers if kv else [],
-            keeping=keeping or CheckpointPolicy(),
+            keeping=policy or CheckpointPolicy(),
         )
-        take_over(trainer, strategy, training.dtype)
+        take_over(trainer, layout.strategy, training.dtype)
         trainer.run()
     routing = routing_table(distiller, validation, kv.teachers if kv else [], training.batch_size)
-    apart = quantized or splits_weights(strategy)
-    trained = gather_model(trainer, apart, lambda: untrained(student, training, latent))
+    apart = quantized or splits_weights(layout.strategy)
+    trained = gather_model(trainer, apart, lambda: untrained(run.student, training, run.latent))
     if trained is not None:
-        text_model = trained.student.model if latent else trained.student
+        text_model = trained.student.model if run.latent else trained.student
         if training.lora:
             merge_lora(text_model)
-        text_model.to(DTYPES[student.dtype])
-        save_student(trained, tokenizer, model_folder)
-        write_parquet(log_path, training_log(trainer.state.log_history))
-        write_parquet(routing_path, routing)
+        text_model.to(DTYPES[run.student.dtype])
+        save_student(trained, tokenizer, run.model_folder)
+        write_parquet(run.log_path, training_log(trainer.state.log_history))
+        write_parquet(run.routing_path, routing)
     counted = trainer.counted()
     return {
-        "seed": seed,
-        "chat_date": student.chat_date,
+        "seed": run.seed,
+        "chat_date": run.student.chat_date,
         "steps": trainer.state.global_step,
         "rows_seen": counted.rows,
         "tokens": counted.tokens,
@@ -149,6 +113,55 @@ def train_arm(
         "budget_bites": budget_bites(train, kv),
         **({"slots": distiller.student.slots} if isinstance(distiller, LatentDistiller) else {}),
     }
+
+
+def training_rows(run: TrainingRun, stream: bool) -> tuple[list[RowFile], list[pd.DataFrame]]:
+    """Training and validation rows of the arm's styles: as files and, unless they are to stay there (`stream`), in memory.
+
+    Raises ValueError for rows that cannot be trained on, NotImplementedError for an arm whose rows must be in memory.
+    """
+    styles, most = run.training.styles, run.training.eval_rows
+    where = f"{run.train_rows} and {run.validation_rows.name}"
+    files = [RowFile(run.train_rows, styles), RowFile(run.validation_rows, styles, most)]
+    if stream:
+        check_streamable(run.teachers, run.latent)
+        check_files(files, where)
+        return files, []
+    frames = [of_styles(run.train_rows, styles), of_styles(run.validation_rows, styles).head(most)]
+    check_rows(pd.concat(frames), where)
+    return files, frames
+
+
+def text_arm(
+    run: TrainingRun,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    heads: tuple[int, list[int]],
+    rows: Sequence[RowFile | pd.DataFrame],
+) -> tuple[Distiller, list[DistillationRows]]:
+    """Module and rows (training, validation) of an arm whose student reads the row's own text.
+
+    `heads`: KV heads of the student and of each teacher.
+    """
+    training, kv = run.training, run.kv
+    maps = [KVMap.load(teacher.map) for teacher in run.teachers]
+    frames = [frame for frame in rows if isinstance(frame, pd.DataFrame)]
+    sources = open_sources(run.teachers, maps, kv, pd.concat([pd.DataFrame(), *frames]), training.batch_size)
+    shared = (sources, kv.control if kv else "none", run.seed, training.max_length)
+    datasets: list[DistillationRows] = [
+        StreamedRows(tokenizer, part, *shared)
+        if isinstance(part, RowFile)
+        else DistillationRows(tokenizer, part, *shared)
+        for part in rows
+    ]
+    objective = None
+    if kv:
+        mapped = any(teacher.tier == "mapped" for teacher in run.teachers)
+        objective = KVObjective(kv, maps, heads, mapped=mapped)
+    teacher = None
+    if run.logits and run.logit_teacher:
+        teacher = open_logit_teacher(run.logits, run.logit_teacher, model, tokenizer)
+    return Distiller(model, training.ce_weight, objective, teacher), datasets
 
 
 def of_styles(rows: Path, styles: Sequence[str] | None) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -24,9 +25,10 @@ from torch.optim import Optimizer
 from transformers import Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from mtkv.checkpointing.identity import job_identity, job_run
 from mtkv.checkpointing.log_history import carry_on
 from mtkv.checkpointing.preemption import Preemption
-from mtkv.checkpointing.store import Checkpoint
+from mtkv.checkpointing.store import ROOT, Checkpoint
 from mtkv.training.data_parallel import rank
 
 
@@ -156,18 +158,11 @@ class CheckpointPolicy:
 
     @classmethod
     @contextmanager
-    def for_job(cls, job: Any) -> Iterator[Self]:
-        """Of a Snakemake job (the `snakemake` object of a script) of the rule `train`; what is not in its `resources` is the default."""
-        asked, log = job.resources, Path(job.log[0])
-        with Checkpoint.for_job(job, "arms") as checkpoint, Preemption() as preemption:
-            carry_on(log, checkpoint.folder / "job.log")
-            yield cls(
-                checkpoint,
-                preemption,
-                seconds=float(asked.get("checkpoint_seconds", cls.seconds)),
-                report_to=str(asked.get("report_to", cls.report_to)),
-                reports=log.with_suffix(""),
-            )
+    def of(cls, job: "SavedJob") -> Iterator[Self]:
+        """Inside, this process alone writes the checkpoints of `job`, and is told when it must save and stop."""
+        with Checkpoint(ROOT, job.identity, job.run) as checkpoint, Preemption() as preemption:
+            carry_on(job.log, checkpoint.folder / "job.log")
+            yield cls(checkpoint, preemption, job.seconds, report_to=job.report_to, reports=job.log.with_suffix(""))
 
     @property
     def asked(self) -> bool:
@@ -190,6 +185,28 @@ class CheckpointPolicy:
         resumed_at = self.checkpoint.resumed_at
         self.checkpoint.finish(keep=1)
         return resumed_at
+
+
+class SavedJob(BaseModel):
+    """Of a Snakemake job of the rule `train` what its checkpoints need, in whichever process they are written.
+
+    `identity` and `run`: see `mtkv.checkpointing.identity`; `seconds` between checkpoints.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    identity: dict[str, Any]
+    run: dict[str, Any]
+    log: Path
+    seconds: float = CheckpointPolicy.seconds
+    report_to: str = CheckpointPolicy.report_to
+
+    @classmethod
+    def of(cls, job: Any) -> Self:
+        """Of the `snakemake` object of a script; what is not in its `resources` is the default."""
+        asked = {"seconds": job.resources.get("checkpoint_seconds"), "report_to": job.resources.get("report_to")}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return cls(identity=job_identity(job, "arms"), run=job_run(job, "arms"), log=Path(job.log[0]), **given)
 
 
 def gpu_facts() -> dict[str, float]:

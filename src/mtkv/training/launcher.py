@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkv.checkpointing.preemption import SAVED
-from mtkv.training.training_run import Request
+from mtkv.provenance.files import read_json
 from mtkv.training.world_layout import Rendezvous, WorldLayout, free_port, slurm_place
 
 FORWARDED = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
@@ -23,23 +23,23 @@ PATIENCE = 300.0  # seconds for the others to save, once one has; a process that
 WORKER, NODE = "mtkv.stages.train_worker", "mtkv.training.launcher"
 
 
-def run(request: Path, spread: WorldLayout) -> int:
+def launch(request: Path, layout: WorldLayout) -> int:
     """Exit code of the whole: that of the first process that failed, else 75 when they saved and stopped, else 0."""
-    if spread.nodes > 1:
-        return wait([subprocess.Popen(srun_command(request, spread))])
-    return run_node(request, spread, Rendezvous(port=free_port()))
+    if layout.nodes > 1:
+        return wait([subprocess.Popen(srun_command(request, layout))])
+    return run_node(request, layout, Rendezvous(port=free_port()))
 
 
-def srun_command(request: Path, spread: WorldLayout) -> list[str]:
+def srun_command(request: Path, layout: WorldLayout) -> list[str]:
     """What starts this module once on every node of the SLURM job; a node that fails ends the others."""
-    step = ["srun", f"--nodes={spread.nodes}", f"--ntasks={spread.nodes}", "--ntasks-per-node=1", "--cpu-bind=none"]
+    step = ["srun", f"--nodes={layout.nodes}", f"--ntasks={layout.nodes}", "--ntasks-per-node=1", "--cpu-bind=none"]
     return [*step, "--kill-on-bad-exit=0", sys.executable, "-m", NODE, str(request)]
 
 
-def run_node(request: Path, spread: WorldLayout, place: Rendezvous) -> int:
+def run_node(request: Path, layout: WorldLayout, place: Rendezvous) -> int:
     """Start this machine's processes and wait for them."""
     command = [sys.executable, "-m", WORKER, str(request)]
-    environments = [worker_environment(spread, place, local, os.environ) for local in range(spread.on_each_node)]
+    environments = [worker_environment(layout, place, local, os.environ) for local in range(layout.on_each_node)]
     return wait([start(command, environment) for environment in environments])
 
 
@@ -49,17 +49,17 @@ def start(command: list[str], environment: Mapping[str, str]) -> subprocess.Pope
 
 
 def worker_environment(
-    spread: WorldLayout, place: Rendezvous, local: int, inherited: Mapping[str, str]
+    layout: WorldLayout, place: Rendezvous, local: int, inherited: Mapping[str, str]
 ) -> dict[str, str]:
     """The variables of torch.distributed for process number `local` of a machine; one CPU thread unless said otherwise."""
     return (
         {"OMP_NUM_THREADS": "1"}
         | dict(inherited)
         | {
-            "RANK": str(place.node * spread.on_each_node + local),
+            "RANK": str(place.node * layout.on_each_node + local),
             "LOCAL_RANK": str(local),
-            "WORLD_SIZE": str(spread.processes),
-            "LOCAL_WORLD_SIZE": str(spread.on_each_node),
+            "WORLD_SIZE": str(layout.processes),
+            "LOCAL_WORLD_SIZE": str(layout.on_each_node),
             "MASTER_ADDR": place.address,
             "MASTER_PORT": str(place.port),
         }
@@ -105,8 +105,8 @@ def _first_code(processes: Sequence[subprocess.Popen[bytes]]) -> int:
 
 def main(path: str) -> int:
     """The processes of this node of a SLURM job."""
-    request = Request.load(Path(path))
-    return run_node(Path(path), WorldLayout.of(request.job.resources), slurm_place(os.environ))
+    layout = WorldLayout(**read_json(path)["layout"])
+    return run_node(Path(path), layout, slurm_place(os.environ))
 
 
 if __name__ == "__main__":
