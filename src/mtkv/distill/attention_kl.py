@@ -1,4 +1,7 @@
-"""Does the student attend to the teachers' keys as it attends to its own? The γ term of method.md §8."""
+"""The γ term of the loss (method.md §8): does the student attend to the teachers' keys as it attends to its own?
+
+In: the student's queries and both sides' keys at the supervised tokens of a batch, packed. Out: one KL in nats.
+"""
 
 import math
 

@@ -22,8 +22,10 @@ from mtkv.models.tokenization import EncodedRow, encode_rows, pad_batch
 
 @dataclass(frozen=True)
 class RowMatch:
-    """Where one row is supervised: `position [n]` in the student's tokens, and per teacher the `tokens [n, k]` of the row `row` with
-    their `weight [n, k]`."""
+    """Where one row is supervised, and by what: its token `position[i]` by Σⱼ weight[i, j] · KV of token `tokens[i, j]` of row `row`.
+
+    `position [n]`; `tokens` and `weight`, both `[n, k]`, one each per teacher. `row` is another row's id under `shuffle_items`.
+    """
 
     row: str
     position: np.ndarray
@@ -131,7 +133,7 @@ class DistillationRows(Dataset[int]):
 
 
 def controlled(true: list[RowMatch], control: str, seed: int) -> list[RowMatch]:
-    """The matches as the arm's control has them. Raises ValueError when nothing is matched."""
+    """The matches as the arm's control changes them (`CONTROLS`, method.md §9). Raises ValueError when nothing is matched."""
     check_matched([len(match.position) for match in true])
     return CONTROLS.get(control, _keep)(true, np.random.default_rng(seed))
 
@@ -149,7 +151,7 @@ def _keep(matches: list[RowMatch], rng: np.random.Generator) -> list[RowMatch]:
 def shuffle_items(matches: list[RowMatch], rng: np.random.Generator) -> list[RowMatch]:
     """Another row's teacher KV for every row (method.md §9): one fixed partner each, never the row itself.
 
-    The supervised positions stay the row's own; the r-th takes the partner's r-th matched token (counted around when the partner has
+    The supervised positions stay the row's own; the r-th takes the partner's r-th matched token (from its first again where it has
     fewer), so amount, order and statistics of the supervision are those of the true arm and only its content is wrong.
     """
     partner = partners([len(match.position) for match in matches], rng)
@@ -160,7 +162,10 @@ def shuffle_items(matches: list[RowMatch], rng: np.random.Generator) -> list[Row
 
 
 def partners(supervised: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """Whose tokens each row reads `[rows]`, of the rows that have `supervised` tokens; the others keep to themselves."""
+    """For each row the number of the row whose tokens it gets `[rows]`: one random cycle through the rows with supervised tokens.
+
+    Rows without any keep to themselves: [3, 0, 2] supervised tokens give [2, 1, 0].
+    """
     partner = np.arange(len(supervised))
     order = rng.permutation(np.flatnonzero(supervised))
     partner[order] = np.roll(order, 1)
@@ -173,7 +178,7 @@ def shuffle_time(matches: list[RowMatch], rng: np.random.Generator) -> list[RowM
 
 
 def in_permuted_time(match: RowMatch, rng: np.random.Generator) -> RowMatch:
-    """The row's own tokens in another order."""
+    """The positions of `match`, supervised by its own tokens in random order."""
     return _reordered(match, match, rng.permutation(len(match.position)))
 
 
@@ -184,7 +189,7 @@ CONTROLS: dict[str, Callable[[list[RowMatch], np.random.Generator], list[RowMatc
 
 
 def with_tokens_of(match: RowMatch, partner: RowMatch) -> RowMatch:
-    """The positions of `match`, supervised by the tokens of `partner` one after the other, counted around."""
+    """The positions of `match`, supervised by the tokens of `partner` one after the other, from the first again where it has fewer."""
     return _reordered(match, partner, np.arange(len(match.position)) % len(partner.position))
 
 

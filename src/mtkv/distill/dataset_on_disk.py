@@ -1,11 +1,8 @@
 """The training set of one arm that does not fit in memory: the very batches of `DistillationRows`, with rows and matches on disk.
 
-Rows are read, tokenised and matched piece by piece. Some forty bytes of each row stay in memory: where it lies, its length, how many
-of its tokens are supervised, its dataset and for `shuffle_items` its partner.
-
-Arrays of one row after the other in a file without a name: in memory stay eight bytes of each row.
-
-The file lies in the folder for temporary files (TMPDIR) and is gone when the process ends, however it ends.
+In: a file of rows, read, tokenised and matched piece by piece. Out: two files without a name in the folder for temporary files
+(TMPDIR), a record of arrays for each row, gone when the process ends, however it ends. In memory stay some forty bytes of each row: where
+its records lie, its length, how many of its tokens are supervised, its dataset and for `shuffle_items` its partner.
 """
 
 import os
@@ -40,7 +37,7 @@ Item = TypeVar("Item")
 
 
 class Spool:
-    """Named arrays of each row, appended once and read in any order; they come back with the same shapes, formats and bits."""
+    """A file of named arrays, one record for each row, appended once and read in any order: same shapes, formats and bits."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="mtkv-rows-")  # noqa: SIM115  # open as long as the rows are
@@ -59,7 +56,7 @@ class Spool:
         self._flushed = False
 
     def read(self, row: int) -> dict[str, np.ndarray]:
-        """The arrays of row number `row`, from 0. By a position of its own, so that forked processes do not disturb each other."""
+        """The arrays of row number `row`, from 0. Read at an offset (`pread`), so that forked processes do not disturb each other."""
         if not self._flushed:
             self._file.flush()
             self._flushed = True
@@ -90,22 +87,23 @@ class Spooled(Sequence[Item]):
 
 
 def text_array(text: str) -> np.ndarray:
-    """A text as bytes `[n]`."""
+    """A text as an array of its UTF-8 bytes `[n]`."""
     return np.frombuffer(text.encode(), dtype=np.uint8)
 
 
 def array_text(stored: np.ndarray) -> str:
-    """What `text_array` was given."""
+    """The text that `text_array` made into `stored`."""
     return stored.tobytes().decode()
 
 
-# What a control does to a row as it is written, and whose tokens a row reads; `CONTROLS` has the same in memory.
+# `CONTROLS` for rows on disk: what changes a row's match as it is written, or which row's tokens each row reads.
 CHANGES: dict[str, Callable[[RowMatch, np.random.Generator], RowMatch]] = {"shuffle_time": in_permuted_time}
 PARTNERS: dict[str, Callable[[Sequence[int], np.random.Generator], np.ndarray]] = {"shuffle_items": partners}
 
 
 class StreamedRows(DistillationRows):
-    """As `DistillationRows`, of the rows of a file. Raises what that raises, OSError when the disk for temporary files is full."""
+    """`DistillationRows` of the rows of a file. Raises what that raises, OSError when the disk for temporary files is full, and
+    NotImplementedError for a control that needs all rows at once."""
 
     def __init__(
         self,
@@ -173,7 +171,7 @@ class StreamedMatches(Spooled[RowMatch]):
 
 
 class Coded(Sequence[str]):
-    """Texts of which few differ: `names[codes[i]]`."""
+    """A text for each row, of few different ones: text i is `names[codes[i]]`."""
 
     def __init__(self, codes: Sequence[int], names: Sequence[str]) -> None:
         self.codes, self.names = codes, names

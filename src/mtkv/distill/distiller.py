@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class LogitTeacher:
-    """A frozen teacher whose next-token distributions the student learns; `vocabulary`: how many leading logits both share."""
+    """A frozen teacher whose next-token distributions the student learns; `vocabulary`: how many leading logits both share (`logit_kd`)."""
 
     def __init__(self, config: "LogitConfig", model: PreTrainedModel, vocabulary: int) -> None:
         self.config, self.model, self.vocabulary = config, model, vocabulary
@@ -54,7 +54,7 @@ class Distiller(nn.Module):
         self.ce_weight = ce_weight
         self.supervision = supervision
         self.logits = logits
-        # What FSDP makes a unit of its own.
+        # Modules that FSDP wraps one by one.
         self._no_split_modules = [
             *(getattr(student, "_no_split_modules", None) or []),
             *([] if supervision is None else ["KVObjective"]),
@@ -62,7 +62,7 @@ class Distiller(nn.Module):
 
     @property
     def pools(self) -> bool:
-        """Whether a loss term measures the rows it sees (see `mtkv.training.step_statistics`)."""
+        """Whether a loss term divides by a statistic of the step's rows (see `mtkv.training.step_statistics`)."""
         return self.supervision is not None and self.supervision.pools
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -81,9 +81,10 @@ class Distiller(nn.Module):
         teacher_kv: list[Tensor] | None = None,
         **context: Tensor,
     ) -> dict[str, Tensor]:
-        """All loss terms of one batch; the rest of the returned values is for the log and the gradient shares.
+        """All loss terms of one batch of `DistillationRows`; all but `loss` is for the log and the gradient shares.
 
-        Rows are padded on the right. `attention_mask` only counts tokens: causal attention does not need it.
+        `kv_sample` and `kv_position`: row and position of each supervised token; `teacher_kv`: each teacher's KV there. Rows are padded on
+        the right. `attention_mask` only counts tokens: causal attention does not need it.
         """
         if self.supervision is None or kv_sample is None or kv_position is None or teacher_kv is None:
             return summed(self._text_terms(input_ids, labels))

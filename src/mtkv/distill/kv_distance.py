@@ -1,6 +1,6 @@
 """The KV loss on matched tokens (method.md §8).
 
-In: the student's and the fused teachers' KV at the tokens that are supervised, both centred and divided by the teacher's scale. Padding,
+In: the student's and the fused teachers' KV at the supervised tokens, centred, and the normalisation scale both are divided by. Padding,
 sinks and unmatched tokens are not in the input, so every mean is over supervised elements and weights keep their meaning
 when time, layers or heads change. A row counts with its number of supervised tokens.
 """

@@ -1,14 +1,14 @@
 """The KV part of an arm: teachers' KV → maps → router → target → weighted loss terms (method.md §4–§9).
 
 In: the student's KV at the supervised tokens of a batch and each teacher's KV there. Out: every term, what each adds to the loss
-(`parts`), and the routing weights. What is compared depends on the map:
+(`part.*`), and the routing weights. What is compared depends on the map:
 
-- closed form: the fused teachers in the student's space, centred and divided by the fused scale, with the student likewise;
-- trained, `side: teacher`: the fused outputs of the maps with the student, both divided by the target's own spread, so that a map cannot
-  lower the loss by shrinking;
-- trained, `side: student`, and z_space: for each teacher a trained turn of the student with that teacher, weighted by the router.
+- closed form: the fused teachers in the student's space with the student, both centred and divided by the fused normalisation scale;
+- trained, `side: teacher`: the fused outputs of the maps with the student, both divided by the target's own root mean square, so that a
+  map cannot lower the loss by shrinking;
+- trained, `side: student`, and z_space: each teacher (in z_space projected too) with the student mapped to it, weighted by the router.
 
-With `loss.unit: channel` the first and a fixed teacher of `side: student` are divided by the spread of each channel.
+With `loss.unit: channel` the closed form and the fixed teacher of `side: student` have a normalisation scale for each channel.
 """
 
 from collections.abc import Iterable, Sequence
@@ -54,7 +54,7 @@ class Comparison:
 
 
 class FrozenMap(nn.Module):
-    """A `KVMap` that moves with the module it is in and is neither trained nor saved."""
+    """A closed-form `KVMap` as buffers: it moves with the module it is in and is neither trained nor saved."""
 
     weight: Tensor
     x_mean: Tensor
@@ -71,7 +71,7 @@ class FrozenMap(nn.Module):
             self.register_buffer(name, getattr(kv_map, name), persistent=False)
 
     def unit(self, x: Float[Tensor, "tokens student_layers 2 teacher_width"], unit: str = "layer") -> Tensor:
-        """The teacher's KV centred and divided by its own spread, of each layer and kind or (`unit` channel) of each channel."""
+        """The teacher's KV centred and divided by its own deviation, of each layer and kind or (`unit` channel) of each channel."""
         return (x.float() - self.x_mean) / _in_unit(self.x_scale, self.x_channel_std, unit)
 
     def target_scale(self, unit: str) -> Float[Tensor, "student_layers 2 _"]:
@@ -79,7 +79,7 @@ class FrozenMap(nn.Module):
         return _in_unit(self.scale, self.channel_std, unit)
 
     def forward(self, x: Float[Tensor, "tokens student_layers 2 teacher_width"]) -> StudentKV:
-        """Mapped into the student's space: centred, in the student's own unit. Layer by layer, so that only the result is large."""
+        """Mapped into the student's space: centred, not normalised. Layer by layer, so that only the result is large."""
         mapped = self.weight.new_empty(len(x), *self.y_mean.shape)
         for layer, kv in enumerate(x.unbind(1)):
             centred = kv.float() - self.x_mean[layer]
@@ -125,7 +125,7 @@ class KVObjective(nn.Module):
 
     @property
     def pools(self) -> bool:
-        """Whether a term measures the tokens it sees: a trained map's output is divided by its own spread."""
+        """Whether a term divides by a statistic of the step's own tokens, as the root mean square of a trained map's output."""
         return self.config.align.measured
 
     def forward(
@@ -183,7 +183,7 @@ class KVObjective(nn.Module):
     def _route(
         self, centred: StudentKV, kvs: Tensor, unit: Tensor, sample: Tensor, batch: int, context: dict[str, Tensor]
     ) -> Float[Tensor, "batch teachers *layers"]:
-        """Weights from what both sides look like in the student's space, each layer and kind in the same unit."""
+        """Routing weights, from both sides in the student's space, each layer and kind divided by its normalisation scale `unit`."""
         fusion = self.config.fusion
         query = query_of(centred.detach(), sample, batch, fusion.prototypes, fusion.per_layer, unit)
         prototypes = prototypes_of(kvs, sample, batch, fusion.prototypes, fusion.per_layer, unit=unit)
@@ -263,7 +263,7 @@ class KVObjective(nn.Module):
 
 
 def touching(parts: dict[str, Tensor], parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
-    """In several processes: the same parts, each parameter with a gradient, if only of zeros.
+    """The same parts; in several processes each of the parameters then gets a gradient, if only of zeros.
 
     FSDP exchanges gradients of what has one: a process that supervises no token must not have fewer than the others.
     """
@@ -276,7 +276,7 @@ def touching(parts: dict[str, Tensor], parameters: Iterable[nn.Parameter]) -> di
 
 
 def start_from(adapter: LinearAdapter, kv_map: KVMap) -> None:
-    """Begin at the closed-form ridge map, in units of the two sides' spreads."""
+    """Begin at the closed-form ridge map, rescaled: the adapter's input and output are normalised, the map's are not."""
     in_units = kv_map.weight * (kv_map.x_scale / kv_map.y_scale)[..., None, None]
     with torch.no_grad():
         adapter.weight.copy_(in_units)

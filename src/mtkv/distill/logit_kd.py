@@ -19,7 +19,7 @@ def kd_loss(
     """α·CE + (1 − α)·T²·KL(teacher ‖ student), both softened by T, in nats, mean over tokens, in float32.
 
     CE is over all the student's logits, KL over the first `vocabulary` of both, each renormalised there (see `shared_vocabulary`); the
-    teacher gets no gradient. Logits are those that predict `labels` (see `crossentropy.target_logits`). No tokens: 0 with a gradient path.
+    teacher gets no gradient. Logits are those that predict `labels` (`cross_entropy.target_logits`). No tokens: 0 with a gradient path.
     """
     if len(labels) == 0:
         return student_logits.sum()

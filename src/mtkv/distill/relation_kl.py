@@ -1,7 +1,7 @@
 """Relations between the tokens of a row, instead of the KV themselves: a distance that needs no map.
 
 MiniLMv2 (arXiv 2012.15828, §3.1): relation = softmax(x·xᵀ / √width), here causal, of keys and of values apart, with all heads of a layer
-side by side. x·xᵀ is the same in every orthonormal basis, so permuting a teacher's heads or turning its space changes
+side by side. x·xᵀ is the same in every orthonormal basis, so permuting a teacher's heads or rotating its space changes
 nothing, and its width is free.
 
 `heads`: MiniLMv2's relation heads. The channels, all heads side by side, are cut into as many equal parts in student and teachers alike

@@ -1,4 +1,4 @@
-"""Which teacher a trained arm listens to: its mean routing weights over the validation rows."""
+"""The mean routing weights of a trained arm over its validation rows: how much each teacher counted."""
 
 from typing import Any
 

@@ -1,9 +1,8 @@
 """One teacher as an arm reads it: which tokens of a row it supervises, and its KV there.
 
-Three kinds with one interface: a store of the teacher's own KV, a teacher that reads along (both `TeacherKV`), and a store of
-targets that are already in the student's space and time (`ProjectedTeacherKV`).
-
-The teachers of an arm, opened: each one's KV as the arm reads it, and the teacher of the logits.
+Three kinds with one interface (`Source`): a store of the teacher's own KV and an online teacher, which computes them when asked (both
+`TeacherKV`), and a store of targets that are already in the student's space and time (`ProjectedTeacherKV`). `open_sources` and
+`open_logit_teacher` make an arm's teachers from their config and files.
 """
 
 import hashlib
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 class TeacherKV:
     """The teacher's own KV. `layer_weights`: how its stored layers make up the target of each student layer.
 
-    `seen`: of how many of the rows matched so far the budget left out a token (True) and of how many none (False).
+    `seen`: how many of the rows matched so far lost a token to the budget (True), and how many none (False).
     """
 
     store: KVStore | OnlineTeacher
@@ -50,7 +49,7 @@ class TeacherKV:
 
     @property
     def bites(self) -> float:
-        """Share of the rows matched so far in which the budget left out a token."""
+        """Share of the rows matched so far in which the budget binds, that is leaves out a token."""
         return self.seen[True] / max(1, self.seen.total())
 
     def __contains__(self, row: str) -> bool:
@@ -72,7 +71,7 @@ class TeacherKV:
     def read(
         self, rows: Sequence[str], tokens: Sequence[Int[np.ndarray, "n k"]], weights: Sequence[Float[np.ndarray, "n k"]]
     ) -> Float[Tensor, "tokens student_layers 2 width"]:
-        """KV of all rows' supervised tokens one after the other: weighted over teacher tokens, then over layers."""
+        """KV of all rows' supervised tokens one after the other, summed over the k `tokens` of each by `weights`, then over layers."""
         kv = self.store.read_batch(rows, [part.ravel() for part in tokens])
         if any(part.shape[1] != 1 for part in tokens):
             counts = np.concatenate([np.full(len(part), part.shape[1]) for part in tokens])
@@ -121,11 +120,11 @@ class ProjectedTeacherKV:
         return row in self.store
 
     def likelihood(self, row: str) -> float:
-        """Not kept in this tier: NaN."""
+        """NaN: the mapped tier keeps no likelihoods."""
         return float("nan")
 
     def match(self, row: str, encoded: EncodedRow, segments: Segments) -> TimeMatch:
-        """The stored positions; `tokens` count the row's stored targets."""
+        """The stored positions; `tokens` are the numbers 0, 1, … of the row's stored targets, with weight 1."""
         position = self.store.position(row)
         place = np.arange(len(position))[:, None]
         return TimeMatch(position.astype(np.int64), place, np.ones_like(place, dtype=np.float32))
@@ -143,7 +142,7 @@ Source = TeacherKV | ProjectedTeacherKV
 
 
 def row_seed(row: str) -> int:
-    """A number that belongs to the row's id, for draws that must not depend on its place in a batch."""
+    """A seed from the row's id, for draws that must not depend on the row's place in a batch."""
     return int.from_bytes(hashlib.sha256(row.encode()).digest()[:7], "big")
 
 
@@ -156,7 +155,7 @@ def _restricted(match: TimeMatch, kept: np.ndarray) -> TimeMatch:
 
 @dataclass(frozen=True)
 class TeacherFiles:
-    """One teacher of a KV arm: its config, its map and its store; `store` None for a teacher that reads along."""
+    """One teacher of a KV arm: its config, its map and its store; `store` None for an online teacher."""
 
     config: ModelConfig
     map: Path
