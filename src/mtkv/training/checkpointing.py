@@ -1,12 +1,8 @@
-"""When and where one training keeps its state, and whom it tells how far it is.
+"""Checkpoints of one training: when and where they are written (`CheckpointPolicy`), and what of model and optimiser they hold.
 
-The optimiser's state as one process has it, wherever its parts lie: what a checkpoint holds whatever the number of processes.
-
-A state that FSDP has split (DTensor) is put together for the file, and split anew for as many processes as there are then.
-
-What of a model a checkpoint holds: the parameters that are trained and the buffers that belong to its state.
-
-The trained model in one process and in its own number format, however it lay while it was trained.
+In: a model and an optimiser as they lie, whole or split over processes (FSDP's DTensor, ZeRO). Out: whole tensors on the CPU, the
+same files for any number of processes; they are split anew for as many as there are when training goes on. Of a model they hold what is
+trained and the buffers of its state. `gather_model` makes the trained model whole in one process, to save it.
 """
 
 import time
@@ -33,7 +29,7 @@ from mtkv.training.data_parallel import rank
 
 
 def whole_tensor(x: Tensor) -> Tensor:
-    """All of a tensor that is split over processes, on the CPU; others as they are. Collective."""
+    """The whole of a tensor that is split over processes, on the CPU; others as they are. Collective."""
     return x.full_tensor().cpu() if isinstance(x, DTensor) else x
 
 
@@ -48,11 +44,11 @@ def split_like(x: Tensor, like: Tensor) -> Tensor:
 def whole_state(optimizer: Optimizer) -> dict[str, Any]:
     """`optimizer.state_dict()` with whole tensors. Collective."""
     state = optimizer.state_dict()
-    gather_model = {
+    whole = {
         number: {name: whole_tensor(value) if torch.is_tensor(value) else value for name, value in values.items()}
         for number, values in state["state"].items()
     }
-    return state | {"state": gather_model}
+    return state | {"state": whole}
 
 
 def split_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +69,7 @@ def _part(value: Any, parameter: Tensor) -> Any:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters with a gradient, tied ones once, and persistent buffers, by name."""
+    """Parameters that are trained, tied ones once, and persistent buffers, by name."""
     kept = model.state_dict().keys()
     return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad} | {
         name: tensor for name, tensor in model.named_buffers() if name in kept
@@ -103,17 +99,17 @@ def load_trained(model: nn.Module, path: Path) -> None:
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the values."""
+    """Bytes that the tensors' values take."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 @torch.no_grad()
 def gather_model(trainer: Trainer, apart: bool, make: Callable[[], Any]) -> Any:
-    """The trainer's model where it can be saved as it is; else (`apart`: split over processes, or its frozen weights quantised) a new one
-    from `make` with what was trained.
+    """The trained model in one piece, to be saved by the first process; None in the others. Collective.
 
-    `make` may leave out parts of the model that are not saved. None in all processes but the first. Collective. Raises KeyError when
-    `make` has a trained weight that the trainer's model lacks.
+    It is the trainer's own, or where that cannot be saved as it is (`apart`: split over processes, or frozen weights quantised) a new one
+    from `make` with the trained weights copied in. `make` may leave out parts that are not saved. Raises KeyError when it has a trained
+    weight that the trainer's model lacks.
     """
     if not apart:
         return trainer.model if rank() == 0 else None
@@ -129,10 +125,10 @@ def gather_model(trainer: Trainer, apart: bool, make: Callable[[], Any]) -> Any:
 
 @dataclass
 class CheckpointPolicy:
-    """`Keeping()` keeps nothing. With several processes each has its `preemption`, only the first the `checkpoint`.
+    """When a training saves its state, where, and to whom it reports; `CheckpointPolicy()` saves nothing.
 
-    `seconds` of wall time between checkpoints, and optionally every so many `steps` too. `report_to` and `reports`: see
-    `mtkv.training.loggers`.
+    With several processes each has its `preemption`, only the first the `checkpoint`. `seconds` of wall time between checkpoints, and
+    optionally every so many `steps` too. `report_to` and `reports`: see `mtkv.training.loggers`.
     """
 
     checkpoint: Checkpoint | None = None
@@ -144,7 +140,7 @@ class CheckpointPolicy:
     _last: float = field(default_factory=time.monotonic, repr=False)
 
     def resumed(self) -> Path | None:
-        """The checkpoint to go on from, where there is one; noted as a resume."""
+        """The checkpoint to go on from, noted there as a resume; None where there is none."""
         newest = self.checkpoint.newest() if self.checkpoint else None
         if self.checkpoint and newest:
             self.checkpoint.note_resume(int(newest.name.removeprefix("step-")))
@@ -170,7 +166,7 @@ class CheckpointPolicy:
         return self.preemption is not None and self.preemption.asked
 
     def kept(self) -> None:
-        """Count the time to the next checkpoint from now."""
+        """A checkpoint was written: the time to the next counts from now."""
         self._last = time.monotonic()
 
     def report(self, step: int, steps: int, facts: dict[str, Any]) -> None:

@@ -1,14 +1,11 @@
-"""One optimiser step spread over processes and over the forward passes that it accumulates: the means stay those of all its rows.
+"""One optimiser step over processes and over the forward passes that it accumulates: which rows each part reads, and what it weighs.
 
 With n tokens in a part, N in the whole step and P parts (processes times forward passes), the mean in the part times n·P/N, averaged over
 the parts as gradients are, is the mean over all N tokens. So neither the loss curve nor the weights depend on how the rows of a step
-are cut, whatever their lengths: 8 rows as 8 × 1, 4 × 2, 2 × 4 or 1 × 8 (rows × passes) are one and the same step.
-
-Several processes that train one model: who this one is, and numbers that all of them make together.
+are cut, whatever their lengths: 8 rows as 8 × 1, 4 × 2, 2 × 4 or 1 × 8 (rows × passes) are one and the same step. The order of the rows
+is a function of the seed and the number of the pass alone, so that a resumed run finds its place.
 
 Every function also works in a process that is alone. The collective ones must be called by all processes, in the same order.
-
-The order of the training rows: a function of the seed and the number of the pass alone, so that a resumed run finds its place.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -111,7 +108,7 @@ def share_loader(rows: Any, order: Iterable[int], batch_size: int) -> DataLoader
 
 
 def collate_share(rows: Rows, process: int, processes: int, indices: Sequence[int]) -> dict[str, Any]:
-    """The batch of process number `process`: as equal a part of the rows as there is, one after the other.
+    """The batch of process number `process`: its piece of the rows `indices`, cut as evenly as can be (5 rows for 2: 3 and 2).
 
     A process without a row, as may happen in the last batch of a pass, gets one that counts nowhere: no targets, nothing supervised.
     """
@@ -120,7 +117,7 @@ def collate_share(rows: Rows, process: int, processes: int, indices: Sequence[in
 
 
 def blank(batch: dict[str, Any]) -> dict[str, Any]:
-    """The same batch with nothing to learn from it."""
+    """A batch of the same shape with nothing to learn from: no token to attend to, no target, nothing supervised."""
     empty: dict[str, Any] = {name: batch[name][:0] for name in ("kv_sample", "kv_position") if name in batch}
     if "teacher_kv" in batch:
         empty["teacher_kv"] = [kv[:0] for kv in batch["teacher_kv"]]
@@ -137,7 +134,7 @@ def rows_in(labels: Tensor) -> int:
 
 
 def amounts(batch: Mapping[str, Any]) -> dict[str, int]:
-    """How much of each of `KINDS` a part holds; the first token of a row is never predicted."""
+    """How many rows, supervised tokens and targets (`KINDS`) a part holds; the first token of a row is never predicted."""
     held = {"rows": rows_in(batch["labels"]), "tokens": len(batch.get("kv_sample", ()))}
     for kind, labels in (("targets", "labels"), ("chain_targets", "text_labels")):
         held[kind] = int((batch[labels][:, 1:] != IGNORED_LABEL).sum()) if labels in batch else 0
@@ -154,10 +151,10 @@ def per_part(batches: Sequence[Mapping[str, Any]], device: torch.device) -> dict
 def of_whole_step(
     terms: Mapping[str, Tensor], here: Mapping[str, float], mean: Mapping[str, float]
 ) -> dict[str, Tensor]:
-    """Terms of a part that holds `here`, weighted so that their mean over the parts is that over the whole step; others as they are.
+    """Terms of a part, weighted so that their mean over the parts is that over the whole step; other values as they are.
 
-    `mean`: what the parts hold on average (see `per_part`). Adds `row_share`, the weight of a mean over rows. Raises KeyError for a part
-    of the loss that `MEAN_OVER` does not know.
+    `here`: what the part holds (`amounts`); `mean`: what the parts hold on average (`per_part`). Adds `row_share`, the weight of a mean
+    over rows. Raises KeyError for a part of the loss that `MEAN_OVER` does not know.
     """
     share = {kind: here[kind] / mean[kind] if mean[kind] else 0.0 for kind in KINDS}
     weighted = {name: term if (kind := kind_of(name)) is None else term * share[kind] for name, term in terms.items()}

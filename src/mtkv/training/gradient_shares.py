@@ -15,8 +15,8 @@ def gradient_shares(parts: Mapping[str, Tensor], parameters: Iterable[nn.Paramet
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     norms = {name: gradient_norm(part, trained) for name, part in parts.items()}
-    all_reduce_sum = sum(norms.values()) or 1.0
-    return {name: norm / all_reduce_sum for name, norm in norms.items()}
+    total = sum(norms.values()) or 1.0
+    return {name: norm / total for name, norm in norms.items()}
 
 
 def gradient_norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:

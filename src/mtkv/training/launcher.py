@@ -24,7 +24,7 @@ WORKER, NODE = "mtkv.stages.train_worker", "mtkv.training.launcher"
 
 
 def launch(request: Path, layout: WorldLayout) -> int:
-    """Exit code of the whole: that of the first process that failed, else 75 when they saved and stopped, else 0."""
+    """Run the training; returns the code of the first process that failed, else 75 when they saved and stopped, else 0."""
     if layout.nodes > 1:
         return wait([subprocess.Popen(srun_command(request, layout))])
     return run_node(request, layout, Rendezvous(port=free_port()))

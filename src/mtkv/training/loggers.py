@@ -1,4 +1,4 @@
-"""Optional reports of a training to a board, through the Trainer's own integrations."""
+"""Optional reports of a training to TensorBoard or trackio, through the Trainer's own integrations."""
 
 import importlib.util
 import os

@@ -15,8 +15,8 @@ FILE = "counters.json"
 class MetricAccumulator:
     """`tokens` (unpadded) and `rows` read so far; `sums` of every loss term over `batches` since the last line of the log.
 
-    The Trainer's own: `loss` since the line of step `logged`, `total_loss` before it. `seconds` of training over all starts;
-    `finished` after the last step.
+    Of the Trainer's own counters: `loss` is the sum since the log line of step `logged`, `total_loss` the sum before it. `seconds` of
+    training over all starts; `finished` after the last step.
     """
 
     tokens: int = 0
@@ -39,7 +39,10 @@ class MetricAccumulator:
         write_text(folder / FILE, json.dumps(asdict(self)) + "\n")
 
     def without_parts(self) -> Self:
-        """For a process but the first, when training goes on: what `sum_metrics` adds is already in the first's."""
+        """A copy without tokens and rows, for all processes but the first when training resumes.
+
+        The saved numbers are sums over all processes: if each began with them, `sum_metrics` would count them several times.
+        """
         return replace(self, tokens=0, rows=0)
 
     def add_batch(self, tokens: int, rows: int, terms: dict[str, float]) -> None:
@@ -48,7 +51,7 @@ class MetricAccumulator:
         _add(self.sums, terms)
 
     def means(self) -> dict[str, float]:
-        """Mean of every term since the last call; empty when there was no batch."""
+        """Mean of every term since the last call, and begin anew; empty when there was no batch."""
         means = {name: total / self.batches for name, total in self.sums.items()}
         self.sums.clear()
         self.batches = 0
@@ -56,7 +59,7 @@ class MetricAccumulator:
 
 
 def sum_metrics(parts: Sequence[MetricAccumulator]) -> MetricAccumulator:
-    """One process's counters for all: tokens and rows are added, the terms' sums, which are of the same batches, averaged."""
+    """The counters of all processes as one: tokens and rows are added, the terms' sums, which are of the same batches, averaged."""
     whole = MetricAccumulator(**asdict(parts[0]))
     whole.tokens, whole.rows = (sum(getattr(part, name) for part in parts) for name in ("tokens", "rows"))
     whole.sums = {}

@@ -1,12 +1,8 @@
 """Training that survives: a Trainer whose checkpoints hold all that a bit-identical continuation on a CPU needs.
 
-A checkpoint is what transformers' Trainer writes (optimizer, scheduler, random states, `TrainerState` with the log), of the weights
-only what is trained, and the counters. The last one, written after the last step, has no optimizer: a job that dies after it
-writes its outputs without training again.
-
-What a training that keeps its state does between the steps.
-
-The files of a checkpoint: of the weights what is trained; optimizer and schedule the same for any number of processes.
+A checkpoint is what transformers' Trainer writes (optimiser, scheduler, random states, `TrainerState` with the log), of the weights
+only what is trained, and the counters; any number of processes can go on from it. The last one, written after the last step, has no
+optimiser: a job that dies after it writes its outputs without training again.
 """
 
 import errno
@@ -59,7 +55,7 @@ WEIGHTS = "model.safetensors"
 
 
 class StateFilesTrainer(Trainer):
-    """A Trainer that reads and writes its checkpoints' weights and optimizer in this way."""
+    """A Trainer whose checkpoints hold only trained weights, and an optimiser's state for any number of processes."""
 
     model: Any
     optimizer: Any
@@ -73,7 +69,7 @@ class StateFilesTrainer(Trainer):
             save_trained(self.model, folder / WEIGHTS, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As `_save` wrote it, strictly."""
+        """Load what `_save` wrote. Raises ValueError when it does not fit the model."""
         load_trained(model or self.model, Path(resume_from_checkpoint) / WEIGHTS)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -86,7 +82,7 @@ class StateFilesTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As `_save_optimizer_and_scheduler` wrote it."""
+        """Load what `_save_optimizer_and_scheduler` wrote."""
         if checkpoint is None or not self.is_fsdp_enabled:
             return super()._load_optimizer_and_scheduler(checkpoint)
         state, schedule = (
@@ -97,7 +93,7 @@ class StateFilesTrainer(Trainer):
         self.lr_scheduler.load_state_dict(schedule)
 
     def state_bytes(self, finished: bool) -> int:
-        """Room that a checkpoint needs; the log and the counters are small beside it."""
+        """Bytes that a checkpoint takes, but for log and counters, which are small; a `finished` one holds no optimiser."""
         state = (
             [value for values in self.optimizer.state.values() for value in values.values()] if self.optimizer else []
         )
@@ -137,7 +133,7 @@ class ResumableTrainer(StateFilesTrainer):
         self._keep()
 
     def begin(self) -> None:
-        """Where the Trainer has set its counters to zero, go on from the checkpoint's."""
+        """Called when the Trainer has set its counters to zero: put back the checkpoint's."""
         self._started = time.monotonic()
         self.keeping.kept()
         if self._newest is None:
@@ -160,7 +156,7 @@ class ResumableTrainer(StateFilesTrainer):
         return bool(asked.any())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The Trainer's, in a checkpoint; a training that was told to stop ends here."""
+        """What the Trainer calls to save: write a checkpoint; a training that was told to stop ends here."""
         self._keep()
         if self._stopping and self.keeping.preemption is not None:
             self.keeping.preemption.leave(f"step {self.state.global_step} of {self.state.max_steps}")

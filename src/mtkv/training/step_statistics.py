@@ -38,7 +38,7 @@ def pooling(pooled: Pooled | None) -> Iterator[None]:
 
 
 def looking() -> bool:
-    """Whether this pass is there to measure: its loss is of no interest."""
+    """Whether this pass only measures (it runs inside `looked_at`): its loss is not used."""
     return _step is not None and _step.open
 
 
@@ -55,10 +55,10 @@ def looked_at(forward: Callable[..., object], batches: Iterable[Any]) -> Pooled:
 
 
 def mean_of_step(name: str, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean of `x` over `dims`, the first of them counted over all rows of the step, and of how many values each is, in float64.
+    """Mean of `x` over `dims` in float64, taken over all rows of the step, and the number of values that each mean is of.
 
-    No gradient. `name`: the same for the same statistic in each pass, another for any other. Collective, unless the step accumulates
-    passes. Raises KeyError for a statistic that was not measured before.
+    `x [rows or tokens, …]`, 0 among `dims`. No gradient. `name`: the statistic's own, the same in each pass. Collective, unless the step
+    accumulates passes. Raises KeyError for a statistic that was not measured before.
     """
     sums = x.detach().sum(dims, dtype=torch.float64)
     together = torch.cat([sums.flatten(), sums.new_tensor([x.numel() / sums.numel()])])

@@ -76,7 +76,7 @@ class DistillationTrainer(ResumableTrainer):
         return batches, items
 
     def _looked_at(self, batches: Iterable[dict[str, Any]]) -> Pooled | None:
-        """What the loss terms of this arm measure in all of `batches`; None for an arm whose terms measure nothing."""
+        """The statistics of all of `batches` that this arm's loss terms divide by; None for an arm whose terms need none."""
         if not self.distiller.pools:
             return None
         return looked_at(self.distiller, (self._prepare_inputs(batch) for batch in batches))

@@ -1,4 +1,4 @@
-"""Over which processes one training is spread: what `resources.train` asks for, and what SLURM gave."""
+"""World layout of one training, its processes and machines: what `resources.train` asks for, and what SLURM gave."""
 
 import re
 import socket
@@ -11,7 +11,7 @@ FIRST_PORT, PORTS = 20000, 12000  # below those that Linux gives out itself (327
 
 @dataclass(frozen=True)
 class WorldLayout:
-    """`processes`: of all `nodes` together, as many on each. `stream`: their rows lie on disk, not in memory."""
+    """`processes` in all, as many on each of the `nodes`. `stream`: their rows lie on disk, not in memory."""
 
     strategy: str = "single"
     nodes: int = 1
@@ -43,7 +43,7 @@ class WorldLayout:
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """One machine of several: its number, and where the first one listens."""
+    """Where the processes of one machine meet the others: the machine's number, and the first one's address and port."""
 
     node: int = 0
     address: str = "127.0.0.1"
