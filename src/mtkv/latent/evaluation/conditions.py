@@ -17,18 +17,19 @@ class Unchanged:
     last: Float[Tensor, "1 M hidden"] | None = field(default=None, init=False)
 
     def kept(self, tokens: int) -> int:
-        """All."""
+        """All `tokens` of them: none is cut off."""
         return tokens
 
     def __call__(self, latents: Float[Tensor, "batch M hidden"]) -> Float[Tensor, "batch M hidden"]:
-        """The same."""
+        """The latents as they came; the last question's are remembered for `swapped`."""
         self.last = latents[-1:].clone()
         return latents
 
 
 @dataclass(frozen=True)
 class Condition:
-    """`kept`: how many latents stay; `intervention` makes what changes them, given what the unchanged questions left."""
+    """`kept`: how many latents stay; `intervention` makes what changes them, given the `Unchanged` of the first condition, which has
+    seen all questions. `needs_others`: whether it needs two questions."""
 
     name: str
     kept: int

@@ -1,8 +1,9 @@
 """A latent student behind lm-eval's interface: every context is followed by its latents, then the answer is said or a choice is scored.
 
-A prompt gets ids of its own for begin marker, latents and end marker (`SLOTS`); `_forward`, through which all of the text model's reading
-goes, refines the latents where it meets them. So batches, shared beginnings, choices read at once and what happens when memory runs
-out are those of `EvaluationModel`. Models it leaves to lm-eval's own loop go through `LatentStudent.generate` and `score`.
+A prompt gets ids of its own for begin marker, latents and end marker (`BEGIN`, `LATENT`, `END`); `_forward`, through which all of the
+text model's reading goes, refines the latents where it meets them. So batches, shared beginnings, choices read at once and what happens
+when memory runs out are those of `EvaluationModel`. Models it leaves to lm-eval's own loop go through `LatentStudent.generate` and
+`score`.
 """
 
 from collections.abc import Sequence
@@ -124,7 +125,7 @@ class LatentEvaluationModel(EvaluationModel):
         return [scores[place] for place in range(len(texts))]
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
-        """lm-eval's, with latents: the whole sequences, slots left out."""
+        """Replaces lm-eval's: whole sequences, context and new tokens, with the latents read between them but left out here."""
         if generation_kwargs.get("temperature", 0.0) == 0.0 and not generation_kwargs.get("do_sample"):
             generation_kwargs = {name: value for name, value in generation_kwargs.items() if name != "temperature"}
             generation_kwargs["do_sample"] = False

@@ -1,6 +1,7 @@
 """Which tokens of the chain a selector keeps for which latent: where in the chain they stand, counted over rows, layers and heads.
 
-Selected as in training (`latent_sources`, `own_kv`); where the student teaches itself, by the student as it is now. Of a control arm
+Selected as in training (`mtkv.latent.training.teacher_kv`, `self_teacher`); where the student teaches itself, by the student as it is
+now. Of a control arm
 that moves KV between rows or tokens, these are the tokens before they are moved.
 """
 

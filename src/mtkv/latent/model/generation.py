@@ -1,8 +1,8 @@
-"""Ordinary decoding behind question and latents: transformers' own `generate`, continued from the refined latents' cache.
+"""Inference behind question and latents: transformers' own `generate`, continued from the refined latents' cache, and log-likelihoods.
 
-Log-likelihoods of continuations after question and latents, one row for each, by the path that training takes.
-
-Slower than scoring all choices of a question at once (`mtkv.evaluate`), but it asks nothing of the model: no masks, positions or cache.
+In: token ids of questions. Out: new tokens, what the latents decode to, or the log-likelihoods of given continuations (`score`). Scoring
+takes the path of training, one row for each continuation: slower than all choices of a question at once
+(`mtkv.evaluate.loglikelihood`), but it asks nothing of the model: no masks, positions or cache.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ def generate(
     intervene: Intervention | None = None,
     **settings: Any,
 ) -> Any:
-    """`LatentStudent.generate`."""
+    """See `LatentStudent.generate`, which calls this."""
     ids, mask = left_aligned(input_ids, attention_mask)
     model: Any = student.model
     if not student.slots:
@@ -75,7 +75,7 @@ def decode_latents(
     attention_mask: Int[Tensor, "batch time"] | None,
     k: int,
 ) -> tuple[Int[Tensor, "batch M k"], Float[Tensor, "batch M k"]]:
-    """`LatentStudent.decode_latents`."""
+    """See `LatentStudent.decode_latents`, which calls this."""
     ids, mask = left_aligned(input_ids, attention_mask)
     embeds, seen, positions, cache = begun(student, ids, mask)
     latents, read = refine(student, embeds, seen, positions, cache)
@@ -122,7 +122,8 @@ def _setting(student: "LatentStudent", settings: dict[str, Any], name: str) -> A
 
 
 def _in_new_tokens(student: "LatentStudent", settings: dict[str, Any], read: int) -> dict[str, Any]:
-    """Lengths that count everything, as lengths that count new tokens: `generate` would count embeddings or ids, but not both."""
+    """`settings` with max_length and min_length, which count everything, as numbers of new tokens: `generate` would count embeddings or
+    ids, but not both. `read`: columns before the first new token."""
     settings = dict(settings)
     for whole, new, least in (("max_length", "max_new_tokens", 1), ("min_length", "min_new_tokens", 0)):
         length = _setting(student, settings, whole)
@@ -133,12 +134,12 @@ def _in_new_tokens(student: "LatentStudent", settings: dict[str, Any], read: int
 
 
 def _rows_per_question(student: "LatentStudent", settings: dict[str, Any]) -> int:
-    """Beams, or answers that are drawn, of each question."""
+    """How many rows `generate` makes of each question: its beams, or the answers that are drawn."""
     return max(_setting(student, settings, name) or 1 for name in ("num_beams", "num_return_sequences"))
 
 
 def _new_tokens(said: Any, columns: int) -> Any:
-    """Without the question."""
+    """What `generate` returned, its sequences without the question's `columns`."""
     if isinstance(said, Tensor):
         return said[:, columns:]
     said.sequences = said.sequences[:, columns:]
@@ -147,7 +148,7 @@ def _new_tokens(said: Any, columns: int) -> Any:
 
 @contextmanager
 def _counted(student: "LatentStudent") -> Iterator[None]:
-    """Every pass of the model inside is counted."""
+    """Count every pass of the model inside."""
 
     def count(*_: Any) -> None:
         student.forward_passes += 1
@@ -163,7 +164,7 @@ def _counted(student: "LatentStudent") -> Iterator[None]:
 def score(
     student: "LatentStudent", questions: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
 ) -> list[tuple[float, bool]]:
-    """`LatentStudent.score`: all rows in one batch. Continuations are not empty."""
+    """See `LatentStudent.score`, which calls this: all rows in one batch. Continuations are not empty."""
     rows = [student.layout(question, said) for question, said in zip(questions, continuations, strict=True)]
     ids = _padded([ids for ids, _ in rows], 0).to(student.device)
     starts = torch.tensor([start for _, start in rows], device=student.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Intervention(Protocol):
-    """Changes latents; `kept(M)` of them stay in the row, the first ones."""
+    """A change of the refined latents, after which the first `kept(M)` of them stay in the row."""
 
     def kept(self, tokens: int) -> int:
         """How many of M latents the final pass reads."""
@@ -27,11 +27,11 @@ class Zeroed:
     """Every input is zero."""
 
     def kept(self, tokens: int) -> int:
-        """All."""
+        """All `tokens` of them: none is cut off."""
         return tokens
 
     def __call__(self, latents: Float[Tensor, "batch M hidden"]) -> Float[Tensor, "batch M hidden"]:
-        """Zeros."""
+        """Zeros of the same shape."""
         return torch.zeros_like(latents)
 
 
@@ -47,7 +47,7 @@ class Swapped:
     last: Float[Tensor, "1 M hidden"] | None = field(default=None, init=False)
 
     def kept(self, tokens: int) -> int:
-        """All."""
+        """All `tokens` of them: none is cut off."""
         return tokens
 
     def __call__(self, latents: Float[Tensor, "batch M hidden"]) -> Float[Tensor, "batch M hidden"]:
@@ -74,5 +74,5 @@ class Truncated:
         return self.tokens
 
     def __call__(self, latents: Float[Tensor, "batch M hidden"]) -> Float[Tensor, "batch kept hidden"]:
-        """The first ones."""
+        """The first `self.tokens` of them."""
         return latents[:, : self.kept(latents.shape[1])]

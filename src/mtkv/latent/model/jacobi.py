@@ -1,7 +1,7 @@
-"""Refine latents with a KV cache: question and begin marker are read once, then only the latents, T − 1 times.
+"""Jacobi iteration at inference, with a KV cache: question and begin marker are read once, then only the latents, T − 1 times.
 
-The mask says who is seen, in transformers' two forms: `[batch, seen]` of 0 and 1, or `[batch, 1, time, seen]` to be added to the
-scores; `seen` begins with what the cache holds.
+`refine` gives what `LatentStudent.embed` gives in training (PCCoT, arXiv 2506.18582). The mask says who is seen, in transformers' two
+forms: `[batch, seen]` of 0 and 1, or `[batch, 1, time, seen]` to be added to the scores; `seen` begins with what the cache holds.
 """
 
 import inspect

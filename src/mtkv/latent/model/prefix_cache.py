@@ -49,7 +49,7 @@ class ReadQuestions:
         return {"inputs_embeds": inputs, **self._behind(self.cache, 0, tail.shape[1])}
 
     def chain_inputs(self, input_ids: Int[Tensor, "batch time"], chain_start: Int[Tensor, " batch"]) -> dict[str, Any]:
-        """The same for rows with their chain as text: column 0 is the question's last token, which predicts the chain's first."""
+        """As `answer_inputs`, for rows with their chain as text: column 0 is the question's last token (it predicts the chain's first)."""
         tail = since(input_ids, chain_start - 1, 0)
         drop = self.student.latent.before + 1
         cache = DynamicCache()
@@ -59,7 +59,7 @@ class ReadQuestions:
         return {"input_ids": tail, **self._behind(cache, drop, tail.shape[1])}
 
     def _behind(self, cache: DynamicCache, drop: int, columns: int) -> dict[str, Any]:
-        """What says where `columns` more tokens stand, behind all columns but the last `drop`."""
+        """Mask, cache and positions for reading `columns` more tokens behind all columns but the last `drop`."""
         before = self.seen[:, : self.seen.shape[1] - drop]
         seen = F.pad(before, (0, columns), value=1)  # padding on the right is seen by padding alone
         positions = before.sum(1, keepdim=True) + torch.arange(columns, device=seen.device)

@@ -1,4 +1,4 @@
-"""Rows and module of an arm with latents: what `train_arm` trains in the view `latent`."""
+"""Rows and module of an arm with latents: what `train_arm` trains in the student view `latent`."""
 
 from collections.abc import Sequence
 from math import prod
@@ -39,7 +39,7 @@ def latent_arm(
     teachers: Sequence[TeacherFiles],
     frames: Sequence[pd.DataFrame],
 ) -> tuple[LatentDistiller, list[LatentRows]]:
-    """The module to train and the rows of each of `frames`. `heads`: KV heads of the student and of each teacher."""
+    """The module to train, and a set of rows for each of `frames`. `heads`: KV heads of the student and of each teacher."""
     maps = [KVMap.load(teacher.map) for teacher in teachers]
     supervision = None
     if kv and kv.own:

@@ -1,10 +1,8 @@
 """The training set of an arm with latents: rows without their chain, the same rows with it, and the teachers' KV of it at the latents.
 
-A slot is supervised where every teacher of the arm has a selected token of the chain; slots without one are out of the loss.
-
-Rows as a latent student reads them: the question's tokens, placeholders for the latents, the answer's tokens.
-
-The question is cut into tokens alone, as when it is asked, so that no token reaches across the latents.
+A row as the student reads it: the question's tokens, placeholders for the latents, the answer's tokens. The question is cut into tokens
+alone, as when it is asked, so that no token reaches across the latents. A slot is supervised where every teacher of the arm has a
+selected token of the chain; slots without one are out of the loss.
 """
 
 from collections.abc import Sequence
@@ -107,8 +105,8 @@ def _laid_out(
 
 
 def _value(byte_end: np.ndarray, row: ChainRow, answer_start: int) -> int:
-    """The last token before the answer's value. CODI (zhenyi4/codi) takes the one behind its ":" for Llama and Qwen, whose tokenizers
-    write a blank before digits; here each row's own tokens say."""
+    """Position of the last token before the answer's value. CODI (zhenyi4/codi) takes the one behind its ":" for Llama and Qwen,
+    whose tokenizers write a blank before digits; here each row's own tokens say."""
     before = (byte_end >= 0) & (byte_end <= answer_start + len(row.announced.encode()))
     return int(np.flatnonzero(before).max(initial=0))
 

@@ -36,7 +36,7 @@ States = list[Float[Tensor, "batch hidden"]] | None
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward gives: its cross-entropy, and with `value` the states of every layer there."""
+    """What one forward gives: its cross-entropy and, where CODI's loss needs them, every layer's states at the position `value`."""
 
     ce: Float[Tensor, ""]
     states: States
@@ -57,7 +57,7 @@ class LatentDistiller(nn.Module):
 
     @property
     def pools(self) -> bool:
-        """Whether a loss term measures the rows it sees (see `mtkv.training.step_statistics`)."""
+        """Whether a loss term divides by a statistic of the step's rows (see `mtkv.training.step_statistics`)."""
         supervision = self.supervision
         return self.settings.codi_weight > 0 or bool(supervision and (supervision.config.own or supervision.pools))
 
@@ -205,7 +205,7 @@ class _AnswerLoss(nn.Module):
 
 
 def _taken(context: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries of that prefix, without it; they are removed."""
+    """Remove the entries of that prefix from `context`; returns them, named without it."""
     return {name.removeprefix(prefix): context.pop(name) for name in list(context) if name.startswith(prefix)}
 
 

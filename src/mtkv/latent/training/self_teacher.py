@@ -1,6 +1,7 @@
 """The student as its own teacher (KaVa): its KV of the chain, selected by its own attention and keys, in a pass that reads the chain.
 
-It changes with every step, so its mean and spread are those of the step's rows, where another teacher's come from calibration rows.
+It changes with every step, so its mean and spread are those of the step's rows, where another teacher's come from calibration rows
+(`measure`).
 """
 
 from typing import TYPE_CHECKING
@@ -81,7 +82,7 @@ class SelfTeacherReading:
 
 
 def own_map(layers: int, width: int) -> KVMap:
-    """The map of a teacher that is the student: nothing changes. Means and spreads are those of no batch yet."""
+    """The map of a teacher that is the student: the identity. Means are 0 and deviations 1 until `measure` sets them."""
     mean, scale = torch.zeros(layers, 2, width), torch.ones(layers, 2)
     return KVMap(
         weight=torch.eye(width).expand(layers, 2, width, width).clone(),
@@ -98,7 +99,7 @@ def own_map(layers: int, width: int) -> KVMap:
 
 @torch.no_grad()
 def measure(own: FrozenMap, kv: Float[Tensor, "tokens layers 2 width"]) -> None:
-    """Set the map's means (per channel) and spreads (per layer and kind) to those of the step's tokens, of which there are two or more."""
+    """Set the map's means and deviations to those of the step's tokens; with fewer than two of those they stay as they are."""
     exact = kv.double()
     mean, count = mean_of_step("own", exact, (0,))
     squares, _ = mean_of_step("own, squared", exact.square(), (0,))

@@ -18,7 +18,7 @@ from mtkv.models.tokenization import EncodedRow
 
 
 class ChainReader(Protocol):
-    """What the rows ask of a teacher."""
+    """A teacher as `LatentRows` asks it, another model or the student itself."""
 
     def __contains__(self, row: str) -> bool: ...
 
@@ -36,7 +36,8 @@ def chain_tokens(byte_end: Int[np.ndarray, " time"], start: int, end: int) -> In
 
 @dataclass(frozen=True)
 class ChainTeacherKV(TeacherKV):
-    """Another model's KV, stored or read along. `kv_heads`: the teacher's; `kept`: each row's chain tokens and how many are selected."""
+    """Another model's KV, from a store or an online teacher. `kv_heads`: the teacher's; `kept`: each row's chain tokens
+    and how many of them are selected."""
 
     kv_heads: int = 1
     kept: "dict[str, tuple[np.ndarray, int]]" = field(default_factory=dict)
@@ -51,7 +52,7 @@ class ChainTeacherKV(TeacherKV):
 
     @property
     def bites(self) -> float:
-        """Share of the rows whose chain has more tokens than are selected."""
+        """Share of the rows in which the budget binds: their chain has more tokens than are selected."""
         return sum(count < len(tokens) for tokens, count in self.kept.values()) / max(1, len(self.kept))
 
     def read(
@@ -105,14 +106,14 @@ class SelfTeacherKV:
 
     @property
     def bites(self) -> float:
-        """Share of the rows kept so far in which a token of the chain is not selected."""
+        """Share of the rows in which the budget binds: their chain has more tokens than are selected."""
         return sum(count < len(tokens) for tokens, count in self.kept.values()) / max(1, len(self.kept))
 
     def __contains__(self, row: str) -> bool:
         return row in self.rows
 
     def likelihood(self, row: str) -> float:
-        """Not asked of a single teacher: NaN."""
+        """NaN: a likelihood is asked of teachers to choose between them, and the student is the only one."""
         return float("nan")
 
     def chain(self, row: str, start: int, end: int) -> Int[np.ndarray, " chain"]:
