@@ -1,9 +1,8 @@
-"""Rows of the predictions file, out of lm-eval's log of one question.
+"""Rows of the predictions file out of lm-eval's log of one question, and the rules for a second look at them.
 
-A second look at answers that were generated: do the answer taken from the output and the verdict follow?
-
-By the rules of the very task of lm-eval that was asked, as its file states them (its filters, what its metric ignores). How they are
-applied is written apart from lm-eval, so that a mistake in either shows.
+The second look asks of a generated answer whether the answer taken from the output and the verdict follow, by the rules of the very task
+of lm-eval that was asked, as its file states them (its filters, what its metric ignores). How they are applied is written apart from
+lm-eval, so that a mistake in either shows.
 """
 
 import re
@@ -76,7 +75,7 @@ WITHOUT_EFFECT = {"metric", "aggregation", "higher_is_better"}
 
 
 def answer_row(task: StudyTask, sample: Sample) -> Row:
-    """One row with the columns of the predictions file, named and ordered as the study's question."""
+    """One row with the columns of the predictions file; item, cluster and order of the choices are those of the study's question."""
     question = task.questions[sample["doc_id"]]
     common = {"item": question["id"], "cluster": question["cluster"], "prompt_hash": sample["prompt_hash"]}
     return common | MAKERS[task.OUTPUT_TYPE](task, question, sample) | {"correct": float(sample[task.metric])}
@@ -126,7 +125,7 @@ def _choice(task: StudyTask, question: Row, sample: Sample) -> Row:
 
 
 def _places(choices: list[str], asked: list[str]) -> list[int]:
-    """Where each choice stands among the options as asked; options of the same text in turn."""
+    """The place of each choice among the options as asked; options of the same text in turn: [b, a, a] asked as [a, b, a] is [1, 0, 2]."""
     left = list(range(len(asked)))
     found = []
     for choice in choices:

@@ -1,6 +1,6 @@
 """How many texts are read at once: as many as asked for, fewer where memory does not hold them, half of that when it runs out.
 
-A text that does not fit into the model's context is never cut.
+A text that does not fit into the model's context is never cut (`check_room` refuses it).
 """
 
 from collections.abc import Callable, Sequence
@@ -82,7 +82,7 @@ def in_batches(items: Sequence[Item], rows: int, work: Callable[[Sequence[Item]]
 
 
 def halved(rows: int, error: RuntimeError) -> int:
-    """Half as many rows. Raises `error` when it is none of memory, UnanswerableError when there was only one row."""
+    """Half as many rows. Raises `error` itself when it is not about memory, UnanswerableError when there was only one row."""
     if not should_reduce_batch_size(error):
         raise error
     if rows == 1:

@@ -1,9 +1,8 @@
-"""Greedy generation in which every answer ends by itself.
+"""Greedy generation in which every answer ends by itself: token ids of prompts in, new token ids out.
 
 lm-eval's loop goes on with a batch until each of its answers has met the same stop text, or the limit. Here an answer that is complete
-leaves the batch and the next prompt takes its place, and a common beginning of the prompts is read once.
-
-The next token and the end of an answer, as transformers' greedy search and lm-eval's stop texts have them.
+leaves the batch and the next prompt takes its place, and a common beginning of the prompts is read once. The next token and the end of
+an answer are those of transformers' greedy search and lm-eval's stop texts; what asks for more (`is_greedy`) is left to lm-eval's loop.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,7 +54,7 @@ def generate(
     share: bool,
     journal: Journal | None = None,
 ) -> list[list[int]]:
-    """New tokens of each prompt: `choose` says the next ones, `ended` whether an answer is complete; at most `limit`.
+    """At most `limit` new tokens of each prompt: `choose` picks the next ones, `ended` says whether an answer is complete.
 
     Without `share` every prompt is read on its own. Answers that `journal` knows are taken from it, complete ones go there.
     Raises UnanswerableError when memory does not hold one prompt, or the model's logits are not finite.

@@ -1,8 +1,7 @@
 """Answers of one dataset on disk as they are found, so that a prediction that ends early goes on where it stood.
 
 A line of the file is the CRC-32 of an answer's JSON, a blank and the JSON `[key, answer]`. A line that a death cut short is passed over.
-
-One job's journals of answers in its checkpoint, one for each dataset.
+`Journal` is one file; `Resume` keeps those of a job in its checkpoint, one for each dataset.
 """
 
 import json

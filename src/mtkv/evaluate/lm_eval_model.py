@@ -1,7 +1,7 @@
 """A causal language model behind lm-eval's interface, strict where lm-eval is lenient.
 
 lm-eval cuts prompts that are too long from the left and warns; here that is an error. Answers are lm-eval's, found with less work: see
-`choices` and `decode`. What was computed is counted: forward passes and generated tokens.
+`mtkv.evaluate.loglikelihood` and `mtkv.evaluate.generation`. What was computed is counted: forward passes and generated tokens.
 """
 
 import json

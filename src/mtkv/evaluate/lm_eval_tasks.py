@@ -1,13 +1,10 @@
-"""The seven benchmarks through lm-eval's own task files, on the records that the data stage wrote.
+"""lm-eval tasks over a study's own test files, `data/test/<dataset>.parquet`: the small ones of `tasks/` and seven real benchmarks.
 
-Prompt, few-shot examples, answer extraction and metric are lm-eval's; only where the records come from is ours, so nothing is
-downloaded while a model answers. A benchmark of many parts (BBH, CMMLU, C-Eval) is one task for each part.
+In: a dataset's name and the folder of the data stage. Out: a `StudyTask` for each of its parts, its questions read into memory: lm-eval's
+own way, `datasets.load_dataset`, would download while a model answers and write to a cache in the home folder that parallel jobs share.
 
-lm-eval tasks over a study's own test files.
-
-A task is a YAML file of `tasks/` in lm-eval's format; here its questions come from `data/test/<dataset>.parquet` of the
-study at hand, read into memory. lm-eval's own way, `datasets.load_dataset`, would write a copy to a cache in the home
-folder that parallel jobs share.
+A small task is a YAML file of `tasks/` in lm-eval's format. A benchmark uses lm-eval's own task file: prompt, few-shot examples, answer
+extraction and metric are lm-eval's. One of many parts (BBH, CMMLU, C-Eval) is one task for each part.
 """
 
 import json

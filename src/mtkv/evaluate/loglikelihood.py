@@ -1,14 +1,13 @@
-"""Log-likelihoods of a question's choices with the question read once.
+"""Log-likelihoods of choices with their question read once: (context, continuation) texts are cut into tokens, then scored together.
 
 lm-eval's loop reads the whole text anew for each choice, and takes the softmax at every token. Here a row of the batch is one question
 with all its choices one behind the other; a mask keeps each choice from seeing the others, and its positions continue the question's.
 Logits are made only where a choice is read.
 
-Where a text's continuation begins, in tokens: the place from which its log-likelihood is summed.
-
-As in lm-eval, blanks at the context's end belong to the continuation, and the whole text is encoded at once. lm-eval cuts it after as
-many tokens as the context has alone; where a tokenizer merges the context's last character with a continuation ("：" and "北" into
-"：北"), that would drop part of the continuation. Here all continuations of one context begin at the first token in which any differs.
+Where a continuation begins: as in lm-eval, blanks at the context's end belong to the continuation, and the whole text is encoded at once.
+lm-eval cuts it after as many tokens as the context has alone; where a tokenizer merges the context's last character with a continuation
+("：" and "北" into "：北"), that would drop part of the continuation. Here all continuations of one context begin at the first token in
+which any differs.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +34,7 @@ class Cut:
 
 
 def cut_texts(texts: Sequence[tuple[str, str]], encode: Callable[[list[str]], list[list[int]]]) -> list[Cut]:
-    """(context, continuation) in tokens, in the order given."""
+    """Each (context, continuation) of `texts` in tokens, in the order given."""
     moved = [_blanks_moved(*text) for text in texts]
     wholes = encode([context + continuation for context, continuation in moved])
     contexts = list(dict.fromkeys(context for context, _ in moved))
@@ -56,7 +55,7 @@ def _blanks_moved(context: str, continuation: str) -> tuple[str, str]:
 
 
 def _common_length(first: list[int], second: list[int]) -> int:
-    """Number of leading tokens two texts share."""
+    """Number of leading tokens that two texts share."""
     differing = (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return next(differing, min(len(first), len(second)))
 
