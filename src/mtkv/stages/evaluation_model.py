@@ -1,6 +1,6 @@
-"""What runs the model: transformers (`hf`, everywhere) or vLLM (`vllm`, an extra, on a GPU).
+"""The model of a run in lm-eval's interface: from the folder its training left, or the one the config names.
 
-Where a run's model comes from: the folder its training left, or the model the config names.
+What runs it is transformers (`evaluation.backend: hf`, everywhere) or vLLM (`vllm`, an extra, on a GPU).
 """
 
 import importlib.util

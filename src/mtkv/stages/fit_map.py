@@ -50,8 +50,8 @@ def calibrate_map(
 ) -> dict[str, Any]:
     """Stage function: fit, save and probe the map of one teacher; returns coverage, layer map and mean errors.
 
-    `store_folder` None: the teacher reads the rows now. A map that is trained with the student gets here the statistics of both
-    sides and its closed-form counterpart (ridge), for routing and as a start. `example`: the alignment of the first validation row.
+    `store_folder` None: an online teacher reads the rows. A map that is trained with the student gets here the statistics of both
+    sides and its closed-form counterpart (ridge), for routing and as a start. `example`: where the first validation row's alignment goes.
     """
     fit, held = pd.read_parquet(calibration), pd.read_parquet(validation)
     store = open_teacher(student, teacher, align, store_folder, pd.concat([fit, held]))

@@ -173,7 +173,7 @@ def of_styles(rows: Path, styles: Sequence[str] | None) -> pd.DataFrame:
 def untrained(
     student: "ModelConfig", training: "TrainingConfig", latent: "LatentConfig | None"
 ) -> Distiller | LatentDistiller:
-    """The parts of the module that are saved, as they are before training."""
+    """A module of those parts that are saved (no KV objective, no teacher), as it is before training."""
     model = trainable_student(student, training, quantized=False)
     if latent is None:
         return Distiller(model, training.ce_weight)
@@ -256,7 +256,7 @@ def supervised_share(rows: DistillationRows) -> float | None:
 
 
 def budget_bites(rows: DistillationRows, kv: "KVConfig | None") -> float | None:
-    """Share of the training rows in which selection left out a token; None where the arm selects nothing."""
+    """Share of the training rows in which the budget binds, of the teacher with the largest; None where the arm selects nothing."""
     chosen = [source.bites for source in rows.sources if isinstance(source, TeacherKV | SelfTeacherKV)] if kv else []
     if kv is None or kv.select.method == "full" or not chosen:
         return None

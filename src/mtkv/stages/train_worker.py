@@ -45,7 +45,7 @@ def train(job: Any, run: TrainingRun) -> dict[str, Any]:
 
 
 def work(path: Path) -> None:
-    """Do this process's part; the first process keeps the checkpoints and writes the facts."""
+    """Train as the request in `path` says, as one of its processes; the first keeps the checkpoints and writes the facts."""
     request = WorkerRequest.model_validate_json(path.read_text(encoding="utf-8"))
     check_strategy(request.layout.strategy)
     join_processes(request.layout.strategy)
