@@ -99,7 +99,10 @@ def own_map(layers: int, width: int) -> KVMap:
 
 @torch.no_grad()
 def measure(own: FrozenMap, kv: Float[Tensor, "tokens layers 2 width"]) -> None:
-    """Set the map's means and deviations to those of the step's tokens; with fewer than two of those they stay as they are."""
+    """Set the map's means (per channel) and deviations (per layer and kind, and per channel) to those of the step's tokens.
+
+    With fewer than two tokens in the step they stay as they are.
+    """
     exact = kv.double()
     mean, count = mean_of_step("own", exact, (0,))
     squares, _ = mean_of_step("own, squared", exact.square(), (0,))
