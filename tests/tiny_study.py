@@ -9,7 +9,7 @@ import torch
 import transformers
 from conftest import ARCHITECTURES, ENCODERS
 from safetensors.torch import load_file
-from snakemake.io import Namedlist
+from snakemake.iocontainers import Namedlist
 from tokenizers_for_tests import byte_level_bpe, unigram, wordpiece
 
 from mtkv.config.arms import TrainingConfig

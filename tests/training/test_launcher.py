@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from snakemake.io import Namedlist
+from snakemake.iocontainers import Namedlist
 from tiny_study import job
 from transformers import TrainingArguments
 
