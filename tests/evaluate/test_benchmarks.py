@@ -24,7 +24,8 @@ from mtkv.config.evaluation import LM_EVAL_TASKS
 from mtkv.config.models import DATE, ModelConfig
 from mtkv.data.build import build_data
 from mtkv.data.mixture import _write_tests
-from mtkv.evaluate.answer_matching import Rules, answer_row, rules_of, take
+from mtkv.evaluate.answer_matching import Rules, take
+from mtkv.evaluate.answer_rows import answer_row, rules_of
 from mtkv.evaluate.cache_key import predictions_digest
 from mtkv.evaluate.lm_eval_model import EvaluationModel
 from mtkv.evaluate.lm_eval_tasks import LM_EVAL_FOLDER, RECIPES, UnanswerableError, load_benchmark

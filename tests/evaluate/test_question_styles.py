@@ -9,7 +9,7 @@ from mtkv.config.evaluation import EvaluationConfig
 from mtkv.data.items import Item
 from mtkv.data.pocket import pocket_task
 from mtkv.data.rows import Question, row
-from mtkv.evaluate.answer_matching import answer_row, rules_of
+from mtkv.evaluate.answer_rows import answer_row, rules_of
 from mtkv.evaluate.lm_eval_tasks import COT_PROMPTS, load_tasks
 from mtkv.evaluate.predictions import write_predictions
 from mtkv.evaluate.question_styles import in_style

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.evaluator import evaluate
 
-from mtkv.evaluate.answer_matching import answer_row, rules_of
+from mtkv.evaluate.answer_rows import answer_row, rules_of
 from mtkv.evaluate.cache_key import predictions_digest
 from mtkv.evaluate.journal import Resume
 from mtkv.evaluate.lm_eval_model import EvaluationModel, load_folder
