@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 BASE_CONFIG = Path("config/config.yaml")
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
 app.command()(plan)
-# What stands for a character that the terminal's encoding lacks; a "?" for all others.
+# Replacements for characters that the terminal's encoding lacks; any other becomes "?".
 PLAIN = dict(zip("−–—·✓✗≈", "---.vx~", strict=True)) | {"→": "->", "…": "...", "≥": ">=", "Δ": "delta"}
 Overlays = Annotated[list[Path], typer.Option("--configfile", help="Overlay of the default study; may be repeated.")]
 
@@ -41,7 +41,7 @@ def main() -> None:
     """KV distillation from several teachers, compared honestly."""
     codecs.register_error("mtkv", _plain)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not so in a notebook
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's streams cannot be reconfigured
             stream.reconfigure(errors="mtkv")
 
 
@@ -145,7 +145,7 @@ def diff(
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of `str.encode`: other characters for those that cannot be encoded, and where to go on."""
+    """Error handler of `str.encode`: replacements for the characters that cannot be encoded, and where to go on."""
     assert isinstance(error, UnicodeEncodeError)
     return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
@@ -158,7 +158,7 @@ def _study(overlays: list[Path]) -> Study:
 
 
 def _probed(study: Study, teachers: list[str]) -> "pd.DataFrame":
-    """The probe tables of the teachers, read through their models now; nothing of a study's results is touched."""
+    """The probe tables of the teachers, whose models are read now; nothing of a study's results is touched."""
     import pandas as pd
 
     from mtkv.config.kv import AlignConfig

@@ -1,4 +1,4 @@
-"""What the plan knows of one job: plain values, without Snakemake's objects."""
+"""What a plan knows of one job, as plain values without Snakemake's objects."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ KINDS: tuple[Kind, ...] = ("new", "missing", "incomplete", "config", "code", "in
 
 @dataclass(frozen=True)
 class Change:
-    """One value that changed: a field of the params ("arm.kv.loss.beta"), or a file; None stands for absent."""
+    """One changed value: a field of the params ("arm.kv.loss.beta"), or a file; None stands for absent."""
 
     path: str
     old: Any
@@ -19,10 +19,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Cause:
-    """One reason for which a job runs.
+    """One reason why a job runs.
 
     new: never made. missing: was made and is gone. incomplete: its job was killed. config: params changed. code: the stage's code or the
-    script changed. input: an input changed; `derived` when it is because another job of this plan makes it anew.
+    script changed. input: an input changed; `derived` when only because another job of this plan makes it anew.
     """
 
     kind: Kind
@@ -33,7 +33,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Record:
-    """What Snakemake remembers of the run that made a job's outputs: seconds from start to end, and the params' texts (repr)."""
+    """What Snakemake recorded of the run that made a job's outputs: its rule, its seconds, and the params as texts (repr)."""
 
     rule: str
     seconds: float
@@ -42,7 +42,7 @@ class Record:
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """One job of the study. `above`: numbers of the jobs whose outputs it reads. `runs`: whether it will run now."""
+    """One job of the study. `above`: numbers of the jobs whose outputs it reads; `runs`: whether it is to run now, for these `causes`."""
 
     number: int
     rule: str
@@ -65,7 +65,7 @@ class PlannedJob:
 
     @property
     def kind(self) -> Kind | None:
-        """The weightiest of the job's causes, in the order of KINDS; None when it does not run."""
+        """The first of the job's causes in the order of `KINDS`; None when it does not run."""
         return min((cause.kind for cause in self.causes), key=KINDS.index) if self.causes else None
 
     @property
@@ -75,7 +75,7 @@ class PlannedJob:
 
     @property
     def gpus(self) -> int:
-        """GPUs the job holds on all its nodes together: `gpu`, or what `gres` gives on each."""
+        """GPUs the job holds on all its nodes together: `gpu`, or `gres` times nodes."""
         return int(self.resources.get("gpu") or 0) or gres_gpus(str(self.resources.get("gres") or "")) * self.nodes
 
     @property
@@ -85,6 +85,6 @@ class PlannedJob:
 
 
 def gres_gpus(gres: str) -> int:
-    """GPUs that a SLURM gres text asks for: gpu:2, gpu:a100:2."""
+    """GPUs that a SLURM gres text asks for: 2 for `gpu:2` and for `gpu:a100:2`."""
     wanted = [part.split(":") for part in gres.split(",") if part.split(":")[0] == "gpu"]
     return sum(int(part[-1]) if part[-1].isdigit() else 1 for part in wanted)

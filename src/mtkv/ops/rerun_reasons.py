@@ -1,16 +1,10 @@
-"""Why a job runs, from Snakemake's DAG and its records.
+"""Why a job runs: which of its params, inputs, scripts and modules changed, from Snakemake's DAG, its records, and git.
 
-Snakemake stops looking for reasons at the first job of a chain that must run; what is below it is said to run for that one. Here each
-job is asked for its own reasons, so that a plan names all that changed.
-
-Which field of a job's params changed, from what to what.
-
-Snakemake keeps of each run the texts (repr) of the params, without their names. Here they are read back and given the names of the
-params of today that resemble them most.
-
-Which modules of a stage differ from those a past run used: the code that its card names by git revision, against the files of now.
-
-Only what counts for the code digest is told: changes of comments and docstrings are not, nor are modules that the stage does not import.
+Snakemake stops looking for reasons at the first job of a chain that must run and blames that one for all after it; here each job is
+asked for its own (`causes_of`), so that a plan names all that changed.
+- Params: Snakemake records their texts (repr) without their names; they are read back and matched to today's most similar params.
+- Code (`code_change`): the modules at the git revision in the run's card against the files of now. Only what enters the code digest
+  counts: changes of comments and docstrings do not, nor do modules that the stage does not import.
 """
 
 import ast
@@ -39,7 +33,7 @@ DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 def read_back(text: str) -> Any:
-    """The plain value behind a repr; the text itself where it is none."""
+    """The value behind a repr of plain Python values; the text itself where it is none."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -47,7 +41,7 @@ def read_back(text: str) -> Any:
 
 
 def named(recorded: Iterable[str], today: Mapping[str, Any]) -> dict[str, Any]:
-    """The recorded params by the names of today's. A name without a counterpart is absent."""
+    """The recorded params (reprs) under the names of today's; names without a counterpart are left out."""
     left = Counter(recorded)
     found: dict[str, Any] = {}
     for name, value in today.items():
@@ -81,7 +75,7 @@ def changes(old: Any, new: Any, path: str) -> Iterator[Change]:
 
 
 def param_changes(recorded: Iterable[str], today: Mapping[str, Any]) -> list[Change]:
-    """What differs between a recorded run's params and today's, `code` included."""
+    """What differs between the params of a recorded run (reprs) and today's, `code` included."""
     before = named(recorded, today)
     return [change for name, value in today.items() for change in changes(before.get(name), value, name)]
 
@@ -91,7 +85,7 @@ def _nested(value: Any) -> bool:
 
 
 def _likeness(name: str, value: Any, candidate: Any) -> float:
-    """0: of another kind. 2: leaf by leaf equal. A digest of code resembles nothing but another one."""
+    """How similar two values are, from 0 (of another kind) to 2 (equal leaf by leaf). A code digest matches only another one."""
     is_digest = isinstance(candidate, str) and DIGEST.fullmatch(candidate) is not None
     if (name == CODE) != is_digest:
         return 0.0
@@ -110,7 +104,7 @@ def _likeness(name: str, value: Any, candidate: Any) -> float:
 
 
 def causes_of(job: Any, dag: Any, remembered: Any) -> tuple[Cause, ...]:
-    """Every cause of a job that Snakemake means to run, never empty."""
+    """All causes of a job that Snakemake means to run, at least one. `dag`, `remembered`: Snakemake's DAG and persistence."""
     reason = dag.reason(job)
     remade = set(map(str, reason.updated_input_run))
     known = remembered.has_metadata(job) and not remembered.has_outdated_metadata(job)
@@ -127,7 +121,7 @@ def causes_of(job: Any, dag: Any, remembered: Any) -> tuple[Cause, ...]:
 
 
 def record_of(outputs: Iterable[Any], remembered: Any) -> Record | None:
-    """What is remembered of the run that made these outputs (Snakemake's file objects)."""
+    """Snakemake's record of the run that made these outputs (its file objects); None without times."""
     found = [record for path in outputs if (record := remembered.metadata(path)) is not None]
     times = [(record.starttime, record.endtime) for record in found if record.starttime and record.endtime]
     if not times:
@@ -158,7 +152,7 @@ def _changed_script(job: Any, reason: Any) -> list[Cause]:
 
 
 def _newer(job: Any, remembered: Any) -> Iterator[str]:
-    """Input files younger than the oldest output whose content is another than the recorded one, as Snakemake judges it."""
+    """Input files younger than the oldest output, unless their content is the recorded one; as Snakemake judges it."""
     made = [Path(path).stat().st_mtime for path in job.output if Path(path).is_file()]
     for path in map(Path, job.input if made else ()):
         if path.is_file() and path.stat().st_mtime > min(made):
@@ -188,9 +182,9 @@ ReadOld = Callable[[str], bytes | None]
 
 @dataclass(frozen=True)
 class CodeChange:
-    """`modules` with another syntax tree than at `revision`, those that are new since then, files that steer the stage, and pins.
+    """Since `revision`: `modules` with another syntax tree, modules `added`, other `files` of the digest that changed, `pins` likewise.
 
-    `note` says why the lists may be incomplete; empty when they are not.
+    `note` says why the lists may be incomplete; empty when they are complete.
     """
 
     revision: str | None
@@ -202,7 +196,7 @@ class CodeChange:
 
 
 def code_change(stage: Covered, revision: str | None, dirty: bool | None, package: Path | None = None) -> CodeChange:
-    """What of a stage's code differs between a git revision and now. `dirty`: whether that run's tree had changes of its own."""
+    """What of a stage's code differs between a git revision and now. `dirty`: whether that run's tree had uncommitted changes."""
     package = package or code.PACKAGE_FOLDER
     if revision is None:
         return CodeChange(None, note="the run's card names no git revision")
@@ -248,7 +242,7 @@ def _pins(stage: Covered, package: Path, old: ReadOld) -> tuple[Change, ...]:
 
 
 def git(folder: Path, *arguments: str) -> bytes | None:
-    """What git prints in `folder`; None where it fails, or is not there."""
+    """What git prints in `folder`; None where it fails or is not installed."""
     try:
         return subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, check=True, timeout=20

@@ -1,8 +1,8 @@
 """Ask Snakemake, in this process, which jobs a study has and which would run: a dry run that writes nothing.
 
 The DAG is Snakemake's own, built through `snakemake.api`. Only its bookkeeping folder is another: reading `.snakemake` normally makes
-folders in it, so here the records are read from there and everything else lies in a temporary folder. No lock is taken or asked
-for: a study that runs elsewhere is planned as it is at this moment.
+folders in it, so here the records are read from there and everything else is in a temporary folder. No lock is taken or
+respected: a study that is running elsewhere is planned as it is at this moment.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ BOOKKEEPING = Path(".snakemake")
 
 @dataclass(frozen=True)
 class DryRun:
-    """All jobs behind the targets, inputs before what reads them; and, by file, the records of cards that none of them writes."""
+    """`jobs`: all jobs behind the targets, inputs first; `elsewhere`: records of cards that none of them writes, by file."""
 
     jobs: list[PlannedJob]
     elsewhere: dict[str, Record]
@@ -59,9 +59,9 @@ def dry_run(
     snakefile: Path | None = None,
     cards: Iterable[str] = (),
 ) -> DryRun:
-    """The jobs behind `targets` (rules or files; none: the whole study) of the workflow in `folder`, inputs before what reads them.
+    """The jobs behind `targets` (rules or files; none: the whole study) of the workflow in `folder`, inputs first.
 
-    Jobs that only gather (rule all) are left out. `cards`: card files, relative to `folder`, whose records are wanted besides.
+    Jobs that only gather (rule all) are left out. `cards`: card files, relative to `folder`, whose records are wanted too.
     Raises PlanError for targets that no rule makes and for what the Snakefile refuses. Where an event loop is running (a notebook),
     Snakemake, which starts one of its own, works in a thread.
     """
@@ -138,7 +138,7 @@ def _jobs(workflow: Any) -> Iterator[PlannedJob]:
 
 @contextmanager
 def _elsewhere(folder: Path) -> Iterator[Path]:
-    """Inside, Snakemake is silent, reads its records from `folder` and writes whatever it writes to a folder that goes away."""
+    """A context in which Snakemake is silent, reads its records from `folder` and writes only to a temporary folder."""
     real = (folder / BOOKKEEPING).absolute()
 
     with tempfile.TemporaryDirectory(prefix="mtkv-plan-") as name:

@@ -1,4 +1,4 @@
-"""What a Snakemake profile sets that a plan must know: where jobs run, how many at once, and the resources it adds or changes."""
+"""What a plan must know of a Snakemake profile: where jobs run, how many at once, and the resources it adds or changes."""
 
 import os
 from dataclasses import dataclass, field
@@ -7,16 +7,16 @@ from typing import Any
 
 import yaml
 
-REMOTE_THREADS = 1_000_000  # no limit of this machine's cores applies to jobs on others
+REMOTE_THREADS = 1_000_000  # cores of this machine do not limit jobs on other machines
 
 
 class ProfileError(ValueError):
-    """A profile that Snakemake cannot read; the message says which and why."""
+    """A profile that Snakemake cannot read; the message names it and the reason."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """`slots`: jobs at once on a cluster, cores here. `limits`: resources that all jobs share (`resources:` of a profile)."""
+    """`slots`: jobs at once on a cluster, cores on this machine; `limits`: resources that all jobs share (a profile's `resources:`)."""
 
     executor: str = "local"
     slots: int = os.cpu_count() or 1
@@ -33,9 +33,9 @@ class Profile:
 
 
 def read_profile(folder: Path | None, slots: int | None = None) -> Profile:
-    """The profile in `folder`, by Snakemake's own parser; without one, this machine. `slots` overrides its own number.
+    """The profile in `folder`, by Snakemake's own parser; None is this machine. `slots` overrides the profile's number.
 
-    Raises ProfileError for a folder without a config, and for one that names what is not installed.
+    Raises ProfileError for a folder without a config, and for a config that needs what is not installed.
     """
     if folder is None:
         return Profile(slots=slots or os.cpu_count() or 1)
@@ -59,7 +59,7 @@ def read_profile(folder: Path | None, slots: int | None = None) -> Profile:
 
 
 def _shared(args: Any) -> dict[str, int]:
-    """Resources that all jobs share; those of scope local are shared within a group only."""
+    """Resources that all jobs share; those of scope "local" are shared within a group only and left out."""
     scopes = dict(args.set_resource_scopes or {})
     return {
         name: amount

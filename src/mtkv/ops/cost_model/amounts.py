@@ -1,4 +1,4 @@
-"""How much a study reads: rows of each split, tokens per row of each model, questions of each dataset. Each says where it is from."""
+"""How much a study reads: rows of each split, tokens per row of each model, questions of each dataset; counted where possible."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtkv.config.study import Study
 
-# Questions of the whole benchmarks, where a study sets no limit and has not made them yet.
+# Sizes of the whole benchmarks, for a study that sets no limit and has not made its data yet.
 QUESTIONS = {
     "gsm8k": 1319,
     "math500": 500,
@@ -19,14 +19,16 @@ QUESTIONS = {
     "cmmlu": 11582,
     "ceval": 1346,
 }
-# Of a question with its reasoning, where no card says it: 38 were counted in the pocket study, 160 are assumed of real sources.
+# A question with its reasoning, where no card has a count: 38 were counted in the pocket study, 160 are assumed for real sources.
 TOKENS_PER_ROW = {"pocket": 40, "multi_reasoning_cot_direct": 160}
 STUDENT = "student"
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """`tokens_per_row` by teacher id and "student"; `measured` names those of them that are from cards. `student`: its params."""
+    """Rows per split and questions per dataset. `tokens_per_row`: by teacher id and "student", those in `measured` counted by past runs;
+    `student`: the params of a job that runs the student.
+    """
 
     train: int
     validation: int
@@ -38,7 +40,7 @@ class Amounts:
 
     @property
     def read(self) -> int:
-        """Rows that a teacher reads."""
+        """Rows that a teacher reads in all."""
         return self.train + self.validation + self.calibration
 
     def tokens(self, model: str) -> float:
@@ -47,7 +49,9 @@ class Amounts:
 
 
 def amounts_of(study: "Study", cards: Sequence[dict[str, Any]], root: Path, data_stays: bool) -> Amounts:
-    """The amounts of a study. `cards` of its past runs; `data_stays`: the rows below `root` are not made anew, so they are counted."""
+    """The amounts of a study, with tokens from the `cards` of past runs. `data_stays`: the rows below `root` will not be made anew, so
+    they are counted instead of taken from the config.
+    """
     data = study.data
     wanted = {"train": data.train_rows, "val": data.validation_rows, "calibration": data.calibration_rows}
     rows = {split: _counted(root / f"data/{split}.parquet", data_stays) or count for split, count in wanted.items()}
@@ -61,7 +65,7 @@ def amounts_of(study: "Study", cards: Sequence[dict[str, Any]], root: Path, data
 
 
 def _measured(cards: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Tokens per row that past runs counted."""
+    """Teacher id or "student" → tokens per row that past runs counted."""
     found: dict[str, float] = {}
     for card in cards:
         result, tokens = card.get("result") or {}, card.get("tokens")

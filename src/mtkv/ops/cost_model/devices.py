@@ -1,18 +1,16 @@
-"""What a machine does in a second: makers' numbers for dense matrix products and for memory, and the share of it a job really gets."""
+"""What a machine computes per second: makers' numbers for dense matrix products and for memory, and the share that a job really gets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mtkv.ops.planned_jobs import PlannedJob
 
-UTILISATION = (
-    0.35  # of the maker's FLOP/s, for training and reading; the common range of well-run training is 0.3 to 0.5
-)
+UTILISATION = 0.35  # share of the maker's FLOP/s in training and reading; well-run training has 0.3 to 0.5
 
 
 @dataclass(frozen=True)
 class Device:
-    """FLOP/s in 16 and in 32 bit, bytes/s from memory, and seconds that one decoding step costs however small the model."""
+    """FLOP/s in 16 and 32 bit, bytes/s from memory, and seconds that a decoding step takes at least, however small the model."""
 
     flops_16: float
     flops_32: float
@@ -20,7 +18,7 @@ class Device:
     step_seconds: float = 0.025
 
     def flops(self, dtype: str) -> float:
-        """FLOP/s in a number format of torch."""
+        """FLOP/s for a torch dtype, by name."""
         return self.flops_32 if dtype == "float32" else self.flops_16
 
 
@@ -38,7 +36,7 @@ DEFAULT_GPU = "a100"
 
 
 def device_name(job: PlannedJob, gpu: str = DEFAULT_GPU) -> str:
-    """The device that a job is estimated for: the GPU model that it asks for where it is known, `gpu` for other GPU jobs, a core."""
+    """The key in `DEVICES` to estimate a job with: the GPU model it asks for, if known; `gpu` for other GPU jobs; else "cpu"."""
     if not job.gpus:
         return "cpu"
     asked = str(job.resources.get("gpu_model") or job.resources.get("gres") or "").lower()
@@ -46,5 +44,5 @@ def device_name(job: PlannedJob, gpu: str = DEFAULT_GPU) -> str:
 
 
 def devices_used(job: PlannedJob) -> int:
-    """How many of its device a job computes on: its GPUs, else its threads."""
+    """How many of its device a job uses: its GPUs, else its threads."""
     return max(1, job.gpus or job.threads)

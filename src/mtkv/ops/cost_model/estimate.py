@@ -1,4 +1,4 @@
-"""Seconds and bytes of each job: measured by a past run of the same config, scaled from one of another, or from the model of `work`."""
+"""Seconds and bytes of each job: measured by a past run of the same config, scaled from one of another, or computed by `work`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from mtkv.ops.planned_jobs import PlannedJob
 
 Basis = Literal["measured", "scaled", "estimated", "assumed", "unknown"]
 BASES: tuple[Basis, ...] = ("measured", "scaled", "estimated", "assumed", "unknown")
-# Light jobs that no formula describes and that have never run: seconds, and bytes they write.
+# Light jobs without a formula, where none has run yet: seconds, and bytes they write.
 ASSUMED: dict[str, tuple[float, float]] = {
     "data": (60, 50e6),
     "teacher_index": (15, 1e6),
@@ -30,7 +30,7 @@ SAME_ROWS = 0.02
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """Of one job. `written`: bytes that stay; `transient`: bytes of checkpoints while it runs. `note` names what is not known."""
+    """What one job costs. `written`: bytes that stay; `transient`: bytes of checkpoints while it runs; `note`: what is not known."""
 
     seconds: float
     written: float
@@ -41,7 +41,7 @@ class CostEstimate:
 
 @dataclass(frozen=True)
 class Estimator:
-    """Estimates jobs from samples of past runs; `gpu` and `utilisation` say what to assume of a machine nobody measured."""
+    """Estimates jobs from samples of past runs; `gpu` and `utilisation` are assumed where nothing was measured."""
 
     amounts: Amounts
     samples: Sequence[Sample] = field(default=())
@@ -49,7 +49,7 @@ class Estimator:
     utilisation: float = UTILISATION
 
     def estimate(self, job: PlannedJob) -> CostEstimate:
-        """Seconds and bytes of a job; of unknown basis, and zero, when it needs a model whose size is not known."""
+        """Seconds and bytes of a job; basis "unknown", and zeros, when it needs a model of unknown size."""
         transient = self._transient(job)
         samples = self._fitting(job)
         for find in (self._own, self._same_config, self._scaled):
@@ -65,14 +65,14 @@ class Estimator:
         return CostEstimate(STARTUP + self.model_seconds(job, work), work.written, work.transient, "estimated")
 
     def model_seconds(self, job: PlannedJob, work: Work) -> float:
-        """What the FLOP and byte model says the stage itself takes on the devices of the job."""
+        """Seconds that the stage itself takes on the job's devices, by its FLOPs and bytes."""
         device: Device = DEVICES[device_name(job, self.gpu)]
         count = devices_used(job)
         step = max(work.step_bytes / device.bandwidth / count, device.step_seconds)
         return work.flops / (device.flops(work.dtype) * self.utilisation * count) + work.steps * step
 
     def _fitting(self, job: PlannedJob) -> list[Sample]:
-        """Samples of the rule that say something of the job: on a GPU or not, as it is, and for light rules of its own study."""
+        """Samples of the job's rule, on a GPU if it is (lacking CPU samples a CPU job takes those); light rules: only its own study's."""
         found = [sample for sample in self.samples if sample.rule == job.rule and not sample.reused]
         if job.rule not in WORK:
             found = [sample for sample in found if _study(sample.outputs) == _study(job.outputs)]
@@ -86,7 +86,7 @@ class Estimator:
         return self._alike(job, samples)
 
     def _alike(self, job: PlannedJob, samples: Sequence[Sample]) -> tuple[float, float, Basis] | None:
-        """The median of the samples of the same config, by the rows that are read today."""
+        """The median of the samples with the job's config digest, scaled by the rows it reads today."""
         digest = config_digest(job.params)
         found = [sample for sample in samples if sample.digest == digest]
         if not found:
@@ -97,7 +97,7 @@ class Estimator:
         return median(s.seconds for s in found) * scale, median(s.size for s in found) * scale, basis
 
     def _scaled(self, job: PlannedJob, samples: Sequence[Sample]) -> tuple[float, float, Basis] | None:
-        """The median of the nearest samples of other configs, by what the model says of both."""
+        """The median of the nearest samples of other configs, each scaled by the ratio of modelled seconds, today's job to the sample."""
         today = self._attempt(lambda: job_work(job, self.amounts))
         if today is None:
             return None
@@ -122,7 +122,7 @@ class Estimator:
         )
 
     def _distance(self, job: PlannedJob, sample: Sample, ratio: float) -> float:
-        """How unlike a sample is: other teachers count most, then other amounts of work."""
+        """How unlike the job a sample is: another number of teachers counts most, then another amount of work."""
         return 10.0 * abs(_teachers(job.params) - _teachers(sample.params or {})) + abs(log(ratio or 1.0))
 
     def _row_ratio(self, job: PlannedJob, sample: Sample) -> float:
@@ -146,12 +146,12 @@ class Estimator:
     def _attempt(self, find: Callable[[], Work]) -> Work | None:
         try:
             return find()
-        except (UnknownSizeError, KeyError, TypeError, ValueError, ZeroDivisionError):  # params of another version
+        except (UnknownSizeError, KeyError, TypeError, ValueError, ZeroDivisionError):  # params of an older version
             return None
 
 
 def _study(outputs: Sequence[str]) -> tuple[str, ...]:
-    """results/<study>, of the files of a job."""
+    """The parts of results/<study> in the paths of a job's files."""
     return Path(outputs[0]).parts[:2] if outputs else ()
 
 

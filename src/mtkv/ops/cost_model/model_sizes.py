@@ -1,7 +1,7 @@
-"""How large a model is, from its files but not its weights: parameters, layers and the width of its KV.
+"""How large a model is, without reading its weights: parameters, layers and the width of its KV.
 
 Parameters are counted from the headers of the safetensors files. A model of which only the config is here is built by transformers
-on the meta device, which takes seconds and no memory. A model that is not here at all stays unknown.
+on the meta device, which takes seconds and no memory. The size of a model that is not here at all is unknown.
 """
 
 import json
@@ -19,7 +19,7 @@ from mtkv.models.paths import cached_commit, cached_snapshot, gguf_path, hub_fol
 if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig
 
-# The same thing under the names of the model families, first match first.
+# Config keys for the same thing in different model families; the first that is there counts.
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 HEADS = ("num_key_value_heads", "num_attention_heads", "n_head", "num_heads")
 QUERY_HEADS = ("num_attention_heads", "n_head", "num_heads")
@@ -30,7 +30,7 @@ HIDDEN = ("hidden_size", "n_embd", "d_model")
 
 @dataclass(frozen=True)
 class ModelSize:
-    """`parameters` of all weights, tied ones once; `kv_width` = `kv_heads` · width of a head."""
+    """`parameters`: of all weights, tied ones once; `kv_width`: `kv_heads` times the width of a head."""
 
     parameters: int
     layers: int
@@ -60,7 +60,7 @@ def folder_size(folder: Path, trust_remote_code: bool = False) -> ModelSize | No
 
 
 def stored_parameters(folder: Path) -> int:
-    """Numbers in the safetensors files of a folder, from their headers (u64 length, then JSON); 0 without such files."""
+    """Numbers in the safetensors files of a folder, by their headers (u64 length, then JSON); 0 without such files."""
     shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
@@ -71,7 +71,7 @@ def stored_parameters(folder: Path) -> int:
 
 @cache
 def built_parameters(folder: Path, trust_remote_code: bool = False) -> int:
-    """Parameters of the model that a folder's config describes, built without memory; 0 where transformers cannot build it."""
+    """Parameters of the model that a folder's config describes, built on the meta device; 0 where transformers cannot build it."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 

@@ -1,7 +1,7 @@
-"""What past runs cost: one sample for each job that has run, from its card and from Snakemake's record of it.
+"""What past runs cost: one `Sample` per job that has run, from its card and from Snakemake's record of it.
 
-A card tells the time of the stage itself; Snakemake's record also that of starting Python, and waiting in a queue where there was
-one, so a record that is much longer than its card is not believed.
+A card has the time of the stage itself; Snakemake's record also that of starting Python, and of waiting in a queue where there was
+one: a record more than `LONGEST_STARTUP` above its card is not believed.
 """
 
 import os
@@ -17,14 +17,16 @@ from mtkv.provenance.digest import digest_of
 from mtkv.provenance.files import read_json
 
 CARD_PATTERNS = ("data", "teachers/*", "maps/*", "arms/*/*", "predictions/*/*", "compare", "report")
-STARTUP = 10.0  # seconds from the start of a job to that of its stage, where they were not measured
+STARTUP = 10.0  # assumed seconds from the start of a job to that of its stage
 LONGEST_STARTUP = 120.0
 NOT_CONFIG = (CODE, "study")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One finished job. `params` are None where Snakemake's record is lost; `rows` are those it read, where its card says it."""
+    """One finished job. `params`: None where Snakemake has no record; `rows`: rows it read, if its card has them; `reused`: it did only
+    part of the work (resumed, or copied known answers).
+    """
 
     rule: str
     outputs: tuple[str, ...]
@@ -39,7 +41,7 @@ class Sample:
 
 
 def config_digest(params: Mapping[str, Any]) -> str:
-    """Digest of the config in a job's params, as its card has it."""
+    """Digest of the config in a job's params, computed as for its card."""
     return digest_of({name: value for name, value in params.items() if name not in NOT_CONFIG})
 
 
@@ -49,7 +51,7 @@ def card_files(results: Path) -> list[str]:
 
 
 def samples_of(jobs: Iterable[PlannedJob], elsewhere: Mapping[str, Record], folder: Path) -> Iterator[Sample]:
-    """A sample for each job that has run: those of the plan, and those of other studies or of arms no longer in the config."""
+    """A sample for each job that has run: those of the plan (`jobs`), then `elsewhere`: other studies, arms no longer in the config."""
     like: dict[str, PlannedJob] = {}
     for job in jobs:
         like.setdefault(job.rule, job)
@@ -113,12 +115,12 @@ def _read(path: Path, modified: float) -> dict[str, Any] | None:
 
 
 def card_of(folder: Path, path: str | None) -> dict[str, Any] | None:
-    """The card at `path` below `folder`; None for none, and for what is no card."""
+    """The card at `path` below `folder`; None where there is none, or the file is no card."""
     if path is None or not (folder / path).is_file():
         return None
     return _read(folder / path, (folder / path).stat().st_mtime)
 
 
 def cards_of(jobs: Iterable[PlannedJob], folder: Path) -> list[dict[str, Any]]:
-    """The cards that lie where these jobs write theirs."""
+    """The existing cards of these jobs."""
     return [card for job in jobs if (card := card_of(folder, job.card)) is not None]

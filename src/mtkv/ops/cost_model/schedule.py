@@ -1,4 +1,4 @@
-"""How long the jobs take together: the longest chain, and the whole on a number of slots."""
+"""How long jobs take together: the longest chain of dependent jobs, and all of them on a limited number of slots."""
 
 import heapq
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,8 @@ from mtkv.ops.planned_jobs import PlannedJob
 def critical_path(jobs: Sequence[PlannedJob], seconds: Mapping[int, float]) -> tuple[float, list[PlannedJob]]:
     """Seconds of the longest chain of jobs that wait for each other, and the chain, first job first. `seconds` by job number.
 
-    No number of machines makes the study shorter than this. `jobs`: inputs before what reads them; jobs above that are not among them
-    cost nothing.
+    No number of machines makes the study shorter than this. `jobs` come in order, inputs first; a dependency that is not among them
+    costs nothing.
     """
     ends: dict[int, float] = {}
     before: dict[int, PlannedJob | None] = {}
@@ -33,10 +33,10 @@ def makespan(
     demands: Mapping[int, Mapping[str, int]],
     capacity: Mapping[str, int],
 ) -> float:
-    """Seconds of the whole when every job starts as soon as its inputs are there and what it demands is free, longest chains first.
+    """Seconds for all jobs when each starts as soon as its inputs and the resources it demands are free, longest chains first.
 
-    `demands` by job number, for instance {"slots": 1, "gpu": 1}; what is not in `capacity` is unlimited; a demand above its capacity
-    is taken as the capacity. This is list scheduling (Graham, 1969): never more than twice the best there is, for one kind of slot.
+    `demands` by job number, for instance {"slots": 1, "gpu": 1}; a resource not in `capacity` is unlimited; a demand above its capacity
+    is taken as the capacity. This is list scheduling (Graham, 1969): at most twice the optimum, for one kind of slot.
     """
     known = {job.number: job for job in jobs}
     below: dict[int, list[int]] = {number: [] for number in known}

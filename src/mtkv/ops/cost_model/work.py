@@ -1,9 +1,9 @@
 """The FLOPs and bytes of one job, from its params: the stated model behind every estimate that is not a measurement.
 
 A forward pass costs 2·N FLOPs per token for N parameters, forward and backward 6·N (Kaplan et al., 2020, arXiv 2001.08361; attention
-scores are left out), with activations recomputed 8·N, with adapters instead of weights trained 4·N; where a step of several passes is
-measured before (`mtkv.training.step_statistics`) 2·N more. KV takes
-layers · 2 · width · tokens · bytes of its format. One function per rule in `WORK`.
+scores are left out), with activations recomputed 8·N, with adapters instead of weights trained 4·N; an arm that measures a step of
+several passes before training on it (`mtkv.training.step_statistics`) 2·N more. KV takes layers · 2 · width · tokens · bytes of its
+format. One function per rule in `WORK`.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,12 +25,12 @@ CHOICES = 4
 CHECKPOINTS_KEPT = 3  # two, and the one being written
 ADAM_NUMBERS = 3  # weights and two moments, 4 bytes each
 PREDICTION_BYTES = 600  # per question
-DIAGNOSED = 100  # `mtkv.stages.diagnose_latents.QUESTIONS`, which imports torch
+DIAGNOSED = 100  # = `mtkv.stages.diagnose_latents.QUESTIONS`; that module imports torch
 
 
 @dataclass(frozen=True)
 class Work:
-    """`flops` in `dtype`; `steps` of decoding that each read `step_bytes`; `written` bytes that stay and `transient` while it runs."""
+    """`flops` in `dtype`; `steps` of decoding, each reading `step_bytes`; bytes `written` for good, and `transient` ones while it runs."""
 
     flops: float = 0.0
     dtype: str = "float32"
@@ -41,18 +41,18 @@ class Work:
 
 
 class UnknownSizeError(ValueError):
-    """A model's size is not known; the message is its name."""
+    """The size of a model is unknown; the message is the model's name."""
 
 
 def work_of(
     rule: str, params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str = ""
 ) -> Work:
-    """What a job of `rule` with these params does. Raises UnknownSizeError for a model of unknown size; no work for light rules."""
+    """The work of a job of `rule` with these params; none for light rules. Raises UnknownSizeError for a model of unknown size."""
     return WORK[rule](params, amounts, outputs, teacher) if rule in WORK else Work()
 
 
 def job_work(job: PlannedJob, amounts: Amounts) -> Work:
-    """`work_of` a planned job."""
+    """The work of a planned job; see `work_of`."""
     return work_of(job.rule, job.params, amounts, job.outputs, job.wildcards.get("teacher", ""))
 
 
@@ -129,9 +129,10 @@ def _predict(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ..
 
 
 def _latents(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
-    """A prediction of the first questions under every condition, with the iterations of the latents."""
+    """As a prediction of the first `DIAGNOSED` questions of each dataset, times the conditions, plus the iterations of the latents."""
     latent = params["arm"]["latent"]
-    times = 5 if latent["tokens"] > 1 else 4  # `latent_conditions.conditions`, which imports torch
+    # As many as `mtkv.latent.evaluation.conditions` has; that module imports torch.
+    times = 5 if latent["tokens"] > 1 else 4
     asked = {name: min(count, DIAGNOSED) for name, count in amounts.questions.items()}
     files = tuple(f"{name}.parquet" for name in asked)
     one = _predict({**params, "model": None}, replace(amounts, questions=asked), files, teacher)

@@ -1,4 +1,4 @@
-"""Models and data sets: what a study reads, what of it is here, and what of it asks for a licence."""
+"""Models and data sets: what a study reads, what of it is here, and what of it is behind a licence."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mtkv.data.loading import Origin
 
 HUB = "https://huggingface.co"
-# Owners and families that ask for a licence (as of 2026); the hub's own answer counts where it can be asked.
+# Gated owners and families (as of 2026); where the hub can be asked, its answer counts.
 GATED = (
     "meta-llama/",
     "google/gemma",
@@ -29,7 +29,9 @@ FETCH = "snakemake assets, on a machine with network (a login node); then copy a
 
 @dataclass(frozen=True)
 class Wanted:
-    """Something of the hub that the study reads. `kind`: models or datasets, as in the hub's addresses. `needed`: it stops without."""
+    """A model or data set of the hub that the study reads. `kind`: models or datasets, as in the hub's URLs; `needed`: the study stops
+    without it.
+    """
 
     name: str
     kind: str
@@ -39,13 +41,13 @@ class Wanted:
 
     @property
     def page(self) -> str:
-        """Where its licence is accepted."""
+        """Its page on the hub, where the licence is accepted."""
         return f"{HUB}/{'datasets/' if self.kind == 'datasets' else ''}{self.name}"
 
 
 @check("models and data")
 def assets(patient: DoctorContext) -> Iterator[Finding]:
-    """All that the study reads is here."""
+    """Everything that the study reads is here."""
     for name, model in models(patient):
         place = {"path": Path(model.name) / "config.json", "gguf": gguf_path(model)}.get(model.source)
         if place is not None and not (patient.folder / place).is_file():
@@ -67,7 +69,7 @@ def assets(patient: DoctorContext) -> Iterator[Finding]:
 
 
 def models(patient: DoctorContext) -> list[tuple[str, "ModelConfig"]]:
-    """Every model of the study by its place in the config."""
+    """(path in the config, model) of every model of the study."""
     study = patient.study
     return [
         ("student", study.student),
@@ -76,7 +78,7 @@ def models(patient: DoctorContext) -> list[tuple[str, "ModelConfig"]]:
 
 
 def wanted(patient: DoctorContext) -> list[Wanted]:
-    """Everything of the hub that the study needs, each once."""
+    """Everything that the study needs from the hub, each once."""
     study = patient.study
     found = [
         Wanted(model.name, "models", local_folder(model) is not None, model.name.startswith(GATED))
@@ -89,7 +91,7 @@ def wanted(patient: DoctorContext) -> list[Wanted]:
 
 
 def _data_sets(patient: DoctorContext) -> list[Wanted]:
-    """The data sets of real sources and of the benchmarks that the study asks."""
+    """The data sets of the training sources and of the benchmarks that the study evaluates."""
     from mtkv.data.benchmarks import BENCHMARKS
     from mtkv.data.download import wanted_splits
 
@@ -101,7 +103,7 @@ def _data_sets(patient: DoctorContext) -> list[Wanted]:
 
 
 def _by_name(patient: DoctorContext, splits: list[tuple["Origin", str]], needed: bool) -> list[Wanted]:
-    """One entry for each data set, here when all of its splits are."""
+    """One entry per data set; it is here when all of its splits are."""
     here = {origin: [_split_here(patient, *pair) for pair in splits if pair[0] == origin] for origin, _ in splits}
     return [Wanted(origin.hub, "datasets", all(found), origin.gated, needed) for origin, found in here.items()]
 

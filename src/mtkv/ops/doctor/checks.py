@@ -1,4 +1,4 @@
-"""What a check is: a function from the study and this machine to findings. Each is registered under its name, in the order of the list."""
+"""What a check is: a function from the study and this machine to findings, registered under its name; `CHECKS` keeps their order."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ Level = Literal["ok", "note", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line. `fix`: what to do; every warning and error has one."""
+    """One line of the result. `fix`: what to do; every warning and error has one."""
 
     level: Level
     message: str
@@ -26,7 +26,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class DoctorContext:
-    """What is looked at: a study, the folder of the workflow, and the Snakemake profile it is to run with (None: this machine alone)."""
+    """What is examined: a study, the folder of the workflow, and the Snakemake profile it is to run with (None: this machine alone)."""
 
     study: "Study"
     folder: Path = Path()
@@ -58,7 +58,7 @@ CHECKS: dict[str, Check] = {}
 
 
 def check(name: str) -> Callable[[Check], Check]:
-    """Register a check under a name that people see."""
+    """Register a check under the name that users see."""
 
     def register(function: Check) -> Check:
         CHECKS[name] = function
@@ -68,7 +68,7 @@ def check(name: str) -> Callable[[Check], Check]:
 
 
 def run_checks(patient: DoctorContext, names: Iterable[str]) -> Iterator[tuple[str, list[Finding]]]:
-    """The findings of each check in turn. A check that fails itself is a finding too, and keeps no other from being made."""
+    """(name, findings) of each check in turn. A check that raises becomes a finding itself, and the others still run."""
     for name in names:
         try:
             yield name, list(CHECKS[name](patient))

@@ -15,7 +15,7 @@ SITE = "profiles/slurm/site.yaml"
 
 @dataclass(frozen=True)
 class Line:
-    """One partition and kind of node of `sinfo`."""
+    """One line of `sinfo`: a partition, and a kind of node in it."""
 
     partition: str
     up: bool
@@ -52,7 +52,7 @@ def slurm(patient: DoctorContext) -> Iterator[Finding]:
 
 
 def sinfo_lines(text: str) -> list[Line]:
-    """Lines of `sinfo --format "%P|%a|%G|%T"`; a gres is `gpu:a100:4(S:0-1)` or `gpu:2`, several separated by commas."""
+    """Parse `sinfo --format "%P|%a|%G|%T"`; a gres is `gpu:a100:4(S:0-1)` or `gpu:2`, several separated by commas."""
     found = []
     for partition, state, gres, nodes in (line.split("|") for line in text.splitlines() if line.count("|") == 3):
         parts = [part.split("(")[0].split(":") for part in re.split(r",(?![^(]*\))", gres)]

@@ -37,9 +37,9 @@ MARKS = {"ok": "[green]✓[/]", "note": "[cyan]·[/]", "warning": "[yellow]![/]"
 def examine(
     study: "Study", profile: Path | None, configfiles: list[Path], output: Path | None, console: Console
 ) -> bool:
-    """Whether nothing would stop the study. Prints each check as it is made.
+    """Run every check and print its findings; return whether nothing would stop the study.
 
-    `output` gets all findings as JSON; `-` prints that alone.
+    `output` gets all findings as JSON; with `-` only that is printed.
     """
     patient = DoctorContext(study, profile_folder=profile, configfiles=tuple(configfiles))
     alone = output == Path("-")

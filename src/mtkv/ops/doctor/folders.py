@@ -13,15 +13,15 @@ from mtkv.ops.doctor.checks import DoctorContext, Finding, check
 
 WRITTEN = ("results", "checkpoints", ".snakemake")
 TRIES = 5
-SLOW = 0.1  # seconds for creating, looking at and renaming a file
+SLOW = 0.1  # seconds of one create + stat + rename
 SLOW_SYNC = 1.0
-SKEW = 2.0  # seconds between the file server's clock and this one that Snakemake's comparison of times bears
+SKEW = 2.0  # seconds between the file server's clock and ours that Snakemake's comparison of times tolerates
 LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "zfs", "f2fs")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of one create + stat + rename and of one fsync (medians), and how far the server's clock is ahead."""
+    """Seconds of one create + stat + rename and of one fsync (medians); `skew`: how far the file server's clock is ahead."""
 
     rename: float
     sync: float
@@ -30,7 +30,7 @@ class Measured:
 
 @check("folders")
 def folders(patient: DoctorContext) -> Iterator[Finding]:
-    """Each folder the study writes to, tried out in a temporary folder that is removed again."""
+    """Each folder the study writes to works, tried in a temporary folder that is removed again."""
     for name in WRITTEN:
         place = _existing(patient.folder / name)
         try:
@@ -64,7 +64,7 @@ def shared_storage(patient: DoctorContext) -> Iterator[Finding]:
 
 
 def measure(place: Path, tries: int = TRIES) -> Measured:
-    """Try what atomic writing, locks and checkpoints need. Raises OSError for what does not work."""
+    """Try and time what atomic writing, locks and checkpoints need. Raises OSError for what does not work."""
     renames, syncs = [], []
     with tempfile.TemporaryDirectory(prefix=".mtkv-doctor-", dir=place) as scratch:
         for number in range(tries):
@@ -86,7 +86,7 @@ def measure(place: Path, tries: int = TRIES) -> Measured:
 
 
 def file_system(place: Path, mounts: Path = Path("/proc/mounts")) -> str:
-    """The kind of the file system that a folder is on; empty where it cannot be known."""
+    """The type of the file system that a folder is on (ext4, nfs, …); empty where it is not known."""
     try:
         lines = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
     except OSError:
@@ -96,7 +96,7 @@ def file_system(place: Path, mounts: Path = Path("/proc/mounts")) -> str:
 
 
 def _one_winner(scratch: Path) -> None:
-    """The lock of a checkpoint is a hard link that only one can make."""
+    """Raise OSError unless hard links are exclusive, which the lock of a checkpoint relies on."""
     first, second = scratch / "first", scratch / "second"
     first.touch()
     os.link(first, second)

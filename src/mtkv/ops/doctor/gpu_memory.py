@@ -3,7 +3,7 @@
 training     16·N (weights, gradients, AdamW's two moments, all float32 whatever format they are saved in), with adapters b·N; over n GPUs
              divided by n (fsdp2, zero3) or all but the weights (zero2); in bfloat16 2·N on each GPU where the weights are float32 (the
              copies of autocast); and activations 34·B·T·h·L (Korthikanti et al., 2022, arXiv 2205.05198, eq. 2 without attention
-             scores; with checkpointing 2·B·T·h·L + 34·B·T·h), and 8·B·T·V of logits. With teachers that read along, their b·N.
+             scores; with checkpointing 2·B·T·h·L + 34·B·T·h), and 8·B·T·V of logits. Online teachers add their b·N.
 teacher, predictions   b·N and 1 GB; the batch is fitted to the rest by the stages themselves.
 """
 
@@ -28,7 +28,7 @@ NAMED = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bm])(?![A-Za-z0-9])", re.
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the formula needs of a model."""
+    """What the formula needs to know of a model."""
 
     parameters: float
     layers: int
@@ -38,7 +38,7 @@ class ModelShape:
 
 @check("gpu memory")
 def gpu_memory(patient: DoctorContext) -> Iterator[Finding]:
-    """Each job that asks for a GPU against the memory of one."""
+    """The memory each GPU job needs against that of one GPU."""
     room, where = capacity(patient)
     for name, config, needed in demands(patient):
         if needed is None:
@@ -67,7 +67,7 @@ def gpu_memory(patient: DoctorContext) -> Iterator[Finding]:
 
 
 def demands(patient: DoctorContext) -> Iterator[tuple[str, "ModelConfig", float | None]]:
-    """Jobs that ask for a GPU, the model each is about, and GB it takes on one GPU; None for a model of unknown size."""
+    """(job, its model, GB on one GPU) of each kind of GPU job; None for a model of unknown size."""
     study, resources = patient.study, patient.study.resources
     if resources.teachers.gpu and study.teachers.mode == "stored":
         for teacher in study.teachers_used():
@@ -83,7 +83,7 @@ def demands(patient: DoctorContext) -> Iterator[tuple[str, "ModelConfig", float 
 
 
 def largest_training(patient: DoctorContext) -> Iterator[tuple[str, float | None]]:
-    """The trained arm that takes most memory; that says enough of all."""
+    """The trained arm that takes most memory and its GB (None where no size is known): if it fits, all do. Nothing without training."""
     study = patient.study
     found = {
         name: training_gb(study.student, arm, study.resources.train, along(patient, arm))
@@ -98,7 +98,7 @@ def largest_training(patient: DoctorContext) -> Iterator[tuple[str, float | None
 
 
 def along(patient: DoctorContext, arm: "Arm") -> list["ModelConfig"]:
-    """The teachers that read along while an arm trains."""
+    """The online teachers of an arm, which stay in memory while it trains."""
     teachers = patient.study.teachers
     names = [
         *(arm.kv.teachers if arm.kv and teachers.mode == "online" else []),
@@ -108,7 +108,7 @@ def along(patient: DoctorContext, arm: "Arm") -> list["ModelConfig"]:
 
 
 def reading_gb(config: "ModelConfig", processes: int) -> float | None:
-    """GB of a model that reads, split over `processes` GPUs."""
+    """GB per GPU of a model that only reads, split over `processes` GPUs."""
     shape = shape_of(config)
     return None if shape is None else shape.parameters * BYTES[config.dtype] / 1e9 / max(1, processes) + 1
 
@@ -127,7 +127,7 @@ def training_gb(
     )
     tokens = max(1, training.batch_size // processes) * training.max_length
     layers = 2 * shape.layers + 34 if training.gradient_checkpointing else 34 * shape.layers
-    wide = 2 if training.dtype == "float32" else 1  # the formula is for 16 bit
+    wide = 2 if training.dtype == "float32" else 1  # the formula counts 16-bit activations
     copies = 2 * shape.parameters if training.dtype == "bfloat16" and size == BYTES["float32"] else 0
     activations = wide * tokens * shape.hidden * layers + 8 * tokens * shape.vocabulary
     readers = sum(found.parameters * BYTES[teacher.dtype] for teacher in teachers if (found := shape_of(teacher)))
@@ -135,7 +135,7 @@ def training_gb(
 
 
 def shape_of(config: "ModelConfig") -> ModelShape | None:
-    """Size and widths of a model that is here; of one that is not, what its name says (`-7B-`), with widths to match."""
+    """Size and widths of a model that is here; else those that its name suggests (`-7B-`), or None."""
     size, folder = model_size(config), local_folder(config)
     if size is None or folder is None:
         found = NAMED.search(config.name.rpartition("/")[2])

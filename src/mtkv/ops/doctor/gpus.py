@@ -1,6 +1,6 @@
-"""The GPUs of this machine, the driver, and the CUDA that torch was built for; all asked without loading torch.
+"""GPUs, the driver, the CUDA that torch was built for, and how much memory one GPU has; all asked without loading torch.
 
-How much memory one GPU has: of this machine as nvidia-smi says, of a cluster by the names of its types.
+This machine's GPUs are those of nvidia-smi; a cluster's are known by the names of their types.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 from mtkv.ops.doctor.checks import DoctorContext, Finding, check
 from mtkv.ops.slurm.queue import ask
 
-# GB by the type's name in SLURM; those sold with two sizes count with the smaller one.
+# GB by the type's name in SLURM; of types sold in two sizes the smaller one.
 MEMORY = {
     "gh200": 96, "h200": 141, "b200": 180, "h100": 80, "a100": 40, "l40": 48, "a40": 48, "a30": 24, "a10": 24, "l4": 24,
     "v100": 16, "p100": 16, "t4": 16, "a6000": 48, "4090": 24, "3090": 24, "2080": 11,
@@ -21,7 +21,7 @@ SIZED = re.compile(r"(\d+)_?gb?\b", re.IGNORECASE)
 
 
 def capacity(patient: DoctorContext) -> tuple[float | None, str]:
-    """GB of one GPU that jobs get, and its name; None where that is not known."""
+    """(GB, name) of the smallest GPU that jobs may get; (None, "") where that is not known."""
     if not patient.profile.remote:
         here = gpus()
         smallest = min(here, key=lambda gpu: gpu.total, default=None) if here else None
@@ -38,7 +38,7 @@ def capacity(patient: DoctorContext) -> tuple[float | None, str]:
 
 
 def memory_of(name: str) -> float:
-    """GB of a GPU type by its name, a size in the name (a100_80gb) first; 0 for unknown ones."""
+    """GB of a GPU type by its name: a size in the name (a100_80gb), else from `MEMORY`; 0 for unknown types."""
     sized = SIZED.search(name)
     return (
         float(sized[1]) if sized else next((float(size) for kind, size in MEMORY.items() if kind in name.lower()), 0.0)
@@ -52,7 +52,7 @@ AMPERE = 8.0  # compute capability from which a GPU computes in bfloat16
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU; memory in MiB."""
+    """One GPU as nvidia-smi reports it; memory in MiB."""
 
     name: str
     total: float
@@ -115,7 +115,7 @@ def _no_driver(patient: DoctorContext) -> Iterator[Finding]:
 
 
 def gpus() -> list[Gpu] | None:
-    """The GPUs of this machine; None without nvidia-smi, empty when it does not answer."""
+    """The GPUs of this machine; None without nvidia-smi, empty when it fails."""
     answer = ask("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits", timeout=10)
     if answer is None:
         return None
@@ -124,14 +124,14 @@ def gpus() -> list[Gpu] | None:
 
 
 def driver_cuda() -> float | None:
-    """The newest CUDA that the driver knows, from the heading of nvidia-smi."""
+    """The newest CUDA that the driver supports, from the heading of nvidia-smi."""
     answer = ask("nvidia-smi", timeout=10)
     found = re.search(r"CUDA (?:UMD )?Version: *(\d+\.\d+)", answer.text) if answer else None
     return float(found[1]) if found else None
 
 
 def torch_cuda() -> str | None:
-    """The CUDA that torch was built for, read from its version file; None for builds without."""
+    """The CUDA that torch was built for, read from its version file; None for CPU builds."""
     spec = find_spec("torch")
     path = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
     found = (
@@ -152,5 +152,5 @@ def asks_bfloat16(patient: DoctorContext) -> bool:
 def _number(text: str) -> float:
     try:
         return float(text)
-    except ValueError:  # [N/A]
+    except ValueError:  # nvidia-smi's [N/A]
         return 0.0

@@ -1,6 +1,6 @@
 """The hub or its mirror: whether it answers, and whether gated things may be fetched with the token that is here.
 
-With HF_HUB_OFFLINE=1 nothing is asked of the network; else two short requests at most per gated thing that is not here yet.
+With HF_HUB_OFFLINE=1 the network is not used; else at most two short requests per gated thing that is not here yet.
 """
 
 import os
@@ -81,7 +81,7 @@ def token() -> str | None:
 
 
 def offline() -> bool:
-    """Whether huggingface_hub is told to keep off the network."""
+    """Whether huggingface_hub is told to stay off the network."""
     return any(
         os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -89,12 +89,12 @@ def offline() -> bool:
 
 
 def endpoint() -> str:
-    """The hub, or its mirror."""
+    """The address of the hub or its mirror."""
     return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
 
 
 def answer(path: str, bearer: str | None, timeout: float = TIMEOUT) -> int | None:
-    """The HTTP status of an address of the hub; None when it does not answer in time. Names that do not resolve hang no longer either."""
+    """The HTTP status of a path of the hub; None without an answer in time, also when it is the name lookup that hangs."""
     found: list[int] = []
     thread = threading.Thread(target=_ask, args=(f"{endpoint()}{path}", bearer, timeout, found), daemon=True)
     thread.start()

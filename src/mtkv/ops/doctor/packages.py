@@ -18,12 +18,12 @@ from mtkv.provenance.code_digest import PACKAGE_FOLDER
 
 LOCKED = "pip install -r requirements.lock"
 SHOWN = 5
-SHELL_SIGNS = r"""[\s'"`$&();<>|\\*?]"""  # what a shell does not leave as it stands; the Makefile has the same
+SHELL_SIGNS = r"""[\s'"`$&();<>|\\*?]"""  # characters that a shell interprets; the Makefile has the same list
 
 
 @dataclass(frozen=True)
 class Declared:
-    """Versions of Python, and requirements by extra; "" for those of every installation."""
+    """The versions of Python that mtkv supports, and its requirements by extra ("": of every installation)."""
 
     python: str
     extras: dict[str, list[Requirement]]
@@ -31,7 +31,7 @@ class Declared:
 
 @check("python")
 def python(patient: DoctorContext) -> Iterator[Finding]:
-    """The version of Python that this package asks for, in a folder that Snakemake can start it from."""
+    """A version of Python that mtkv supports, at a path from which Snakemake can start it."""
     if problem := path_problem(sys.executable):
         yield Finding(
             "error",
@@ -50,14 +50,14 @@ def python(patient: DoctorContext) -> Iterator[Finding]:
 
 
 def path_problem(program: str) -> str | None:
-    """Why Snakemake cannot start jobs with a Python at this path, which it hands to a shell without quotes; None where it can."""
+    """Why Snakemake cannot start jobs with the Python at this path, which it gives a shell unquoted; None where it can."""
     found = sorted({repr(sign) for sign in re.findall(SHELL_SIGNS, program)})
     return f"{program}: every job would die of {', '.join(found)} in the path of its Python" if found else None
 
 
 @check("packages")
 def packages(patient: DoctorContext) -> Iterator[Finding]:
-    """Missing and too old packages stop the study; other versions than the locked ones may change numbers."""
+    """Missing and outdated packages stop the study; versions other than the locked ones may change numbers."""
     pins = locked(patient.folder / "requirements.lock")
     broken, optional = unmet(declared().extras[""]), other_versions(pins)
     if broken:
@@ -75,7 +75,7 @@ def packages(patient: DoctorContext) -> Iterator[Finding]:
 
 @check("extras")
 def extras(patient: DoctorContext) -> Iterator[Finding]:
-    """Packages that are no part of every installation, but that this study or this profile needs."""
+    """Optional packages that this study or this profile needs."""
     needed = {extra: why for extra, why in wanted_extras(patient).items() if why}
     for extra, why in needed.items():
         if missing := unmet(declared().extras.get(extra, [])):
@@ -85,7 +85,7 @@ def extras(patient: DoctorContext) -> Iterator[Finding]:
 
 
 def wanted_extras(patient: DoctorContext) -> dict[str, str]:
-    """Why an extra is needed, by its name; empty for those that are not."""
+    """Extra → what needs it; an empty text for one that nothing needs."""
     study = patient.study
     models = {"student": study.student, **study.teachers.models}
     trainings = {name: arm.training for name, arm in study.arms.items() if arm.training}
@@ -115,7 +115,7 @@ def locked(path: Path) -> dict[str, str]:
 
 
 def declared() -> Declared:
-    """What mtkv declares: in the pyproject.toml of a checkout, whose installation may be older than its code, else as installed."""
+    """What mtkv declares: by a checkout's pyproject.toml, where there is one (its installation may be older), else as installed."""
     path = PACKAGE_FOLDER.parents[1] / "pyproject.toml"
     project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {}) if path.is_file() else {}
     if project.get("name") == "mtkv":
@@ -131,7 +131,7 @@ def declared() -> Declared:
 
 
 def unmet(needs: list[Requirement]) -> list[str]:
-    """What is missing or of another version than required."""
+    """The requirements that are not installed or not in a fitting version, as texts."""
     found = []
     for need in needs:
         here = installed(need.name)
@@ -143,7 +143,7 @@ def unmet(needs: list[Requirement]) -> list[str]:
 
 
 def other_versions(pins: dict[str, str]) -> list[str]:
-    """Installed packages of other versions than pinned; a local part such as +cpu does not count."""
+    """Installed packages in other versions than pinned, as texts; a local part such as +cpu is ignored."""
     here = {name: installed(name) for name in pins}
     return [
         f"{name} {here[name]} (locked: {pin})"
@@ -161,7 +161,7 @@ def installed(name: str) -> str | None:
 
 
 def _of(need: Requirement, extra: str) -> bool:
-    """Whether a requirement holds on this machine for `extra` ("": for every installation), and not for every installation too."""
+    """Whether a requirement belongs to `extra` on this machine, and not already to every installation (`extra` "")."""
     always = need.marker is None or need.marker.evaluate({"extra": ""})
     if not extra or need.marker is None:
         return always and not extra

@@ -1,7 +1,4 @@
-"""Disk and memory: free space against the plan's bytes, and what jobs ask for against what this machine has.
-
-Snakemake's lock on the folder of the workflow.
-"""
+"""Room for the study: Snakemake's lock on the folder, free disk against the plan's bytes, memory and cores against what jobs ask for."""
 
 import contextlib
 import io
@@ -17,7 +14,7 @@ from mtkv.ops.status.snakemake_log import alive, read_logs
 
 @check("snakemake")
 def snakemake(patient: DoctorContext) -> Iterator[Finding]:
-    """No Snakemake is at work in this folder, and none was killed there."""
+    """No Snakemake is at work in this folder, and no killed one left its lock."""
     internal = patient.folder / ".snakemake"
     notes = read_logs(internal / "log", latest=1)
     state = alive(internal, notes.host)
@@ -52,7 +49,7 @@ FEW_FILES = 100_000  # free inodes
 
 @check("plan")
 def plan(patient: DoctorContext) -> Iterator[Finding]:
-    """What `mtkv plan` says stands against the study: disk, time limits, partitions."""
+    """The problems that `mtkv plan` finds: disk, time limits, partitions."""
     from mtkv.ops.plan.plan import make_plan
     from mtkv.ops.snakemake_dag import PlanError
 
@@ -80,7 +77,7 @@ def plan(patient: DoctorContext) -> Iterator[Finding]:
 
 @check("disk")
 def disk(patient: DoctorContext) -> Iterator[Finding]:
-    """Every place that is written to has room, in bytes and in files."""
+    """Every folder that is written to has room, in bytes and in files."""
     seen: set[int] = set()
     for name in ("results", "checkpoints", "assets"):
         place = _existing(patient.folder / name)
@@ -107,7 +104,7 @@ def disk(patient: DoctorContext) -> Iterator[Finding]:
 
 @check("memory")
 def memory(patient: DoctorContext) -> Iterator[Finding]:
-    """Memory and cores of this machine against the largest job; on a cluster that is the partitions' business."""
+    """Memory and cores of this machine against the largest job; on a cluster the partitions are checked instead."""
     if patient.profile.remote:
         yield Finding("ok", "jobs get their memory on the cluster's nodes")
         return
@@ -127,7 +124,7 @@ def memory(patient: DoctorContext) -> Iterator[Finding]:
 
 
 def memory_mb() -> float:
-    """Memory of this machine, or less where a container or a SLURM job is allowed less."""
+    """MB of this machine's memory, or the smaller limit of a container or SLURM job."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
     try:
         text = Path(GROUP).read_text(encoding="ascii").strip()

@@ -1,6 +1,6 @@
-"""A finished study that was copied, or whose files were touched: Snakemake would make it again for the times of files alone.
+"""A finished study that was copied or touched: Snakemake would run it again only because file times changed.
 
-What was read then is in the cards (a digest of each input, the git revision), so that the contents can be compared.
+What each job read is in its card (a digest of each input, the git revision), so contents can be compared instead.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,16 +14,16 @@ from mtkv.ops.planned_jobs import Cause, PlannedJob
 from mtkv.ops.rerun_reasons import CODE, git
 from mtkv.provenance.digest import path_digest
 
-MOST = 50e9  # bytes; more is not read to be compared
-RULES = Path("workflow/rules")  # scripts are named from there
+MOST = 50e9  # bytes of inputs; beyond that nothing is read and compared
+RULES = Path("workflow/rules")  # paths of scripts are relative to this
 
 
 def copied(
     jobs: Sequence[PlannedJob], folder: Path, targets: Sequence[str] = (), configfiles: Sequence[Path] = ()
 ) -> str:
-    """A sentence with the command that marks all as up to date, where times alone make `jobs` run; empty in any other case.
+    """Advice with the command that marks all outputs as up to date, where `jobs` run for file times alone; else empty.
 
-    It says what could not be compared: files that no card names, jobs without card or record, more than MOST bytes.
+    It names what could not be compared: inputs that no card lists, jobs without card or record, more than `MOST` bytes.
     """
     unknown = times_only(jobs, folder)
     if unknown is None:
@@ -40,7 +40,7 @@ def copied(
 
 
 def times_only(jobs: Sequence[PlannedJob], folder: Path) -> list[str] | None:
-    """What could not be compared, where no content differs and only times are a reason to run; None otherwise."""
+    """What could not be compared, if no content differs and only file times make jobs run; None in any other case."""
     running = [job for job in jobs if job.runs]
     if not running or not all(_of_time(cause) for job in running for cause in job.causes):
         return None
@@ -62,7 +62,7 @@ def times_only(jobs: Sequence[PlannedJob], folder: Path) -> list[str] | None:
 
 
 def _of_time(cause: Cause) -> bool:
-    """Whether a file is newer than what was made of it, or will be because of such a one above."""
+    """Whether the cause is only that a file is newer than the outputs, or will be because an earlier job runs."""
     return cause.kind in ("input", "code") and not cause.changes
 
 
@@ -71,7 +71,7 @@ def _scripts(job: PlannedJob) -> list[str]:
 
 
 def _settings(job: PlannedJob, card: Mapping[str, Any]) -> tuple[str, bool | None]:
-    """Snakemake compared a job's params with its own record; without one the card has their digests."""
+    """(what, unchanged?) of a job's params: Snakemake compared them with its record; without a record the card's digests are."""
     if job.record is not None or not card:
         return f"the settings of {job.label}", None if job.record is None else True
     then = card["config_digest"], card["code_digest"]
@@ -79,18 +79,18 @@ def _settings(job: PlannedJob, card: Mapping[str, Any]) -> tuple[str, bool | Non
 
 
 def _recorded(path: str, own: Mapping[str, Any], cards: Iterable[Mapping[str, Any]]) -> set[str]:
-    """The digest of an input in the job's own card; where that does not name it, those in any card."""
+    """The digests an input had, from the job's own card; where that does not list it, from any card."""
     named = [card["inputs"] for card in (own, *cards) if path in card.get("inputs", {})]
     return {inputs[path] for inputs in (named[:1] if path in own.get("inputs", {}) else named)}
 
 
 def _same(now: object, then: set[Any]) -> bool | None:
-    """None: what it was is not known, or not one thing."""
+    """Whether `now` is what it was; None where that is unknown or ambiguous."""
     return now in then if len(then) == 1 else None
 
 
 def _script(script: str, cards: Iterable[Mapping[str, Any]], folder: Path) -> tuple[str, bool | None]:
-    """Whether a script is what it was at the git revisions of the cards; None where their trees had changes of their own."""
+    """(path, unchanged?) of a script since the cards' git revisions; None where their trees had uncommitted changes."""
     path = (folder / RULES / script).resolve().relative_to(folder.resolve())
     states = [card.get("git") or {} for card in cards if card]
     revisions = {None if state.get("dirty") is not False else state["revision"] for state in states}

@@ -1,4 +1,4 @@
-"""Why one target runs: the jobs that would run first on the way to it, what changed for each, and the chain down to the target."""
+"""Why one target runs: the jobs with causes of their own, what changed for each, and the chain from each down to the target."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mtkv.ops.rerun_reasons import CODE, CodeChange, code_change
 from mtkv.provenance.code_digest import covered
 from mtkv.provenance.digest import path_digest
 
-NOT_HASHED = 100_000_000  # bytes; what is larger is named without comparing its digest
+NOT_HASHED = 100_000_000  # bytes; larger inputs are named without comparing digests
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Explained:
 
 
 def explain(jobs: Sequence[PlannedJob], target: str, folder: Path = Path()) -> list[Explained]:
-    """The causes behind `target`, those of the jobs that run first before those of jobs below them; empty when nothing has to run.
+    """The causes behind `target`, earlier jobs first; empty when nothing has to run.
 
-    `jobs`: of a dry run for the target. A target that no job writes (rule all) gathers whatever no other job reads.
+    `jobs`: of a dry run for the target. A target that no job writes (rule all) stands for the jobs whose outputs no other job reads.
     """
     read = {number for job in jobs for number in job.above}
     below = _below(
@@ -40,7 +40,7 @@ def explain(jobs: Sequence[PlannedJob], target: str, folder: Path = Path()) -> l
 
 
 def _below(jobs: Sequence[PlannedJob], last: Sequence[PlannedJob]) -> dict[int, PlannedJob | None]:
-    """The next job on a shortest way to one of `last`, by number, for every job that they rest on."""
+    """Job number → the next job on a shortest way to one of `last` (None for these), for every job that they depend on."""
     known = {job.number: job for job in jobs}
     found: dict[int, PlannedJob | None] = {job.number: None for job in last}
     queue = list(last)

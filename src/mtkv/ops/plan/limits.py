@@ -1,4 +1,4 @@
-"""What a plan would run into: a full disk, time limits, partitions that take no such job. Sentences, the worst first."""
+"""What a plan would run into: a full disk, time limits, partitions that take no such job. One sentence each, the worst first."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from mtkv.ops.cost_model.past_runs import size_on_disk
 from mtkv.ops.planned_jobs import PlannedJob
 from mtkv.ops.slurm.partitions import ClusterPartition
 
-MARGIN = 0.8  # of a time limit: an estimate above it is worth a word
+MARGIN = 0.8  # share of a time limit above which an estimate is reported
 
 
 def amount(size: float) -> str:
@@ -22,7 +22,7 @@ def amount(size: float) -> str:
 
 
 def net_bytes(job: PlannedJob, estimate: CostEstimate, folder: Path) -> float:
-    """Bytes that a job adds: what it writes, less what lies at its outputs now and is replaced."""
+    """Bytes that a job adds: what it writes, less the present outputs that this replaces."""
     return estimate.written - sum(size_on_disk(folder / path) for path in job.outputs)
 
 
@@ -33,9 +33,9 @@ def disk_problems(
     folder: Path,
     free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
 ) -> list[str]:
-    """A sentence for each disk with less room than the plan needs: what stays, and the largest checkpoints of `slots` jobs at once.
+    """A sentence for each disk with too little room for the outputs and the largest checkpoints of `slots` jobs at once.
 
-    Results and checkpoints are counted together where they lie on one disk.
+    Results and checkpoints are counted together where they are on one disk.
     """
     needs: dict[int, tuple[Path, float, float]] = {}
     for job in jobs:
@@ -58,7 +58,7 @@ def disk_problems(
 
 
 def time_problems(jobs: Iterable[PlannedJob], estimates: Mapping[int, CostEstimate]) -> list[str]:
-    """A sentence for each rule with jobs that take longer than their `runtime`, or nearly."""
+    """A sentence for each rule with a job that would take longer than its `runtime`, or nearly so."""
     worst: dict[str, tuple[float, float, PlannedJob]] = {}
     for job in jobs:
         limit = float(job.resources.get("runtime") or 0)
@@ -73,7 +73,7 @@ def time_problems(jobs: Iterable[PlannedJob], estimates: Mapping[int, CostEstima
 
 
 def partition_problems(jobs: Iterable[PlannedJob], partitions: Sequence[ClusterPartition]) -> list[str]:
-    """A sentence for each kind of job that no partition takes, or that the partition it names does not."""
+    """A sentence for each kind of job that the partition it names, or else every partition, would refuse."""
     told: dict[str, None] = {}
     known = {partition.name: partition for partition in partitions}
     for job in jobs:
@@ -93,7 +93,7 @@ def partition_problems(jobs: Iterable[PlannedJob], partitions: Sequence[ClusterP
     return list(told)
 
 
-# Rules whose resources are a section of another name.
+# Rules whose resources have another name in the config.
 STAGE = {"teacher_kv": "teachers", "map": "maps", "targets": "maps"}
 
 

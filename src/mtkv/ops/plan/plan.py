@@ -1,4 +1,4 @@
-"""A plan: the jobs that will run with their estimates, by stage and altogether, and what stands against it."""
+"""A plan: the jobs that will run with their estimates, by stage and in total, and the problems they would run into."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageRow:
-    """One rule's jobs: how many run of all, why (kind: count), hours of GPUs and of jobs, bytes added, where the numbers are from."""
+    """One rule: how many of its jobs run and why (kind: count), seconds, GPU-hours, bytes added, and the basis of the numbers."""
 
     rule: str
     running: int
@@ -39,7 +39,7 @@ class StageRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """`jobs`: all of the study's. `estimates`: by number, of those that run. `critical`: the longest chain. Seconds and bytes."""
+    """`jobs`: all jobs of the study; `estimates`: by number, of those that run; `critical`: the longest chain. In seconds and bytes."""
 
     jobs: list[PlannedJob]
     estimates: dict[int, CostEstimate]
@@ -50,7 +50,7 @@ class Plan:
     critical: list[PlannedJob]
     total_seconds: float
     slots: int
-    copied: str = ""  # what to do instead where only the times of files differ
+    copied: str = ""  # advice of `copied_results`, where only file times differ
 
     @property
     def running(self) -> list[PlannedJob]:
@@ -59,12 +59,12 @@ class Plan:
 
     @property
     def gpu_hours(self) -> float:
-        """GPUs times hours of all stages."""
+        """GPU-hours of all stages."""
         return sum(stage.gpu_hours for stage in self.stages)
 
     @property
     def written(self) -> float:
-        """Bytes that the plan adds and that stay."""
+        """Bytes that the plan adds for good."""
         return sum(stage.written for stage in self.stages)
 
 
@@ -152,7 +152,7 @@ def _stages(jobs: Sequence[PlannedJob], estimates: dict[int, CostEstimate], fold
 
 
 def _notes(running: Sequence[PlannedJob], estimates: dict[int, CostEstimate], estimator: Estimator) -> list[str]:
-    """What the numbers rest on: which are not measured, and what was assumed for those."""
+    """What the numbers rest on: which of them are not measured, and what was assumed instead."""
     told = dict.fromkeys(estimate.note for estimate in estimates.values() if estimate.note)
     notes = [f"not counted: {note}" for note in told]
     by_model = [job for job in running if estimates[job.number].basis == "estimated"]

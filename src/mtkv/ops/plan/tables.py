@@ -12,7 +12,7 @@ from mtkv.ops.plan.limits import amount
 from mtkv.ops.plan.plan import Plan, StageRow
 from mtkv.ops.planned_jobs import Cause, PlannedJob
 
-SHOWN = 12  # lines of reasons, before the rest is counted
+SHOWN = 12  # reasons shown; the rest is only counted
 
 
 def duration(seconds: float) -> str:
@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
 
 
 def print_plan(plan: Plan, console: Console, each: bool = False) -> None:
-    """What stands against the plan first, then stages, reasons and totals. `each`: a line for every job."""
+    """Problems first, then stages, reasons and totals. `each`: also one line per job."""
     for problem in plan.problems:
         console.print(f"[bold red]![/] {escape(problem)}")
     if plan.copied:
@@ -50,7 +50,7 @@ def print_plan(plan: Plan, console: Console, each: bool = False) -> None:
 
 
 def print_explained(found: Sequence[Explained], target: str, console: Console) -> None:
-    """For each job that runs for causes of its own: the causes, and the way from it to the target."""
+    """For each job that runs for causes of its own: the causes, and its chain to the target."""
     if not found:
         console.print(f"{escape(target)} is up to date: nothing has to run for it.")
         return
@@ -68,7 +68,7 @@ def print_explained(found: Sequence[Explained], target: str, console: Console) -
 
 
 def reasons(running: Sequence[PlannedJob]) -> list[str]:
-    """One line for each cause that is a job's own, with the rule and how many of its jobs have it."""
+    """One line for each cause of its own that a job has, with the rule and the number of its jobs that share it."""
     counted: dict[tuple[str, str], int] = {}
     for job in running:
         for line in dict.fromkeys(line for cause in job.causes if not cause.derived for line in _lines(cause)):
@@ -77,7 +77,7 @@ def reasons(running: Sequence[PlannedJob]) -> list[str]:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Everything of a plan as values for JSON; seconds, bytes, GPU-hours."""
+    """A plan as JSON-able values; seconds, bytes, GPU-hours."""
     return {
         "problems": plan.problems,
         "copied": plan.copied,
@@ -94,7 +94,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def explained_json(found: Sequence[Explained]) -> list[dict[str, Any]]:
-    """The explanation of a target as values for JSON."""
+    """The explanation of a target as JSON-able values."""
     return [
         {"job": entry.job.label, "why": list(entry.sentences), "chain": [job.label for job in entry.chain]}
         for entry in found

@@ -1,4 +1,4 @@
-"""The partitions of a SLURM cluster and their limits, from the file a user keeps for the SLURM plugin and from the cluster itself."""
+"""The partitions of a SLURM cluster and their limits, from the SLURM plugin's partition file or from the cluster itself."""
 
 import re
 import shutil
@@ -34,7 +34,7 @@ class ClusterPartition:
     default: bool = False
 
     def refuses(self, job: PlannedJob) -> list[str]:
-        """Why the partition would not take a job, empty when it does."""
+        """Reasons why the partition would not take a job; empty when it does."""
         asked = {
             "runtime": (_number(job.resources.get("runtime")), self.runtime, "minutes"),
             "mem_mb": (_number(job.resources.get("mem_mb")), self.mem_mb, "MB"),
@@ -53,7 +53,7 @@ class ClusterPartition:
 
 
 def partitions_in_file(path: Path) -> list[ClusterPartition]:
-    """The partitions of a file for `--slurm-partition-config`. Raises ValueError for a file of another form."""
+    """The partitions in a file for `--slurm-partition-config`. Raises ValueError for any other file."""
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     entries = tree.get("partitions") if isinstance(tree, dict) else None
     if not isinstance(entries, dict):
@@ -62,7 +62,7 @@ def partitions_in_file(path: Path) -> list[ClusterPartition]:
 
 
 def partitions_of_cluster() -> list[ClusterPartition]:
-    """The partitions that `scontrol show partition` tells of; none where there is no SLURM, or it does not answer in 5 seconds."""
+    """The partitions in `scontrol show partition`; none without SLURM, or when it does not answer in 5 seconds."""
     if shutil.which("scontrol") is None:
         return []
     try:
@@ -74,7 +74,7 @@ def partitions_of_cluster() -> list[ClusterPartition]:
 
 
 def parse_partitions(text: str) -> list[ClusterPartition]:
-    """The partitions in the output of `scontrol --oneliner show partition`."""
+    """Parse the output of `scontrol --oneliner show partition`."""
     found = []
     for line in text.splitlines():
         facts = dict(part.split("=", 1) for part in line.split() if "=" in part)

@@ -1,6 +1,6 @@
-"""The user's jobs in SLURM's queue. Without SLURM, or when it does not answer, the queue is unknown, which is not the same as empty.
+"""The user's jobs in SLURM's queue (`queue`), and `ask`, which runs a program with a time limit.
 
-Ask a program of this machine something, without ever waiting long for it.
+Without SLURM, or when it does not answer, the queue is unknown (None), which is not the same as empty.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ProgramOutput:
-    """What a program printed. `code` None: it did not end in time, and was ended."""
+    """What a program printed. `code` None: it ran out of time and was killed."""
 
     code: int | None
     text: str
@@ -21,12 +21,12 @@ class ProgramOutput:
 
     @property
     def good(self) -> bool:
-        """Whether it ended well."""
+        """Whether it exited with 0."""
         return self.code == 0
 
 
 def ask(*command: str, timeout: float = 5) -> ProgramOutput | None:
-    """The answer of a program; None where there is no such program. After `timeout` seconds it is ended with all it started."""
+    """Run a program and return its output; None where there is no such program. After `timeout` seconds it and its children are killed."""
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -50,7 +50,7 @@ RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPP
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """One line of squeue. `elapsed` in seconds; `comment`: the plugin's `rule_<rule>_wildcards_<values>`, of an array the first job's."""
+    """One line of squeue. `elapsed` in seconds; `comment`: the plugin's `rule_<rule>_wildcards_<values>` (in an array the first job's)."""
 
     id: str
     state: str
@@ -66,12 +66,12 @@ class QueuedJob:
         return self.state in RUNNING
 
     def may_run(self, rule: str) -> bool:
-        """Whether it may be a job of `rule`, or of a group of that rule's jobs, which the plugin calls by the group's name."""
+        """Whether it may be a job of `rule`, or a group of such jobs, which the plugin names after the group."""
         return self.comment == f"rule_{rule}" or self.comment.startswith(f"rule_{rule}_")
 
 
 def queue(folder: Path, timeout: float = 5) -> list[QueuedJob] | None:
-    """The user's jobs that were sent from `folder`, one per array task; None where squeue is absent or does not answer in `timeout` s."""
+    """The user's jobs that were sent from `folder`, one per array task; None without squeue or without its answer in `timeout` s."""
     answer = ask("squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", FORMAT, timeout=timeout)
     if answer is None or not answer.good:
         return None
@@ -80,7 +80,7 @@ def queue(folder: Path, timeout: float = 5) -> list[QueuedJob] | None:
 
 
 def seconds(elapsed: str) -> int:
-    """SLURM's `[days-][hours:]minutes:seconds` in seconds; 0 for what is no time (`INVALID`)."""
+    """SLURM's `[days-][hours:]minutes:seconds` in seconds; 0 for anything else (`INVALID`)."""
     days, _, rest = elapsed.rpartition("-")
     try:
         parts = [int(part) for part in rest.split(":")]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_status(study: "Study", *, at_once: int | None, output: Path | None, console: Console) -> None:
-    """One look: on the console, and as JSON in `output` (`-`: on the console instead of the tables)."""
+    """One look, on the console, and as JSON in `output` (`-`: on the console in place of the tables)."""
     found = look(study, at_once=at_once)
     if output == Path("-"):
         print(json.dumps(as_json(found), indent=2))
@@ -27,7 +27,7 @@ def print_status(study: "Study", *, at_once: int | None, output: Path | None, co
 
 
 def watch_status(study: "Study", *, at_once: int | None, interval: float, console: Console) -> None:
-    """Look every `interval` seconds until nothing is left to do, or until Ctrl-C."""
+    """A look every `interval` seconds until nothing is left to do, or until Ctrl-C."""
     from rich.live import Live
 
     with Live(console=console, auto_refresh=False) as screen:

@@ -1,6 +1,6 @@
-"""What the stages themselves say: their checkpoints' manifests, locks and progress (`mtkv.checkpointing.store`).
+"""Everything a look at a study reads, gathered once: output files, checkpoints, Snakemake's notes and SLURM's queue.
 
-Everything a look at a study reads, gathered once: files, checkpoints, Snakemake's notes and SLURM's queue.
+Checkpoints (`mtkv.checkpointing.store`) are the stages' own word: manifest, lock and progress of each.
 """
 
 import json
@@ -21,19 +21,19 @@ OWN = {"started", "done_at_start", "done", "total", "unit", "updated"}
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is, and what else it said of itself (`facts`: loss, gpu_memory_mb, gpu_utilisation, …)."""
+    """How far a stage is, by its own progress file; `facts`: what else that holds (loss, gpu_memory_mb, gpu_utilisation, …)."""
 
     done: int
     total: int
     unit: str
-    rate: float | None  # of `unit` per second since this attempt began; None at its first word
+    rate: float | None  # `unit`s per second since this attempt began; None at its first report
     updated: datetime | None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """One folder of checkpoints. `holder`: what its lock says of a living writer; None when nobody writes."""
+    """One folder of checkpoints. `holder`: what its lock says of a living writer; None when nobody is writing."""
 
     folder: Path
     outputs: tuple[str, ...]
@@ -43,7 +43,7 @@ class Saved:
 
 
 def read_saved(root: Path, study: str) -> dict[str, Saved]:
-    """The checkpoints of a study's jobs by each of the job's outputs: of several for one job the one being written, else the newest."""
+    """Output → the checkpoints of the job that makes it: of several the one being written, else the newest."""
     found: dict[str, Saved] = {}
     for manifest in sorted([*root.glob("*/manifest.json"), *root.glob("*/*/manifest.json")], key=_modified):
         run = (_read(manifest) or {}).get("run", {})
@@ -86,7 +86,7 @@ def _time(text: str | None) -> datetime | None:
 
 
 def _modified(manifest: Path) -> float:
-    """When its stage last said something."""
+    """When the stage last reported progress, else wrote its manifest (time stamp)."""
     progress = manifest.with_name("progress.json")
     try:
         return (progress if progress.exists() else manifest).stat().st_mtime
@@ -108,12 +108,12 @@ class StatusEvidence:
     host: str | None = None
 
     def event(self, job: Job) -> Event | None:
-        """What Snakemake's logs last said of a job."""
+        """The last event of a job in Snakemake's logs."""
         return self.events.get(job.outputs[0])
 
 
 def gather(folder: Path, study: str, jobs: Iterable[Job]) -> StatusEvidence:
-    """Look at everything once. Each folder of outputs is listed once, which on a network file system is much less than asking per file."""
+    """Read everything once. Folders are listed instead of asking for each file, which is much faster on a network file system."""
     internal = folder / ".snakemake"
     notes = read_logs(internal / "log")
     queued = queue(folder)

@@ -1,7 +1,7 @@
-"""The jobs a study needs and the files each leaves, from its config alone.
+"""The jobs a study needs and the files each makes, from its config alone.
 
 A mirror of `workflow/rules`, so that looking at a study costs milliseconds and never waits for Snakemake's lock;
-`tests/status/test_jobs.py` holds it against Snakemake's own list of jobs.
+`tests/status/test_jobs.py` compares it with Snakemake's own list of jobs.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from mtkv.config.study import Study
 
 @dataclass(frozen=True)
 class Job:
-    """One job: its rule, the stage of its card, the files it writes and its log, all relative to the folder of the workflow."""
+    """One job: its rule, its stage (as in cards), the files it writes and its log, all relative to the folder of the workflow."""
 
     rule: str
     stage: str
@@ -153,7 +153,7 @@ RULES: dict[str, Callable[[Study], Iterator[Job]]] = {
 
 
 def _answers(study: Study) -> Iterator[tuple[dict[str, str], list[str], str, str]]:
-    """Per job that answers or scores: wildcards, datasets, and how the dataset enters the names of its log and of its card."""
+    """Per job that predicts or scores: wildcards, datasets, and how the dataset enters the names of its log and of its card."""
     for arm, seed in study.runs():
         run = {"arm": arm, "seed": str(seed)}
         if study.evaluation.jobs == "per_run":

@@ -1,4 +1,4 @@
-"""One look at a study: the states of its jobs, what is left and what to read, as plain values for the screen and for JSON."""
+"""One look at a study: the states of its jobs, the time left and the logs to read, as plain values for the screen and for JSON."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -39,12 +39,12 @@ class Look:
         return {rule: counted for rule, counted in found.items() if counted}
 
     def of(self, *states: str) -> list[Status]:
-        """The jobs in any of `states`."""
+        """The jobs in any of these states."""
         return [status for status in self.statuses if status.state in states]
 
 
 def look(study: "Study", folder: Path = Path(), at_once: int | None = None) -> Look:
-    """Look at a study in the folder of the workflow. Reads only."""
+    """Look at a study in the folder of the workflow; only reads. `at_once`: jobs at once to assume for the time left."""
     jobs = jobs_of(study)
     evidence = gather(folder, study.study, jobs)
     statuses = states_of(jobs, evidence)
@@ -61,7 +61,7 @@ def look(study: "Study", folder: Path = Path(), at_once: int | None = None) -> L
 
 
 def last_words(folder: Path, logs: tuple[str, ...]) -> tuple[str, str]:
-    """Of a job's logs the first that is there and not empty, and its last line: of a Python program that failed, the error."""
+    """(log, last line) of the first of a job's logs that is not empty: for a Python program that failed, the error."""
     for log in logs:
         try:
             with (folder / log).open("rb") as file:

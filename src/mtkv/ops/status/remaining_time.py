@@ -1,8 +1,8 @@
-"""How long the rest takes: what is left of running jobs by their own rate, the others by the mean of the finished jobs of their rule.
+"""How long the rest takes: running jobs by their own rate, the others by the mean of the finished jobs of their rule.
 
 With w seconds of work left, n jobs at once and the longest chain of c seconds (the longest job left of each rule, one after another),
-the rest takes at least max(w / n, c) (Graham's bounds of list scheduling). Queueing in SLURM is not foreseen;
-scoring, which has no card, takes no time to speak of.
+the rest takes at least max(w / n, c) (Graham's bounds of list scheduling). Waiting in SLURM's queue is not foreseen;
+scoring, which has no card, counts as no time.
 """
 
 import json
@@ -18,7 +18,7 @@ from mtkv.ops.status.states import Status
 
 @dataclass(frozen=True)
 class RemainingTime:
-    """Seconds left (None: nothing to go by), jobs at once it assumes, and rules without any finished job, whose jobs are not counted."""
+    """Seconds left (None: unknown), jobs at once it assumes, and rules without a finished job, whose jobs are not counted."""
 
     seconds: float | None
     at_once: int
@@ -26,7 +26,7 @@ class RemainingTime:
 
 
 def estimate(folder: Path, statuses: list[Status], at_once: int | None = None) -> RemainingTime:
-    """The rest of a study. `at_once`: how many jobs run side by side; None for as many as run now."""
+    """The time left. `at_once`: how many jobs run side by side; None for as many as are running now."""
     left = [status for status in statuses if status.state != "done" and status.job.card]
     means = durations(folder, statuses, {status.job.rule for status in left})
     at_once = max(1, at_once or sum(status.state == "running" for status in left))
@@ -45,7 +45,7 @@ def estimate(folder: Path, statuses: list[Status], at_once: int | None = None) -
 
 
 def remaining(status: Status, means: dict[str, float]) -> float | None:
-    """Seconds a job still takes; None where nothing is known."""
+    """Seconds a job still takes; None where nothing tells. `means`: rule → mean seconds."""
     progress, usual = status.progress, means.get(status.job.rule)
     if progress and status.state == "running" and progress.rate:
         return max(0.0, (progress.total - progress.done) / progress.rate)
@@ -64,7 +64,7 @@ def durations(folder: Path, statuses: Iterable[Status], rules: set[str]) -> dict
             card = folder / status.job.card
             try:
                 seconds[status.job.rule].append(_wall_seconds(card, card.stat().st_mtime_ns))
-            except (OSError, ValueError, KeyError, TypeError):  # unreadable, or of another version
+            except (OSError, ValueError, KeyError, TypeError):  # unreadable, or written by another version
                 continue
     return {rule: mean(found) for rule, found in seconds.items()}
 

@@ -1,4 +1,4 @@
-"""A look at a study on the screen: a table of the stages, the jobs at work, and what failed with the log to read."""
+"""A look at a study on the screen: a table of the stages, the running jobs, and what failed with the log to read."""
 
 from datetime import timedelta
 from typing import Any
@@ -25,12 +25,12 @@ SNAKEMAKE = {
     "killed": "Snakemake was killed here and left its lock: `snakemake --unlock`, then start it again",
     "no": "Snakemake is not running",
 }
-SHOWN = 12  # jobs of each table
-SILENT = 300  # seconds without a word after which a running job is suspicious
+SHOWN = 12  # jobs shown per table
+SILENT = 300  # seconds without progress after which a running job is pointed out
 
 
 def render(look: Look) -> RenderableType:
-    """Everything, for a console of any width."""
+    """The whole look, for a console of any width."""
     parts: list[RenderableType] = [_head(look), _stages(look)]
     parts += [table for table in (_working(look), _troubles(look)) if table is not None]
     return Group(*parts)
@@ -116,7 +116,7 @@ def _progress(status: Status) -> str:
 
 
 def _silence(look: Look, status: Status) -> str:
-    """How long ago a running job last said something, where that is long."""
+    """How long ago a running job last reported progress, where that is long; else empty."""
     said = status.progress.updated if status.progress else None
     silent = (look.when - said).total_seconds() if said and status.state == "running" else 0.0
     return f"silent for {duration(silent)}" if silent > SILENT else ""

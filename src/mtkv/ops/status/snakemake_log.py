@@ -1,14 +1,12 @@
-"""What Snakemake's own log files say of each job: started, sent to SLURM, finished or failed, and which log to read.
+"""What Snakemake's own notes in `.snakemake` say: of each job (`read_logs`), and whether a run is under way (`alive`).
 
-Snakemake 9 writes `.snakemake/log/<time>.snakemake.log` for each run. A job is known in it by a number of that run; here the events are
-keyed by the job's first output, so that several runs add up. Later logs win. Where a failed job's log is shown in it, that may be the log
-of another Snakemake, inside a SLURM job, which counts its jobs anew: such text is passed over.
-
-Snakemake's other notes in `.snakemake`: outputs that are being made, and whether a run is under way.
-
+`log/<time>.snakemake.log` is written by each run of Snakemake 9. A job is known in it by a number of that run; here events are keyed
+by the job's first output, so that several runs add up and later logs win. A failed job's log that is shown in it may be that of another
+Snakemake, inside a SLURM job, which counts its jobs anew: such text is skipped.
 `incomplete/` holds one file per output that a started job has not finished, named by the base64 of its path (in parts where
-that is long), with the id of the job in SLURM until the job starts there. `locks/` is not empty while Snakemake runs, or after it was
-killed; but of two runs in one folder the first to end removes the other's locks too. `log/` holds the file that each run writes.
+that is long), with the job's id in SLURM until it starts there.
+`locks/` is not empty while Snakemake runs, or after it was killed; but of two runs in one folder the first to end removes the other's
+locks too.
 """
 
 import base64
@@ -27,7 +25,7 @@ Alive = Literal["here", "unlocked", "elsewhere", "killed", "no"]
 
 
 def started_outputs(folder: Path) -> dict[str, str | None]:
-    """Outputs that are being made or were when Snakemake was killed, with their job's id in SLURM while it waits there."""
+    """Outputs being made now, or when Snakemake was killed → the job's id in SLURM while it waits there, else None."""
     incomplete = folder / "incomplete"
     found: dict[str, str | None] = {}
     for path in incomplete.rglob("*") if incomplete.is_dir() else ():
@@ -36,22 +34,16 @@ def started_outputs(folder: Path) -> dict[str, str | None]:
             if path.is_file():
                 note = json.loads(path.read_text(encoding="utf-8"))
                 found[base64.urlsafe_b64decode(name).decode()] = note["external_jobid"]
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            binascii.Error,
-        ):  # removed or half-written meanwhile, or not Snakemake's
-            continue
+        except (OSError, ValueError, KeyError, TypeError, binascii.Error):
+            continue  # removed or half-written meanwhile, or not Snakemake's
     return found
 
 
 def alive(folder: Path, host: str | None, processes: Path = Path("/proc")) -> Alive:
-    """Whether Snakemake works in the parent of `folder`. `host`: where its latest log says it ran.
+    """Whether Snakemake works in the parent of `folder` (.snakemake). `host`: where its latest log says it ran.
 
-    here: a process of this machine. unlocked: the same, without its lock. elsewhere: there is a lock, made on another host. killed: there
-    is a lock and no process.
+    here: a process of this machine has the lock. unlocked: a process works without its lock. elsewhere: the lock is of another host.
+    killed: there is a lock and no process. no: neither.
     """
     locks = folder / "locks"
     if not locks.is_dir() or not any(locks.glob("*.lock")):
@@ -63,7 +55,7 @@ def alive(folder: Path, host: str | None, processes: Path = Path("/proc")) -> Al
 
 def _process_in(folder: Path, processes: Path) -> bool:
     """Whether a process of this machine whose command line names snakemake works in `folder`."""
-    if not processes.is_dir():  # not Linux: the lock is all there is to go by
+    if not processes.is_dir():  # not Linux: only the lock can tell
         return True
     for process in _others(processes):
         with suppress(OSError):  # ended meanwhile, or another user's
@@ -73,7 +65,7 @@ def _process_in(folder: Path, processes: Path) -> bool:
 
 
 def _log_is_written(logs: Path, processes: Path) -> bool:
-    """Whether a process of this machine has a file in `logs` open: a Snakemake at work; one that only plans or unlocks writes none."""
+    """Whether a process of this machine has a file in `logs` open: a Snakemake at work (one that only plans or unlocks writes none)."""
     for process in _others(processes) if processes.is_dir() else ():
         with suppress(OSError):
             for file in (process / "fd").iterdir():
@@ -91,7 +83,7 @@ State = Literal["started", "finished", "failed"]
 LATEST = 10
 START = re.compile(r"^ *(?:local)?(?:rule|checkpoint) (\w+):$")
 ERROR = re.compile(r"^ *Error in rule (\w+)(?:, jobid: \d+)?:?$")
-FAILED_GROUP = "    jobs:"  # after it the members of a failed group are listed as rules are that start
+FAILED_GROUP = "    jobs:"  # heads the members of a failed group, listed like rules that start
 FIELD = re.compile(r"^ +(jobid|output|log): (.+)$")
 FINISHED = re.compile(r"^ *Finished jobid: (\d+) \(Rule: (\w+)\)")
 SHOWN = re.compile(r"^ *Logfile .+:$")
@@ -103,7 +95,7 @@ HOST = re.compile(r"^ *Host: (\S+)$")
 
 @dataclass(frozen=True)
 class Event:
-    """The last thing a log says of one job. `logs`: files to read, the job's own first; `slurm`: its id in the queue."""
+    """The last thing a log says of one job. `logs`: files to read, the job's own first; `slurm`: its id in SLURM's queue."""
 
     state: State
     rule: str
@@ -114,7 +106,7 @@ class Event:
 
 @dataclass
 class Notes:
-    """Events by first output, and the host of the latest run of Snakemake."""
+    """Events by the job's first output; host and log file of the latest run of Snakemake."""
 
     events: dict[str, Event] = field(default_factory=dict)
     host: str | None = None
@@ -122,7 +114,7 @@ class Notes:
 
 
 def read_logs(folder: Path, latest: int = LATEST) -> Notes:
-    """The notes of the `latest` runs in `folder`, which holds Snakemake's log files; empty where there is none."""
+    """The events of the `latest` runs in `folder` (.snakemake/log); empty without logs."""
     notes = Notes()
     for path in sorted(folder.glob("*.snakemake.log"))[-latest:]:
         with path.open(encoding="utf-8", errors="replace") as lines:
@@ -132,7 +124,7 @@ def read_logs(folder: Path, latest: int = LATEST) -> Notes:
 
 
 def _read_run(lines: Iterable[str], notes: Notes) -> None:
-    """Add one run's events; `jobs` holds, by the number of this run, what is known of each job."""
+    """Add one run's events to `notes`."""
     jobs: dict[str, Event] = {}
     block: dict[str, str] | None = None
     failed_group = False
@@ -159,7 +151,7 @@ def _read_run(lines: Iterable[str], notes: Notes) -> None:
 
 
 def _own_lines(lines: Iterable[str]) -> Iterator[str]:
-    """The lines but for shown log files: a heading, a line of =, the text, a line of =."""
+    """The lines without the logs of failed jobs that are shown in them: a heading, a line of =, the text, a line of =."""
     rules_left = 0
     for line in (raw.rstrip("\n") for raw in lines):
         if rules_left:
@@ -180,7 +172,7 @@ def _event(block: dict[str, str], jobs: dict[str, Event]) -> Event:
 
 
 def _note(notes: Notes, jobs: dict[str, Event], number: str, event: Event) -> None:
-    """Keep the event, unless the number is another's: then it is of a Snakemake inside a job."""
+    """Keep an event, unless this run gave its number or its output to another job: then a Snakemake inside a job wrote it."""
     if number not in jobs and any(known.output == event.output for known in jobs.values()):
         return
     if number in jobs and jobs[number].output != event.output:

@@ -1,6 +1,6 @@
-"""The state of each job: several witnesses are asked, those who know most first, and the first that knows decides.
+"""The state of each job: sources of evidence (`WITNESSES`) are asked from the best informed on; the first that knows decides.
 
-done: its outputs are there. running: somebody makes them. queued: SLURM has it. failed: Snakemake's log says so and nothing runs it.
+done: its outputs are there. running: it is being made. queued: SLURM has it. failed: Snakemake's log says so and nothing runs it.
 stopped: begun, not finished, and nobody is at it (killed, preempted, out of time). waiting: not begun.
 """
 
@@ -18,7 +18,7 @@ STATES: tuple[State, ...] = ("done", "running", "queued", "failed", "stopped", "
 
 @dataclass(frozen=True)
 class Status:
-    """One job's state. `place`: where it runs or waits; `elapsed`: seconds on its node, as SLURM knows; `logs`: what to read."""
+    """One job's state. `place`: where it runs or waits; `elapsed`: seconds on its node, by SLURM; `logs`: what to read."""
 
     job: Job
     state: State
@@ -43,7 +43,7 @@ def _state(job: Job, evidence: StatusEvidence) -> Status:
 
 
 def _lock_holder(job: Job, evidence: StatusEvidence) -> Status | None:
-    """A living writer of its checkpoints."""
+    """Running, if its checkpoints have a living writer."""
     saved = evidence.saved.get(job.outputs[0])
     if saved is None or saved.holder is None:
         return None
@@ -54,16 +54,15 @@ def _lock_holder(job: Job, evidence: StatusEvidence) -> Status | None:
 
 
 def _slurm(job: Job, evidence: StatusEvidence) -> Status | None:
-    """Its entry in SLURM's queue, by the id that Snakemake's log or its marker of the output has."""
+    """Running or queued, as SLURM's queue has it, by the id in Snakemake's log or in its marker of the output."""
     event = evidence.event(job)
     known = event.slurm if event and event.state == "started" else None
     queued = (evidence.queue or {}).get(known or evidence.started.get(job.outputs[0]) or "")
     if queued is None:
         return None
     saved = evidence.saved.get(job.outputs[0])
-    if (
-        queued.running and known is None
-    ):  # only members of a group have no id in the log, and only before they begin one in the marker
+    # A member of a group has no id in the log, and one in the marker only until it begins.
+    if queued.running and known is None:
         return Status(job, "queued", f"SLURM {queued.id} ({queued.partition})", note="waits for others of its group")
     if queued.running:
         place = f"SLURM {queued.id} ({queued.partition})"
@@ -72,7 +71,7 @@ def _slurm(job: Job, evidence: StatusEvidence) -> Status | None:
 
 
 def _marker(job: Job, evidence: StatusEvidence) -> Status | None:
-    """Snakemake's marker of an output that is being made, as long as somebody is there who can be making it."""
+    """Running or queued, by Snakemake's marker of an unfinished output, as long as there is somebody who can be making it."""
     if job.outputs[0] not in evidence.started:
         return None
     slurm = evidence.started[job.outputs[0]]
@@ -88,13 +87,13 @@ def _marker(job: Job, evidence: StatusEvidence) -> Status | None:
 
 
 def _outputs(job: Job, evidence: StatusEvidence) -> Status | None:
-    """All of its outputs, none marked as unfinished."""
+    """Done, if all outputs are there and none is marked as unfinished."""
     whole = evidence.present.issuperset(job.outputs) and evidence.started.keys().isdisjoint(job.outputs)
     return Status(job, "done") if whole else None
 
 
 def _error(job: Job, evidence: StatusEvidence) -> Status | None:
-    """An error that Snakemake's log reports, with nothing after it."""
+    """Failed, if an error is the last that Snakemake's log says of it."""
     event = evidence.event(job)
     if event is None or event.state != "failed":
         return None
@@ -102,7 +101,7 @@ def _error(job: Job, evidence: StatusEvidence) -> Status | None:
 
 
 def _leftovers(job: Job, evidence: StatusEvidence) -> Status | None:
-    """What a job leaves that was begun and is at nobody's hands: checkpoints, a marker, a start without an end in the log."""
+    """Stopped, if something shows that it was begun: checkpoints, a marker, a start without an end in the log."""
     saved, event = evidence.saved.get(job.outputs[0]), evidence.event(job)
     begun = event is not None and event.state == "started"
     if not (saved and not saved.finished) and job.outputs[0] not in evidence.started and not begun:
