@@ -17,7 +17,12 @@ ifneq ($(strip $(word 2,x$(CURDIR)x) $(foreach sign,$(SHELL_SIGNS),$(findstring 
 $(error mtkv cannot run in "$(CURDIR)": a blank or one of $(SHELL_SIGNS) in the path breaks every job; move the folder)
 endif
 
-.PHONY: study test report lint format schema clean
+# Several workers; a file's tests stay in one of them, and so do all that share SLURM's one cluster (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest
+WORKERS := -n auto --maxprocesses 4 --dist loadgroup
+NUMERIC := align kv fuse distill training latent models stages stats original_api
+
+.PHONY: study test test-elsewhere report lint format schema clean
 
 study: $(READY)  ## run the pocket study and print where its report is
 	@start=$$SECONDS; $(BIN)/snakemake --profile $(STUDY_PROFILE) $(LIVE) all && echo "finished in $$((SECONDS - start)) s" \
@@ -27,7 +32,11 @@ report: $(READY)  ## rebuild what lies below the predictions
 	$(BIN)/snakemake --profile $(STUDY_PROFILE) --forcerun report -- results/pocket/report/index.html
 
 test: $(READY) lint  ## linters, type checker and every test
-	$(BIN)/python -m pytest
+	$(PYTEST) $(WORKERS)
+
+test-elsewhere: $(READY)  ## the numeric tests as on another machine: plain instructions, two threads, sets and files in another order
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 PYTHONHASHSEED=1 $(PYTEST) -q -m 'not slow' \
+	  $$(ls -r $(NUMERIC:%=tests/%/test_*.py))
 
 lint: $(READY)
 	$(BIN)/ruff check .
