@@ -1,8 +1,8 @@
-"""Remove the checkpoints that are of no use any more, and say which and how many bytes.
+"""Remove the checkpoints that are of no use any more, and list what was removed and how many bytes that freed.
 
-Always removed: those of finished jobs whose outputs are there. Removed only when asked (`stale`), since going back to the old settings or
-code would resume them: those of this study that no job of it would resume now. Never touched: what a living process writes, what can be
-resumed, what belongs to another study.
+Always removed (`done`): checkpoints of finished jobs whose outputs exist. Removed only on request (`stale`): checkpoints of this study
+that no job of it would resume now; going back to the old settings or code would resume them. Never touched: what a running process
+writes (`in use`), what a job would resume (`resumable`), what belongs to another study (`other`).
 """
 
 import re
@@ -30,16 +30,16 @@ class Found(NamedTuple):
 
 
 def asked_digest(identity: dict[str, Any]) -> str:
-    """Digest of what a job is asked: the part of its identity that is known before its inputs are there."""
+    """Digest of a job's stage, wildcards, code and config: the part of its identity that is known before its inputs exist."""
     return digest_of({name: identity[name] for name in ("stage", "wildcards", "code", "config")})
 
 
 def clean(
     root: Path, study: str, asked: Collection[str], log: Path | None = None, *, stale: bool = False, dry: bool = False
 ) -> list[Found]:
-    """Remove what is of no use under `root`; print, and write to `log`, a line for each folder. Returns what was removed.
+    """Remove the `done` (and with `stale` the stale) folders under `root`; print, and write to `log`, a line for every folder.
 
-    `asked` are the `asked_digest`s of all jobs of `study`. `dry` removes nothing and says what would go.
+    `asked`: the `asked_digest` of every job of `study`. `dry` removes nothing. Returns what was, or with `dry` would be, removed.
     """
     wanted = ("done", "stale") if stale else ("done",)
     lines, removed = [], []
@@ -58,7 +58,7 @@ def clean(
 
 
 def survey(root: Path, study: str, asked: Collection[str]) -> Iterator[Found]:
-    """Every checkpoint folder under `root`, in order of name."""
+    """Every checkpoint folder under `root` with its kind, sorted by name; nothing is changed."""
     folders = sorted(path for path in root.iterdir() if NAME.fullmatch(path.name)) if root.is_dir() else []
     for folder in folders:
         kind, reason = _kind(folder, study, asked)
@@ -98,7 +98,7 @@ def _changed(identity: dict[str, Any]) -> str | None:
 
 
 def _remove(folder: Path) -> bool:
-    """Remove a folder nobody writes to; whether it went. A name that is no checkpoint's first, so that half of it is never one."""
+    """Remove a folder unless somebody writes to it; returns whether it did. Renamed first, so that half of it is never a checkpoint."""
     try:
         with WriterLock(folder / "lock.json"):
             gone = folder.with_name(f".{folder.name}.removed")

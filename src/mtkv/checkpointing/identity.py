@@ -9,7 +9,7 @@ from mtkv.provenance.card import package_versions
 from mtkv.provenance.digest import canonical, path_digest
 from mtkv.provenance.files import read_json
 
-PACKAGES = ("python", "torch", "transformers", "tokenizers", "accelerate", "lm_eval", "numpy")  # they compute
+PACKAGES = ("python", "torch", "transformers", "tokenizers", "accelerate", "lm_eval", "numpy")  # results depend on them
 
 
 class ManifestError(RuntimeError):
@@ -17,7 +17,7 @@ class ManifestError(RuntimeError):
 
 
 def job_identity(job: Any, stage: str) -> dict[str, Any]:
-    """Identity of a Snakemake job (the `snakemake` object of a script): what it is asked, by which code, on which inputs."""
+    """Identity of a Snakemake job (the `snakemake` object of a script): stage, wildcards, config, code, input digests, versions."""
     params = json.loads(canonical(dict(job.params.items())))
     versions = package_versions()
     return {
@@ -31,7 +31,7 @@ def job_identity(job: Any, stage: str) -> dict[str, Any]:
 
 
 def job_run(job: Any, stage: str) -> dict[str, Any]:
-    """Whose a checkpoint is: study, stage, wildcards and outputs."""
+    """To which job a checkpoint belongs, for people and for `clean`: study, stage, wildcards and outputs."""
     return {
         "study": job.params.study,
         "stage": stage,

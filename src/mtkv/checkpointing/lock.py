@@ -1,10 +1,8 @@
 """One writer at a time: a lock file with a heartbeat that works across the machines of a cluster.
 
-The file is made by a hard link, which only one of several racers can win, on NFS too. What it says of its holder is renewed in place
-through the holder's own file handle, so a holder that was taken over cannot write over the lock of the next. Its age is the
-difference of two modification times of one file server: clocks of machines that differ do no harm.
-
-Which process this is, and whether another one still runs.
+The file is made by a hard link, which only one of several racers can win, on NFS too. It names its holder (`this_process`) and is renewed
+in place through the holder's own file handle, so a holder that lost the lock cannot write over the lock of the next. Its age is the
+difference of two modification times of one file server, so clocks that differ between machines do no harm.
 """
 
 import json
@@ -25,7 +23,7 @@ PROC = Path("/proc")
 
 
 def this_process() -> dict[str, Any]:
-    """pid, host and SLURM job of this process, with what tells it from a later one of the same pid."""
+    """pid, host and SLURM job of this process, with boot id and start time, which tell it from a later process of the same pid."""
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -36,7 +34,7 @@ def this_process() -> dict[str, Any]:
 
 
 def is_running(facts: Mapping[str, Any]) -> bool | None:
-    """Whether the process of these facts runs on this machine; None where that cannot be known from here."""
+    """Whether the process that `this_process` described still runs; None where it ran on another machine, which cannot be asked."""
     pid = facts.get("pid")
     if not isinstance(pid, int) or (facts.get("host"), facts.get("machine")) != (socket.gethostname(), _machine()):
         return None
@@ -57,7 +55,7 @@ def _answers(pid: int) -> bool:
 
 @cache
 def _machine() -> str:
-    """This boot of the machine and its table of processes: containers share a host's name but not its pids."""
+    """Names the machine's boot and its table of processes: containers share a host's name but not its pids."""
     try:
         boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink(PROC / 'self/ns/pid')}"
@@ -66,7 +64,7 @@ def _machine() -> str:
 
 
 def _start(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None for one that has ended, waited for by its parent or not."""
+    """When a process started, in clock ticks since boot; None for one that has ended, zombies included."""
     try:
         fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -80,14 +78,14 @@ SIZE = 1024  # bytes of the file, always the same, so that it is renewed by one 
 
 
 class LockedError(RuntimeError):
-    """Somebody else writes there; the message says who, and what to do."""
+    """Another process holds the lock; the message says which, and what to do."""
 
 
 class WriterLock:
     """Context manager: inside, this process is the only writer. The lock is `path`, a JSON file.
 
-    A dead holder's lock is taken over: its process is gone on this machine, or it missed `MISSED` heartbeats. Of a holder on another
-    machine that was silent since its last heartbeat nothing is known, so entering waits until it speaks or counts as dead.
+    The lock of a dead holder is taken over; a holder is dead when its process is gone on this machine, or when it missed `MISSED`
+    heartbeats of `interval` seconds. Of a holder on another machine nothing is known at first: entering waits for its next heartbeat.
     Raises LockedError when a living holder does not leave within `patience` seconds.
     """
 
@@ -123,7 +121,7 @@ class WriterLock:
             self.path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raises LockedError when this lock is no longer ours, because we were silent for too long."""
+        """Raises LockedError when another process has taken this lock over, because no heartbeat was written for too long."""
         found = read_lock(self.path)
         if found is None or found["token"] != self._facts["token"]:
             now = "is gone" if found is None else f"was taken over by {_who(found)}"
@@ -158,7 +156,7 @@ class WriterLock:
                 continue
             if not is_stale(found, os.stat(mine).st_mtime):
                 raise LockedError(_refusal(path, found))
-            # Only one may take a dead holder's place; the right to do so is a lock of its own, found dead in the same way.
+            # Only one process may take over; the right to do so is a lock of its own, which goes stale in the same way.
             guard = self.path.with_name(f".{self.path.name}.{found['token']}.takeover")
             self._acquire(mine, guard)
             try:
@@ -182,7 +180,7 @@ class WriterLock:
 
 
 def read_lock(path: str | Path) -> dict[str, Any] | None:
-    """What a lock file says, with `modified` (its file's time), `running` (None: cannot be known here) and `token`; None for no lock.
+    """The facts in a lock file, with `modified` (the file's time), `running` (see `is_running`) and `token`; None without a lock.
 
     A file that cannot be read as JSON has token "unknown" and no other facts.
     """

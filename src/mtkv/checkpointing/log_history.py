@@ -1,6 +1,6 @@
-"""The log of a job that is started again holds what its earlier starts said: that is what one looks for after a failure.
+"""Keep the log of earlier attempts when a job is started again: that is what one looks for after a failure.
 
-Snakemake removes a job's log before it starts the job again. A second link to the file, kept with the job's checkpoints, survives that.
+Snakemake removes a job's log before it starts the job again. A second hard link to the file, among the job's checkpoints, survives that.
 """
 
 import os
@@ -11,9 +11,9 @@ from pathlib import Path
 
 
 def carry_on(log: Path, kept: Path) -> None:
-    """Write what earlier starts left at `kept` to this process's output, which `log` is, and keep a link to `log` there instead.
+    """Copy the earlier log at `kept` to this process's standard output, which goes to `log`, and link `kept` to `log` for the next start.
 
-    Where the file system has no links the log holds this start only.
+    On a file system without hard links the log holds this start only.
     """
     if kept.exists() and not os.path.samefile(kept, log):
         with open(1, "wb", closefd=False) as output:

@@ -1,4 +1,4 @@
-"""USR1 is SLURM's word that the time is nearly up: the stage saves what it has and leaves with a code of its own."""
+"""Leave before SLURM's time limit: it sends USR1 shortly before, the stage saves its state and exits with a code of its own."""
 
 import signal
 import sys
@@ -19,8 +19,8 @@ class SavedExit(SystemExit):
 class Preemption:
     """Context manager: inside, USR1 sets `asked` instead of ending the process.
 
-    A stage looks at `asked` where it can save. Only the main thread of a process gets signals; entered in another one, `asked` stays
-    what it is. May be nested: the inner one passes the signal on to the outer.
+    A stage looks at `asked` wherever it can save. Python delivers signals to the main thread only: entered in another thread, `asked`
+    is never set. May be nested: the inner one passes the signal on to the outer.
     """
 
     def __init__(self, number: int = signal.SIGUSR1) -> None:
@@ -39,7 +39,7 @@ class Preemption:
             signal.signal(self._number, self._before if self._before is not None else signal.SIG_DFL)
 
     def leave(self, what: str) -> NoReturn:
-        """Say in the log that `what` is saved, and end the process with code 75 (raises SavedExit)."""
+        """Write to the log that `what` (say, "step 200") is saved, and end the process with code 75 (raises SavedExit)."""
         # The stage may have redirected `sys.stderr`; the log is where the process's own goes.
         print(
             f"{signal.Signals(self._number).name}: {what} saved; exit code {SAVED}: run the job again, it goes on from there",

@@ -1,15 +1,12 @@
-"""Where a stage keeps what it would have to compute again: `checkpoints/<digest>/`, undeclared, so that Snakemake leaves it alone.
+"""The folder of a stage's saved states, `checkpoints/<digest>/`: a rule never declares it, so Snakemake leaves it alone.
 
 manifest.json          identity (what must be the same to resume), run (whose it is, for people), created, versions
 lock.json              the one writer (`mtkv.checkpointing.lock`)
-step-00000123/         saved states (`mtkv.checkpointing.store`), and files that the stage appends to
+step-00000123/         one saved state; complete when its `complete.json`, written last, lists all its files with matching size and sha256
 progress.json          how far it is, for `mtkv status`
-resumes.json           at which numbers it was resumed
+resumes.json           at which step numbers it was resumed
 finished.json          the outputs are written
-
-Saved states in a checkpoint's folder: `step-00000123`, each whole or not there at all.
-
-A step is complete when its `complete.json`, written last, names all its files with size and sha256 and they match.
+*.jsonl                files that a stage appends to (the journal of predictions)
 """
 
 import json
@@ -32,17 +29,17 @@ from mtkv.provenance.files import atomic_path, read_json, write_json
 
 NAME = re.compile(r"step-(\d{8,})")
 COMPLETE = "complete.json"
-OLD = 3600.0  # seconds
+OLD = 3600.0  # seconds after which a temporary lock file counts as abandoned
 
 
 def steps(folder: Path) -> dict[int, Path]:
-    """The step folders by number, in order, complete or not."""
+    """`{number: folder}` of the steps in a checkpoint's folder, ascending, complete or not."""
     found = {int(match[1]): path for path in folder.iterdir() if (match := NAME.fullmatch(path.name))}
     return dict(sorted(found.items()))
 
 
 def is_complete(step: Path) -> bool:
-    """Whether every file of the step is there as it was written. Reads all of them."""
+    """Whether the step has exactly the files that were written, unchanged. Reads all of them for their sha256."""
     try:
         listed = read_json(step / COMPLETE)["files"]
         there = {str(path.relative_to(step)) for path in _files(step)}
@@ -57,9 +54,10 @@ def is_complete(step: Path) -> bool:
 def write_step(
     folder: Path, number: int, write: Callable[[Path], object], needed: int | None, check: Callable[[], None]
 ) -> Path:
-    """`write` a step into a temporary folder, make it durable and only then give it its name; `check` may raise before that.
+    """Call `write(temporary folder)`, flush all files to disk, then rename the folder to `step-<number>`, which is returned.
 
-    Raises DiskFullError, and leaves nothing, when there is no room (for `needed` bytes, where they are known).
+    `check` is called just before the rename and may raise to prevent it. Raises DiskFullError, and leaves nothing, when there is no
+    room (for `needed` bytes, where they are known).
     """
     path = folder / f"step-{number:08d}"
     with atomic_path(path, needed) as temporary:
@@ -85,7 +83,7 @@ def write_step(
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers left half done, put back what they were about to replace. Only for the holder of the folder's lock."""
+    """Remove the temporary files of killed writers and restore a step they were replacing. Only for the holder of the folder's lock."""
     for old in folder.glob(".step-*.replaced"):
         step = folder / old.name.removeprefix(".").removesuffix(".replaced")
         if step.exists():
@@ -112,7 +110,7 @@ def _sync(path: Path) -> None:
 
 
 ROOT = Path("checkpoints")
-INTERVAL = 30.0  # seconds between two saves of a stage that says nothing else
+INTERVAL = 30.0  # seconds between two saves, unless a stage sets its own
 WAITING = ".lock.json."  # how files of processes that wait for the lock begin
 SLURM_PATIENCE = 90.0  # seconds: a job that met its time limit may live on for a while beside its retry
 
@@ -120,7 +118,7 @@ __all__ = ["INTERVAL", "ROOT", "Checkpoint", "ManifestError", "checkpoint_folder
 
 
 def checkpoint_folder(root: Path, identity: Mapping[str, Any]) -> Path:
-    """The folder of a job's checkpoints."""
+    """The folder of the checkpoints of the job with this identity, below `root`."""
     return root / digest_of(identity)
 
 
@@ -132,9 +130,9 @@ def newest_step(folder: Path) -> Path | None:
 class Checkpoint:
     """Context manager: inside, this process is the only one that writes the checkpoints of `identity`.
 
-    Entering raises LockedError when another process does, ManifestError when the folder holds something else. `identity` and `run`
-    are JSON-able; `keep` is how many of the newest steps stay (None: all). `patience`: seconds to wait for a living writer to leave;
-    None for none, or `SLURM_PATIENCE` inside a SLURM job. A stage that `finish`ed begins anew.
+    Entering raises LockedError while another process writes there, ManifestError when the folder holds another job's state. `identity`
+    and `run` (see `mtkv.checkpointing.identity`) are JSON-able; `keep` is how many of the newest steps stay (None: all). `patience`:
+    seconds to wait for a living writer to leave; None: 0, or `SLURM_PATIENCE` inside a SLURM job. A stage that `finish`ed begins anew.
     """
 
     def __init__(
@@ -175,7 +173,7 @@ class Checkpoint:
 
     @property
     def resumed_at(self) -> list[int]:
-        """Numbers at which the stage was resumed since it began; empty when it was undisturbed."""
+        """Step numbers at which the stage was resumed since it began; empty when it was never interrupted."""
         path = self.folder / "resumes.json"
         return list(read_json(path)) if path.exists() else []
 
@@ -193,18 +191,19 @@ class Checkpoint:
         return newest_step(self.folder)
 
     def intact(self) -> dict[int, Path]:
-        """Every complete step by number, for stages whose steps are parts of a whole."""
+        """`{number: folder}` of every complete step, for stages whose result is made of all steps and not just the newest."""
         return {number: path for number, path in steps(self.folder).items() if is_complete(path)}
 
     def note_resume(self, number: int) -> None:
-        """Remember that the stage goes on from `number`."""
+        """Record in resumes.json that the stage goes on from step `number`."""
         write_json(self.folder / "resumes.json", [*self.resumed_at, int(number)])
 
     def save(self, number: int, write: Callable[[Path], object], needed: int | None = None) -> Path:
-        """`write(folder)` the files of step `number`; afterwards only the newest `keep` steps up to it remain.
+        """Save step `number`, whose files `write(folder)` writes, and return its folder.
 
-        Steps behind `number` are of a line that was not resumed from, and go too (with `keep` None nothing goes). Raises DiskFullError when
-        there is no room (for `needed` bytes, where known), LockedError when the lock was taken over: what was saved before stays.
+        Then only the newest `keep` steps up to `number` remain; later ones stem from an attempt that was not resumed and are removed too
+        (`keep` None removes nothing). Raises DiskFullError when there is no room (for `needed` bytes, where known), LockedError when the
+        lock was taken over; steps saved before stay.
         """
         self.check()
         path = write_step(self.folder, number, write, needed, self.check)
@@ -216,7 +215,7 @@ class Checkpoint:
         return path
 
     def progress(self, done: int, total: int, unit: str, **facts: Any) -> None:
-        """Say how far the stage is, in progress.json; at most once a second, and always at the end."""
+        """Write `done` of `total` (in `unit`, say "rows") and `facts` to progress.json; at most once a second, and always at the end."""
         now = time.monotonic()
         if now < self._due and done < total:
             return
@@ -231,7 +230,7 @@ class Checkpoint:
         write_json(self.folder / "progress.json", line | known)
 
     def finish(self, keep: int = 0) -> None:
-        """The outputs are written: mark it, and remove all but the newest `keep` steps and the small files above."""
+        """Mark the stage's outputs as written, and remove all but the newest `keep` steps and the JSON files."""
         self.check()
         write_json(self.folder / "finished.json", {"finished": _now(), "resumed_at": self.resumed_at})
         kept = list(steps(self.folder).values())[-keep:] if keep else []

@@ -76,7 +76,7 @@ def stage_modules(*modules: str) -> list[str]:
 
 
 def covered(digest: str) -> Covered | None:
-    """What a digest that this process has computed was asked for; None for any other."""
+    """The modules and data globs behind a digest that this process has computed; None for any other digest."""
     return _covered.get(digest)
 
 
@@ -86,7 +86,7 @@ def module_file(name: str) -> Path | None:
 
 
 def source_digest(source: bytes) -> str:
-    """Digest of a module's syntax tree without comments and docstrings: what of its source counts. Raises SyntaxError."""
+    """Digest of the part of a module's source that counts: its syntax tree without comments and docstrings. Raises SyntaxError."""
     return hashlib.sha256(ast.dump(_without_docstrings(ast.parse(source))).encode()).hexdigest()
 
 
@@ -96,13 +96,13 @@ def stage_packages(*modules: str) -> set[str]:
 
 
 def locked(text: str) -> dict[str, str]:
-    """The lines of a lock file by normalised name of the package."""
+    """`{package: line}` of a lock file's text, with the package's name in normalised form."""
     lines = (line.split("#")[0].strip() for line in text.splitlines())
     return {_normalise(line.split("==")[0]): line for line in lines if "==" in line}
 
 
 def forget() -> None:
-    """Read every file anew at the next call: for a process in which the code changes."""
+    """Empty the caches, so that the next call reads every source file anew: for a process in which the code changes."""
     for cached in (_closure, _lock_pins, _module_path, _remembered, _parsed, _imports):
         cached.cache_clear()
 
@@ -152,8 +152,7 @@ def _module_path(name: str) -> Path | None:
     return base.with_suffix(".py") if len(parts) > 1 and base.with_suffix(".py").is_file() else None
 
 
-# Parsing the whole library takes two seconds; what was found is kept, as Python keeps its bytecode, and holds for as long as the
-# source has the same sha256.
+# Parsing the whole library takes two seconds. The result is cached on disk, as Python caches bytecode, by the source's sha256.
 def _memory() -> Path:
     return PACKAGE_FOLDER / "__pycache__" / f"code.{sys.implementation.cache_tag}.json"
 

@@ -31,7 +31,7 @@ def _plain(value: Any) -> Any:
 
 
 def file_digest(path: str | Path) -> str:
-    """sha256 hex digest of a file's bytes. A process reads a file once for as long as its size and time stay what they are."""
+    """sha256 hex digest of a file's bytes, cached in the process by the file's path, inode, size and modification time."""
     state = os.stat(path)
     return _file_digest(str(path), state.st_ino, state.st_size, state.st_mtime_ns)
 

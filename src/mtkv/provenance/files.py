@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-# What this process keeps from new files. It can only be read by setting it: once, before there are threads that make files.
+# The umask of this process. It can only be read by setting it: once, before there are threads that make files.
 UMASK = os.umask(0o077)
 os.umask(UMASK)
 
@@ -32,9 +32,9 @@ def atomic_path(path: str | Path, needed: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it fails.
 
     The block may create a file or a folder at the temporary path. A folder that stands at `path` is replaced. `needed`: bytes the
-    block will write, where they are known. What it wrote may be read and written by whom the umask allows, also where a library
-    (safetensors) made it for its owner alone. Raises DiskFullError when the disk has less room, or is found full by the block: nothing
-    partial remains and what stood at `path` stays.
+    block will write, where they are known. The result gets the permissions that the umask allows, also where a library (safetensors)
+    made the file for its owner alone. Raises DiskFullError when the disk has less than `needed` bytes free or runs full inside the
+    block: nothing partial remains and what stood at `path` stays.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def check_room(path: Path, needed: int | None) -> None:
 
 
 def disk_full(path: Path, needed: int | None = None) -> DiskFullError:
-    """The error that says what cannot be written where."""
+    """A DiskFullError whose message names `path`, the bytes it needs where known, and the bytes free."""
     amount = "" if needed is None else f" {needed:,} bytes are needed,"
     free = shutil.disk_usage(path.parent).free
     return DiskFullError(
@@ -96,7 +96,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_parquet(path: str | Path, frame: "pd.DataFrame | Iterable[pd.DataFrame]") -> None:
-    """Write `frame` without its index as parquet, atomically; of several frames, with the same columns, one is held at a time."""
+    """Write one frame, or frames of the same columns one at a time, as one parquet file, atomically and without their indices."""
     with atomic_path(path) as temporary:
         if hasattr(frame, "to_parquet"):
             frame.to_parquet(temporary, index=False)
