@@ -1,4 +1,4 @@
-"""The section `arms`: one way to make a model each. What is here are *resolved* arms, after `extends` (see `inherit`)."""
+"""The section `arms`: one way to make a model each. These are *resolved* arms, after `mtkv.config.extends`."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -156,7 +156,7 @@ class Arm(Section):
 
 
 def _check_latent_kv(latent: LatentConfig, kv: KVConfig) -> None:
-    """KV distillation into latents: there is a slot to put it, and a way to fill it."""
+    """Raises unless KV distillation into latents has latent tokens, a selection that fits into them, and teachers that go together."""
     if latent.tokens == 0:
         raise problem(
             "0 given, but kv needs latent tokens to supervise; allowed: 1 or more, or kv null", "latent", "tokens"
@@ -177,7 +177,9 @@ def _check_latent_kv(latent: LatentConfig, kv: KVConfig) -> None:
 
 
 def _without_unset(section: Section, written: dict[str, Any], field: str) -> dict[str, Any]:
-    """Left out where nobody wrote it: files and digests of arms from before the field stay what they were. A null that was written
-    stays, for what is read again with its `extends`, where it overrides the parent's."""
+    """The serialised section `written` without `field` where that is null and was not in the config.
+
+    So an arm written before the field existed keeps its digest. A null that the user wrote stays: it may override a parent's value.
+    """
     said = section.model_fields_set
     return {key: value for key, value in written.items() if key != field or value is not None or key in said}

@@ -17,7 +17,7 @@ class Section(BaseModel):
 
 
 def problem(message: str, *at: str | int) -> PydanticCustomError:
-    """An error to raise from a validator about the field `at`, a path below the model that is being validated."""
+    """An error to raise from a validator; `at` is the path of the faulty field below the model being validated ("kv", "teachers")."""
     return PydanticCustomError("mtkv", "{message}", {"message": message, "at": at})
 
 
@@ -27,7 +27,7 @@ def duplicates(values: list[Any]) -> list[Any]:
 
 
 def distinct(values: list[Any] | None) -> list[Any] | None:
-    """Validator of lists whose entries must differ."""
+    """Pydantic validator: raises for a list with an entry that occurs twice, else returns it."""
     if values is not None and (twice := duplicates(values)):
         raise problem(f"{', '.join(map(repr, twice))} given more than once; each entry once")
     return values

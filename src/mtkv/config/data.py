@@ -21,10 +21,10 @@ BENCHMARKS = ("gsm8k", "math500", "bbh", "gpqa", "truthfulqa", "cmmlu", "ceval")
 MIXTURES: dict[str, tuple[str, ...]] = {"pocket": POCKET_DATASETS, "multi_reasoning_cot_direct": BENCHMARKS}
 RealSource = Literal["gsm8k", "svamp", "strategyqa", "math23k", "math", "arc_challenge", "hotpotqa"]
 SOURCES: tuple[str, ...] = get_args(RealSource)
-# Taken only where they are asked for by name: GSM8k-AUG (arXiv 2311.01460), its chains as equations and in words.
+# Not among the default sources, only used when named: GSM8k-AUG (arXiv 2311.01460), its chains as equations and in words.
 ExtraSource = Literal["gsm8k_aug", "gsm8k_aug_nl"]
 EXTRA_SOURCES: tuple[str, ...] = get_args(ExtraSource)
-# Defaults of a mixture where they are others than the fields' own.
+# Defaults of a mixture that differ from the fields' own.
 MIXTURE_DEFAULTS: dict[str, dict[str, Any]] = {
     "multi_reasoning_cot_direct": {"train_rows": 15_000, "validation_rows": 2_000, "test_items": None}
 }

@@ -10,7 +10,7 @@ Loc = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem at one place of the config; `loc` is its path, keys as text and list positions as numbers."""
+    """One problem at one place of the config; `loc` is its path: keys as text, list positions as numbers (`("arms", "a", "seeds", 0)`)."""
 
     loc: Loc
     message: str
@@ -40,7 +40,7 @@ def path_text(loc: Loc) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as in a message: YAML's words for null and booleans, Python's form of the rest, shortened."""
+    """A value as text for a message: null, true and false as in YAML, anything else as Python's repr, shortened."""
     words = {None: "null", True: "true", False: "false"}
     try:
         text = words[value] if value is None or isinstance(value, bool) else repr(value)
@@ -59,7 +59,7 @@ def hint(value: Any, allowed: Iterable[str]) -> str:
 
 
 def not_one_of(value: Any, allowed: Iterable[str]) -> str:
-    """Message for a value outside a fixed set."""
+    """Message for a value that is not in the fixed set `allowed`, with a hint."""
     names = list(allowed)
     return f"{show(value)} is not one of {', '.join(names)}{hint(value, names)}"
 

@@ -11,7 +11,7 @@ NOT_INHERITED = ("description", "extends")
 
 @dataclass
 class Inheritance:
-    """Resolved entries, the ancestors of each arm from parent to root, and what could not be resolved."""
+    """What `resolve` returns: resolved entries by arm, each arm's ancestors from parent to root, and problems of those left out."""
 
     arms: dict[str, Any] = field(default_factory=dict)
     ancestors: dict[str, list[str]] = field(default_factory=dict)
@@ -19,9 +19,9 @@ class Inheritance:
 
 
 def resolve(written: dict[str, Any]) -> Inheritance:
-    """Resolve `extends` of all arms of the raw section `arms`.
+    """Resolve `extends` of all arms of the raw section `arms` (`{name: entry as written}`).
 
-    Arms in a cycle or below an unknown parent get a problem, or are left out where the problem is an ancestor's.
+    An arm in a cycle or with an unknown parent gets a problem; arms below it are left out without one of their own.
     """
     result = Inheritance()
     cycles: set[frozenset[str]] = set()

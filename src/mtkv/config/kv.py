@@ -63,12 +63,12 @@ class AlignConfig(Section):
 
     @property
     def measured(self) -> bool:
-        """Whether the loss measures the spread of the map's output, which changes with every step, on the step's own rows."""
+        """Whether the loss is normalised by the standard deviation of the map's output over the step's own rows (trained maps)."""
         return self.trained and (self.side == "teacher" or self.map == "z_space")
 
     @property
     def slug(self) -> str:
-        """Readable and unique name for files that depend on these settings, for instance `ratio-ridge-1a2b3c`."""
+        """Readable and unique name for files that depend on these settings, such as `ratio-ridge-1a2b3c`."""
         return f"{self.layers}-{self.map}-{digest_of(self)[:6]}"
 
 
@@ -255,7 +255,7 @@ class KVConfig(Section):
 
     @property
     def own(self) -> bool:
-        """Whether the student teaches itself: its own KV of the chain."""
+        """Whether the student is its own teacher (`teachers: [student]`): the targets are its own KV of the written chain."""
         return self.teachers == [OWN_TEACHER]
 
     @model_validator(mode="after")

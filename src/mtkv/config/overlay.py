@@ -13,7 +13,7 @@ import yaml
 from mtkv.config.errors import ConfigError, Loc, Problem, show
 from mtkv.config.raw_tree import plain_tree
 
-# Sections whose entries have names of the user's choice.
+# Sections whose keys are names that the user chooses.
 ENTRY_SECTIONS: tuple[Loc, ...] = (("arms",), ("teachers", "models"), ("claims",))
 
 
@@ -65,7 +65,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses what PyYAML reads otherwise than it looks: a key given twice, and numbers to another base than ten."""
+    """YAML that refuses what PyYAML would misread silently: a key given twice, and numbers in a base other than ten."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[tuple[str, str]] = set()
@@ -79,7 +79,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_decimal(self, node: yaml.ScalarNode) -> int | float:
-        """A number; not 010 (8 in YAML), 0x1f, 0b1 or 1:30 (90)."""
+        """A decimal number. Raises for 010 (8 in YAML), 0x1f, 0b1 and 1:30 (90)."""
         value: int | float = yaml.constructor.SafeConstructor.yaml_constructors[node.tag](self, node)
         if re.match(r"[-+]?0[0-9_xb]", node.value) or ":" in node.value:
             message = f"{node.value} means {value} there; write {value}, or {node.value!r} in quotes if it is text"

@@ -37,7 +37,7 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
 
 
 def config_loc(loc: Loc) -> Loc:
-    """Pydantic's place of an error as a path of the config: without markers of keys and of the kinds of claims."""
+    """The `loc` of a pydantic error as a path of the config, without pydantic's own markers (`[key]`, the `kind` of a claim)."""
     parts = [part for part in loc if part != "[key]"]
     if parts[:1] == ["claims"] and len(parts) > 2 and "[key]" not in loc:
         del parts[2]
@@ -102,7 +102,7 @@ MESSAGES: dict[str, Callable[[Detail, Detail], str]] = {
 
 
 def _yaml_hint(detail: Detail) -> str:
-    """What YAML made of it: 2e-5 is text (a trap of learning rates); 2024_1 is 20241 and `on` is true, without quotes."""
+    """A hint for values that YAML reads unexpectedly: 2e-5 is text (write 2.0e-5); unquoted, 2024_1 is 20241 and `on` is true."""
     value = detail["input"]
     if detail["type"] == "string_type" and isinstance(value, int | float):
         return "; put what was written in quotes, in a file for --configfile (--config strips them)"
@@ -129,7 +129,7 @@ def keys_at(annotation: Any, loc: Loc) -> list[str]:
 
 
 def _member(annotation: Any, loc: Loc) -> Any:
-    """The annotation without Annotated and without the null of an optional value."""
+    """The annotation without its Annotated wrapper and without `| None`."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):

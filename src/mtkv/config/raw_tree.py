@@ -9,7 +9,7 @@ from typing import Any
 from mtkv.config.errors import ConfigError, Loc, Problem, show
 
 MAX_DEPTH = 30
-MAX_BITS = 63  # whole numbers beyond are no setting, and break conversion to float
+MAX_BITS = 63  # no setting needs larger whole numbers, and they break conversion to float
 
 
 def plain_tree(config: Any) -> dict[str, Any]:

@@ -18,9 +18,9 @@ CLAIM_ARMS = ("arm", "baseline", "twin")
 
 
 def reference_problems(study: "Study", arms: Iterable[str], teachers: Iterable[str]) -> list[Problem]:
-    """All references of `study` that lead nowhere.
+    """One problem for each reference of `study` to an arm, teacher, dataset or folder that does not exist.
 
-    `arms` and `teachers` are all written names: an entry that is itself invalid, and so not in `study`, still exists.
+    `arms` and `teachers`: all names that the config defines, also of invalid entries, which `study` lacks: those may be referred to.
     """
     arms, teachers = list(arms), list(teachers)
     return [
@@ -52,7 +52,7 @@ def _model_problems(study: "Study") -> Iterator[Problem]:
             continue
         folder = _folder(model.name)
         if folder is None and Path(model.name).parts[:1] == (ASSETS,):
-            continue  # to be put there before the study runs; loading says so where it is not
+            continue  # may be put there later, before the study runs; loading reports one that is still missing
         if folder is None or not folder.is_dir():
             yield Problem(
                 (*loc, "name"), f"{show(model.name)} is not a folder; source path needs an existing model folder"
@@ -108,7 +108,7 @@ def _arm_problems(study: "Study", teachers: list[str]) -> Iterator[Problem]:
 
 
 def _dtype_problems(study: "Study") -> Iterator[Problem]:
-    """float16 has five bits of exponent: what training makes of weights may not fit (largest 65,504)."""
+    """float16 has five exponent bits (largest number 65,504), which trained weights may exceed."""
     whole = [name for name, arm in study.arms.items() if arm.training and not arm.training.lora]
     if study.student.dtype == "float16" and whole:
         allowed = "bfloat16 or float32 (weights are trained in float32 and saved in this), or training.lora"
@@ -117,7 +117,7 @@ def _dtype_problems(study: "Study") -> Iterator[Problem]:
 
 
 def _style_problems(study: "Study") -> Iterator[Problem]:
-    """Rows that an arm asks for are there, and latent tokens stand for a chain that is there."""
+    """Every arm's row styles are among `data.styles`, and arms with latent tokens get rows with a chain of thought to replace."""
     written = list(study.data.styles)
     for name, arm in study.arms.items():
         if arm.training is None:
@@ -138,7 +138,7 @@ def _style_problems(study: "Study") -> Iterator[Problem]:
 
 
 def _stream_problems(study: "Study") -> Iterator[Problem]:
-    """Rows on disk, for arms that can have them there."""
+    """Arms whose rows are streamed from disk are of a kind that can be."""
     trained = {name: arm for name, arm in study.arms.items() if arm.training is not None}
     if not study.resources.train.stream:
         return
@@ -155,7 +155,7 @@ def _stream_problems(study: "Study") -> Iterator[Problem]:
 
 
 def _tier_problems(name: str, kv: KVConfig) -> Iterator[Problem]:
-    """What an arm cannot do with stored targets: they are already mapped and selected, and keep no likelihoods."""
+    """Settings that need the raw tier: targets of the mapped tier are already mapped and selected, and have no likelihoods."""
     needs_raw = {
         ("align", "map"): kv.align.trained and kv.align.map,
         ("loss", "distance"): kv.loss.distance == "relation" and "relation",

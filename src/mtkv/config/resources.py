@@ -50,7 +50,7 @@ class TrainResources(StageResources):
 
     @property
     def workers(self) -> int:
-        """Processes of one run."""
+        """Number of processes of one training run."""
         return self.processes or max(1, self.gpu, self.nodes)
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from mtkv.config.pydantic_errors import problems_of
 
 
 class SitePartition(Section):
-    """What a partition allows one job; the keys are those of the SLURM plugin's `--slurm-partition-config`."""
+    """What a partition allows one job, under the keys of the SLURM plugin's `--slurm-partition-config`."""
 
     max_runtime: int | None = Field(default=None, ge=1, description="Longest time limit in minutes.")
     max_mem_mb: int | None = Field(default=None, ge=1, description="Memory of a node in MB.")
@@ -52,7 +52,7 @@ class Site(Section):
     )
 
     def most(self, what: Literal["max_mem_mb", "max_runtime"], gpus: int) -> float:
-        """The most that a job with so many GPUs may ask of `what`; infinite where no partition says."""
+        """The largest `what` (MB or minutes) that a job with `gpus` GPUs may ask for; infinite where no partition sets a limit."""
         fitting = [getattr(part, what) or math.inf for part in self.partitions.values() if part.max_gpu >= gpus]
         return max(fitting, default=math.inf)
 
@@ -73,7 +73,7 @@ class Site(Section):
         return {"gpu": gpus} | model | spread
 
     def flags(self, gpus: int, saves: bool) -> dict[str, str]:
-        """Snakemake resources that hold sbatch options: account, qos, constraint, and the signal to stages that can save."""
+        """Snakemake resources that hold sbatch options: account, qos, constraint, and with `saves` USR1 before the time limit."""
         signal = [f"--signal=USR1@{self.signal_seconds}"] if saves and self.signal_seconds else []
         flags = {
             "slurm_account": self.account,
@@ -85,7 +85,7 @@ class Site(Section):
 
 
 def read_site(path: str | Path) -> Site:
-    """The site that a YAML file describes; a file that is not there describes a cluster of defaults. Raises ConfigError."""
+    """The site that a YAML file describes; without the file, one of default settings. Raises ConfigError."""
     if not Path(path).exists():
         return Site()
     try:

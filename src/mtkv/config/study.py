@@ -58,7 +58,7 @@ class Study(Section):
         return list(self.seeds if own is None else own)
 
     def runs(self) -> list[tuple[str, int]]:
-        """All (arm, seed), in the order of the config."""
+        """Every (arm, seed) that the study trains or evaluates, in the order of the config."""
         return [(arm, seed) for arm in self.arms for seed in self.seeds_of(arm)]
 
     def trained(self, arm: str) -> bool:
@@ -113,7 +113,7 @@ def load_study(config: Mapping[str, Any]) -> Study:
         tree["arms"], ancestors = inheritance.arms, inheritance.ancestors
         problems += inheritance.problems
     study, found = _validated(tree)
-    no_arm_left = ("arms",) if problems else None  # "at least 1 entry" would only repeat what is wrong with `extends`
+    no_arm_left = ("arms",) if problems else None  # an empty `arms` would only repeat what is wrong with `extends`
     problems += [problem for problem in found if problem.loc != no_arm_left]
     if study is not None:
         problems += reference_problems(study, names["arms",], names["teachers", "models"])
@@ -124,7 +124,7 @@ def load_study(config: Mapping[str, Any]) -> Study:
 
 
 def _validated(tree: dict[str, Any]) -> tuple[Study | None, list[Problem]]:
-    """The study and the problems of its sections. With problems, the study of the sound entries, or None if that fails too."""
+    """The study and the problems of its sections. Where there are some, the study of the valid entries, or None if that fails too."""
     try:
         return Study.model_validate(tree), []
     except ValidationError as error:
@@ -139,7 +139,7 @@ def _validated(tree: dict[str, Any]) -> tuple[Study | None, list[Problem]]:
 
 
 def _broken_part(loc: Loc) -> Loc:
-    """The entry or else the whole section in which `loc` lies."""
+    """Path of the named entry (an arm, a claim …) in which `loc` lies, or of its whole section."""
     for section in ENTRY_SECTIONS:
         if loc[: len(section)] == section and len(loc) > len(section):
             return loc[: len(section) + 1]
