@@ -1,6 +1,6 @@
-"""Answers as the sources write them, brought into one plain form per kind.
+"""Bring the answers of all data sets into one plain form per kind.
 
-Numbers without separators, currency and needless decimals; booleans as yes and no; LaTeX as it stands in its box.
+Numbers without separators, currency and needless decimals; booleans as yes and no; LaTeX as the contents of its last \\boxed.
 """
 
 import re
@@ -13,7 +13,7 @@ _CALCULATION = re.compile(r"<<[^<>]*>>")
 
 
 class AnswerError(ValueError):
-    """A record whose answer is not of the kind its source has."""
+    """A record whose answer is not of the kind that its data set promises."""
 
 
 def number(value: Any) -> str:
@@ -65,7 +65,7 @@ def without_calculations(text: str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """`value` as it is. Raises AnswerError for what is no text (null, a number, NaN, a list) or cannot be written as UTF-8."""
+    """`value` unchanged. Raises AnswerError unless it is a string (not null, a number, NaN, a list) that UTF-8 can encode."""
     if not isinstance(value, str):
         raise AnswerError(f"{reprlib.repr(value)} is not text")
     if any("\ud800" <= character <= "\udfff" for character in value):
@@ -74,7 +74,7 @@ def as_text(value: Any) -> str:
 
 
 def text(value: Any) -> str:
-    """Text without white space around it. Raises AnswerError when nothing is left, and for what is no text."""
+    """A string without white space around it. Raises AnswerError when nothing is left, or for anything but a string."""
     found = " ".join(as_text(value).split())
     if not found:
         raise AnswerError("the text is empty")
@@ -104,7 +104,7 @@ def _plain(value: str) -> str:
 
 
 def _balanced(value: str) -> bool:
-    """Whether no bracket of `value` closes one that is outside of it."""
+    """Whether every bracket that `value` closes was opened within `value`."""
     depth = 0
     for character in value:
         depth += (character == "(") - (character == ")")

@@ -1,9 +1,8 @@
-"""The seven benchmarks as files: where their questions are, what their records mean, and which of them solve few-shot prompts.
+"""The seven real benchmarks as files: where their records are, what the fields mean, and which split few-shot prompts come from.
 
-How they are asked and scored is lm-eval's (`mtkv.evaluate.lm_eval_tasks`), which gets the records as they are. What is read here
-besides, question, choices and gold answer, serves the leakage check and a second look at every score.
-
-The parts of the benchmarks that have many: BBH's 27 tasks, the 67 subjects of CMMLU and the 52 of C-Eval.
+lm-eval asks and scores them (`mtkv.evaluate.lm_eval_tasks`) and gets the records unchanged. Question, choices and gold answer are read
+here for the leakage check and for scoring every prediction a second time. First the names of the parts of those benchmarks that have
+many: BBH's 27 tasks, the 67 subjects of CMMLU and the 52 of C-Eval.
 """
 
 from collections.abc import Callable
@@ -174,10 +173,10 @@ GPQA_WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark. `document` makes the record that lm-eval expects out of what files hold; `fields` is what it reads.
+    """One benchmark. `document` turns a record of the files into the record that lm-eval expects; `fields` are those lm-eval reads.
 
-    `item` says what a document means; it raises AnswerError for one that cannot be asked, because a field is no text, say.
-    `examples` is the split that few-shot prompts are taken from, or None where lm-eval brings its own.
+    `item(document, config)` gives question, choices and gold answer; it raises AnswerError for a record that cannot be asked (a field
+    that is no string). `examples`: the split that few-shot prompts are taken from, or None where lm-eval brings its own.
     """
 
     origin: Origin
@@ -190,12 +189,12 @@ class Benchmark:
 
     @property
     def name(self) -> str:
-        """Name of the benchmark, of its folder and of its files."""
+        """The benchmark's name, also that of its data folder and its test file."""
         return self.origin.name
 
 
 def gsm8k(record: Record, config: str) -> Item:
-    """The gold answer is the number behind "#### " as it is written, for so lm-eval compares it; every question stands for itself."""
+    """The gold answer is the text behind "#### ", which lm-eval compares as it is written; every question is its own cluster."""
     gold = as_text(record["answer"]).rpartition("#### ")[2]
     number(gold)
     return Item(as_text(record["question"]), "", gold, "")
@@ -225,7 +224,7 @@ def gpqa_text(value: str | None) -> str:
 
 
 def truthfulqa(record: Record, config: str) -> Item:
-    """MC1: one of the options is true, always the first: lm-eval's task does not look at the labels."""
+    """MC1: one option is true. It must be the first, because lm-eval's task ignores the labels."""
     targets = record["mc1_targets"]
     choices, _ = (
         tuple(as_text(choice) for choice in record[name]["choices"]) for name in ("mc1_targets", "mc2_targets")
@@ -238,7 +237,7 @@ def truthfulqa(record: Record, config: str) -> Item:
 
 
 def truthfulqa_document(record: Record) -> Record:
-    """Out of the original CSV or JSON the hub's shape: {choices, labels} for mc1 and mc2."""
+    """The original CSV or JSON record in the hub's shape: {choices, labels} for each of mc1 and mc2."""
     if "Best Answer" in record:
         best, right, wrong = (_answers(record[f"{kind} Answer{'' if kind == 'Best' else 's'}"]) for kind in KINDS)
         right = [*best, *(answer for answer in right if answer not in best)]
@@ -263,12 +262,12 @@ def letters(record: Record, config: str) -> Item:
 
 
 def asked(item: Item, document: Record) -> str:
-    """A question, where there are options with the right one: "Which is true?" is asked of many things, in any order of them."""
+    """The text by which the leakage check knows a question: with options, question and right option ("Which is true?" is asked often)."""
     return f"{item.question}\n{document[item.answer]}" if item.choices == LETTERS else item.question
 
 
 def _cluster(value: object) -> str:
-    """A subject where the record names one, else "": the question stands for itself."""
+    """The subject that the record names, or "" for none: then the question is a cluster of its own."""
     return value if isinstance(value, str) and value.isprintable() else ""
 
 

@@ -27,7 +27,7 @@ ROW_SPLITS = ("train", "val", "calibration")
 def build_data(config: "DataConfig", datasets: list[str], folder: Path) -> dict[str, Any]:
     """Write the rows and test items under `folder` and return the facts for the card.
 
-    Facts: `rows[split][dataset]`, `questions[split]`, `hashes[split]` (SHA-256 over the sorted question hashes) and
+    Facts: `rows[split][dataset]`, `questions[split]` (counts), `hashes[split]` (SHA-256 over the sorted question hashes) and
     `leakage` (shared questions for each pair of splits, all zero); for the mixture of real sources also what was left out and
     why. Raises LeakageError when splits overlap, ValueError when a dataset is unknown, absent or has too few questions.
     """
@@ -74,8 +74,8 @@ def draw_frames(config: "DataConfig", datasets: list[str]) -> tuple[dict[str, pd
 
 
 def _scored(config: "DataConfig", dataset: str, test: list[Question], validation: int) -> list[Question]:
-    """The questions of a dataset that are scored: those of the test, or as many of the validation bin behind its first `validation`
-    ones, which are the rows."""
+    """The questions of a dataset that runs are scored on: those of the test split, or as many of the validation split behind its first
+    `validation` questions, which are validation rows."""
     if config.evaluate_on == "test":
         return test
     return draw_questions(pocket_task(dataset), config.seed, {"val": validation + len(test)})["val"][validation:]

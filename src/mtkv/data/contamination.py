@@ -25,7 +25,7 @@ def grams(text: str, length: int = LENGTH) -> Iterator[int]:
 
 
 class TestTexts:
-    """All questions of the test sets, to be compared with."""
+    """Hashes of all test questions and of their runs of 13 words, to compare training texts with."""
 
     __test__ = False
 

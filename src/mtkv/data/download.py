@@ -20,10 +20,10 @@ def wanted_splits(config: "DataConfig", datasets: list[str]) -> list[tuple[Origi
 
 
 def fetch_data(config: "DataConfig", datasets: list[str]) -> dict[str, Any]:
-    """Fetch all of it; files that are there are kept. Returns `files` (their sizes by name) and `missing` (reasons by name).
+    """Fetch every wanted split that `data.folder` lacks. Returns `files` (sizes in bytes by name) and `missing` (reasons by name).
 
-    One that cannot be had keeps none of the others from being fetched. Nothing is fetched for mixture pocket or without
-    `data.folder`: then the hub's own cache is used.
+    A failure does not stop the others from being fetched. Nothing is fetched for mixture pocket, or without `data.folder`: then the
+    hub's own cache is used.
     """
     files: dict[str, int] = {}
     missing: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The state of a folder of data files: what the data rule depends on besides its settings. Imports nothing heavy."""
+"""A fingerprint of a folder of data files, on which the data rule depends besides its settings. Imports nothing heavy."""
 
 from pathlib import Path
 

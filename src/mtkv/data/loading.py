@@ -1,11 +1,8 @@
-"""Where real data comes from: a folder of plain files (`data.folder`), or the Hugging Face hub and its cache.
+"""Read real data from a folder of plain files (`data.folder`), or from the Hugging Face hub and its cache.
 
-In: an `Origin`, a split and a folder or None. Out: records in the true schema of the data set, by configuration. Whatever is
-absent is one error that names the data set, where it was looked for and what to do.
-
-Records of a data file, as dicts: JSON (a list, or an object that holds one), JSON lines, CSV and parquet.
-
-CSV values stay text: an option that reads "None", "NA" or "0.50" is an answer, not a missing value or a number.
+In: an `Origin`, a split and a folder or None. Out: records (dicts) in the data set's own schema, by configuration. Whatever is absent is
+one error that names the data set, where it was looked for and what to do. Files may be JSON (a list, or an object that holds one), JSON
+lines, CSV or parquet. CSV values stay text: an option that reads "None", "NA" or "0.50" is an answer, not a missing value or a number.
 """
 
 import csv
@@ -91,7 +88,7 @@ READERS: dict[str, Callable[[Path], list[Record]]] = {
 
 
 class Records(list[Record]):
-    """The records of a split, in the order of the files (name, records) that hold them."""
+    """A list of the records of a split that remembers which file each is from. `files`: (file name, its records), in order."""
 
     def __init__(self, files: Sequence[tuple[str, list[Record]]]) -> None:
         super().__init__(record for _, records in files for record in records)
@@ -108,8 +105,8 @@ class Records(list[Record]):
 
 @dataclass(frozen=True)
 class Origin:
-    """One data set. `configs`: its parts on the hub; `files`: patterns of its files in a local folder, tried in order, with
-    the fields {config} and {split}. `hub_file`: the file to read where `datasets` has no loader for it.
+    """Where one data set is found. `hub`: its id; `configs`: its parts there; `files`: patterns of its files in a local folder, tried in
+    order, with the fields {config} and {split}; `hub_file`: the file to read where the package `datasets` has no loader for it.
     """
 
     name: str
@@ -198,7 +195,7 @@ def _hub_split(origin: Origin, config: str, split: str, revision: str | None) ->
 
 @contextmanager
 def _explained(origin: Origin, config: str, split: str, revision: str | None) -> Iterator[None]:
-    """Any failure of the hub as one DataFileError: network, gate, revision, split; `datasets` has no common class for these."""
+    """Inside, any failure of the hub (network, gate, revision, split) becomes a DataFileError; `datasets` has no common class for them."""
     try:
         yield
     except DataFileError:

@@ -1,9 +1,8 @@
-"""The mixture of real sources, `multi_reasoning_cot_direct`: which of their questions become rows, and what is left out.
+"""The mixture of real sources, `multi_reasoning_cot_direct`: which of their questions become rows, and how many of each source.
 
-Every question goes through the same gate: a usable answer, not too long, not seen before, and no text in common with any test
-set. What does not pass is counted in the card. The split follows from a question's hash alone, as for the pocket tasks.
-
-How many rows each source gives: the Chinese ones a share of all, and within a language equal parts as far as they reach.
+A question must have a usable answer, not be too long, not repeat an earlier one and share no text with any test set; what is left out is
+counted in the card. Its split follows from its hash alone, as for the pocket tasks. The Chinese sources give a set share of all rows;
+within a language the sources give equal parts as far as they reach.
 """
 
 import hashlib
@@ -31,10 +30,10 @@ if TYPE_CHECKING:
 
 
 def quotas(total: int, available: Mapping[str, int], chinese: Collection[str], share: float) -> dict[str, int]:
-    """Rows of each source. `share` of `total` comes from the sources in `chinese`, the rest from the others.
+    """Number of rows to take from each source; `available`: how many each has. `share` of `total` comes from the sources in `chinese`.
 
-    A source that has less than its part gives all it has, and the others of its language more. Where a language has too few, or
-    no sources at all, the other one fills up; the sum is less than `total` only when all is used.
+    A source that has less than its part gives all it has, and the others of its language more. Where a language has too few rows, the
+    other one fills up; the sum is less than `total` only when every row is used.
     """
     groups = ({name for name in available if name in chinese}, {name for name in available if name not in chinese})
     room = [sum(available[name] for name in group) for group in groups]
@@ -47,7 +46,7 @@ def quotas(total: int, available: Mapping[str, int], chinese: Collection[str], s
 
 
 def _even(total: int, available: Mapping[str, int]) -> dict[str, int]:
-    """`total` in parts as equal as `available` allows; earlier sources get the odd ones."""
+    """`total` in parts as equal as `available` allows; earlier sources get the remainder."""
     parts = dict.fromkeys(available, 0)
     left = min(total, sum(available.values()))
     while left:
@@ -65,7 +64,7 @@ BINS = {"train": range(0, 13), "val": range(13, 15), "calibration": range(15, 16
 
 
 def build_mixture(config: "DataConfig", datasets: list[str], folder: Path) -> dict[str, Any]:
-    """`build_data` for the real sources, checked against the test sets of `datasets`; all of them, asked or not."""
+    """`build_data` for the real sources. Rows are compared with every test question of `datasets`, also those the study does not ask."""
     tests, asked, missing = _write_tests(config, datasets, folder)
     questions = {name: test.questions for name, test in tests.items()}
     texts = TestTexts(question for frame in questions.values() for question in frame["question"])
@@ -96,7 +95,7 @@ def build_mixture(config: "DataConfig", datasets: list[str], folder: Path) -> di
 def usable_questions(
     source: Source, config: "DataConfig", tests: TestTexts
 ) -> tuple[list[Question], Counter[str], Unusable]:
-    """Questions of one source that may be trained on, how many records were left out for which reason, and those that are unusable.
+    """Questions of one source that may be trained on, the number of records left out by reason, and the unusable records.
 
     Raises DataFileError when the source is absent or has other fields, or when no record is usable.
     """
@@ -143,7 +142,7 @@ def split_of(digest: str) -> str:
 def _write_tests(
     config: "DataConfig", datasets: list[str], folder: Path
 ) -> tuple[dict[str, TestSet], dict[str, int], dict[str, str]]:
-    """Each test set, how many of them are asked, and the reasons of those that cannot be loaded."""
+    """Write the test files. Returns, by dataset: each test set, how many of its questions are asked, why others cannot be loaded."""
     tests, asked, missing = {}, {}, {}
     for name in datasets:
         path, examples_path = folder / "test" / f"{name}.parquet", folder / "examples" / f"{name}.parquet"
@@ -162,7 +161,7 @@ def _write_tests(
 
 
 def _without_repeats(pools: dict[str, list[Question]], counts: Mapping[str, Counter[str]]) -> None:
-    """Keep the first of the questions that are the same after normalisation, over all sources."""
+    """Of questions that are equal after normalisation, over all sources, keep the first (`pools` and `counts` change in place)."""
     seen: set[str] = set()
     for name, questions in pools.items():
         kept = []

@@ -1,4 +1,4 @@
-"""Rows of text that are read from their file piece by piece, for data that does not fit in memory."""
+"""Read rows of text from parquet files in batches, for data that does not fit in memory."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from mtkv.data.validation import check_rows
 
 COLUMNS = ("id", "dataset", "style", "prompt", "target", "prompt_end", "reasoning_end")
-PIECE = 1000  # rows in memory at once
+PIECE = 1000  # default number of rows in memory at once
 READ_BYTES = 1 << 20  # without a buffer, pyarrow reads a whole column of a row group at once
 
 
@@ -25,7 +25,7 @@ class RowFile:
     piece: int = PIECE
 
     def pieces(self) -> Iterator[pd.DataFrame]:
-        """The rows in their order, at most `piece` at once, with those of `COLUMNS` that the file has."""
+        """The rows in the file's order, as frames of at most `piece` rows with those of `COLUMNS` that the file has."""
         left = self.limit
         with pq.ParquetFile(self.path, buffer_size=READ_BYTES) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
@@ -41,7 +41,7 @@ class RowFile:
 
 
 def check_files(files: Sequence[RowFile], where: str) -> None:
-    """`check_rows` of all rows of `files` together, with eight bytes in memory for each row."""
+    """`check_rows` of all rows of `files` together, in batches: only an 8-byte hash of each row's id stays in memory."""
     seen = []
     for frame in _all_pieces(files):
         check_rows(frame, where)

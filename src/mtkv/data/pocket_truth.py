@@ -5,7 +5,7 @@ from random import Random
 from mtkv.data.items import Item, Task, choice_item
 
 SPEAKERS = ("Tom", "Ann", "Ben", "Eva", "Max", "Mia", "Sam", "Zoe")
-# subject: (the truth, what many believe); the other options come from the same table and fit none of its subjects twice
+# subject: (the truth, what many believe); the other options are taken from the rest of the same table
 LIVING = {
     "whale": ("mammal", "fish"),
     "dolphin": ("mammal", "fish"),

@@ -1,8 +1,7 @@
-"""Items to rows of text: an item and a style give a prompt, a target and the byte ends of their segments.
+"""Write items as rows of text: an item and a style give a prompt, a target and the byte ends of their segments.
 
-The templates are those the evaluation tasks use, so a model is asked at test time in words it was trained on.
-
-Rows as a file that other programs read: one JSON object a line, with the text and its parts.
+The templates are those the evaluation tasks use, so a model is asked at test time in words it was trained on. `write_jsonl` exports
+rows for other programs, one JSON object a line.
 """
 
 import json
@@ -35,7 +34,7 @@ TEST_COLUMNS = ("id", "question", "choices", "gold", "answer", "cluster", "quest
 
 @dataclass(frozen=True)
 class Style:
-    """How one row is written. `reasoning` may be empty text: then the row has no reasoning segment."""
+    """The templates of one way to write a row. `reasoning` may be empty: then the row has no reasoning segment."""
 
     prompt: str
     reasoning: str
@@ -52,7 +51,7 @@ STYLES: dict[tuple[Language, str], Style] = {
 
 @dataclass(frozen=True)
 class Question:
-    """One item that has found its place: its dataset, its number there and its normalised hash."""
+    """One item with its dataset, language, number within the dataset, and the hash of its normalised question."""
 
     dataset: str
     language: Language
@@ -96,7 +95,7 @@ def row(question: Question, style: str) -> dict[str, str | int]:
 
 
 def segment_ends(rows: pd.DataFrame) -> Sequence[tuple[int, int] | None]:
-    """Byte ends of prompt and reasoning of every row; None where the rows do not say."""
+    """(prompt_end, reasoning_end) of every row, in bytes; None for each row when the frame lacks these columns."""
     if "prompt_end" not in rows or "reasoning_end" not in rows:
         return [None] * len(rows)
     return list(zip(rows["prompt_end"], rows["reasoning_end"], strict=True))

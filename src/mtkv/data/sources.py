@@ -29,7 +29,7 @@ GSM8K_ORIGIN = Origin("gsm8k", "openai/gsm8k", ("main",), ("{split}.jsonl",))
 
 @dataclass(frozen=True)
 class Source:
-    """One source: where its records are and what they mean. `fields` must be there in every record; `extra`: only when named."""
+    """One source: where its records are and what they mean (`item`). Every record must have `fields`; `extra`: used only when named."""
 
     origin: Origin
     split: str
@@ -46,14 +46,14 @@ class Source:
 
 @dataclass
 class Unusable:
-    """The records of a data set that could not be read: where each stands and why not, with the start of its `fields`."""
+    """Collects the records of a data set that could not be read: file and number of each, the reason, and the start of its `fields`."""
 
     fields: tuple[str, ...]
     reasons: list[str] = field(default_factory=list)
 
     @contextmanager
     def unless_read(self, records: Records, index: int) -> Iterator[None]:
-        """Takes down record `index` when the block, which reads it, finds it is not what it should be."""
+        """Context manager: an error while reading record `index` in the block is noted here instead of raised."""
         try:
             yield
         except DataFileError:
@@ -71,7 +71,7 @@ class Unusable:
 
 
 def check_fields(name: str, records: list[Record], fields: tuple[str, ...]) -> None:
-    """Raises DataFileError when a record lacks a field: other data than the schema says."""
+    """Raises DataFileError when a record lacks one of `fields`: then the file holds other data than expected."""
     for index, record in enumerate(records):
         lacking = [field for field in fields if field not in record]
         if lacking:
@@ -152,7 +152,7 @@ def _sentence(value: Any) -> str:
 
 
 def _math23k_fraction(value: str) -> str:
-    """Its fractions have a bracket around everything; mixed numbers, "2((1)/(2))", are written out."""
+    """Math23K's mixed number "2((1)/(2))" as the fraction "5/2"; any other value, "((1)/(2))" for instance, unchanged."""
     whole, bracket, part = value.partition("(")
     if not bracket or not whole.strip():
         return value

@@ -14,7 +14,7 @@ from random import Random
 from mtkv.data.items import Task
 from mtkv.data.rows import Question
 
-# share of the questions' hash bins, out of 16
+# which of the 16 bins of question hashes belong to which split
 BINS: dict[str, range] = {
     "train": range(0, 10),
     "val": range(10, 11),
@@ -25,7 +25,7 @@ BIN_COUNT = 16
 SPLITS: tuple[str, ...] = tuple(BINS)
 DRAWS_WITHOUT_NEWS = 20_000
 
-# Signs that carry meaning in arithmetic stay; without them x+4-3 and x-4+3 would be one question.
+# Arithmetic signs are no punctuation; without them x+4-3 and x-4+3 would be one question.
 _COLLAPSED = re.compile(r"[^\w+\-*/=()<>]+")
 
 

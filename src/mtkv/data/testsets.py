@@ -1,4 +1,4 @@
-"""The test sets of real benchmarks: questions in a table, with the records that lm-eval reads, or the reason why there are none.
+"""The test sets of real benchmarks as tables: questions, with the records that lm-eval reads.
 
 `test/<dataset>.parquet` holds the questions to ask. `examples/<dataset>.parquet` holds the records of the split that few-shot
 prompts are taken from, without those that are test questions. A set that cannot be loaded, or with a record that cannot be asked, is
@@ -53,10 +53,10 @@ EXAMPLES = pa.schema([("part", pa.string()), ("document", pa.string())])
 
 @dataclass
 class TestSet:
-    """Questions (columns of `SCHEMA`) and records for few-shot prompts (of `EXAMPLES`).
+    """Questions (columns of `SCHEMA`) and records for few-shot prompts (`examples`, columns of `EXAMPLES`).
 
-    `counts`: what became of the records for prompts; `dropped`: how many of each part are not among them; `unusable`: those that
-    cannot be read.
+    Of the records for prompts, `counts`: how many were kept or left out, by reason; `dropped`: how many were left out of each part;
+    `unusable`: those that cannot be read.
     """
 
     __test__ = False
@@ -76,7 +76,7 @@ def read_benchmark(benchmark: Benchmark, config: "DataConfig") -> TestSet:
     if unusable:
         raise DataFileError(f"{benchmark.name}: {len(unusable)} records cannot be asked: {unusable}")
     tests = TestTexts(asked(item, document) for pairs in read.values() for item, document in pairs)
-    # Parts take turns, so that the first so many questions are of all of them; the order within each part is the file's.
+    # Parts alternate, so that the first n questions come from all of them; the order within each part is the file's.
     tables = zip_longest(*(_questions(benchmark, part, pairs) for part, pairs in read.items()))
     turns = [row for rows in tables for row in rows if row is not None]
     first: dict[str, str] = {}
@@ -91,8 +91,11 @@ def read_benchmark(benchmark: Benchmark, config: "DataConfig") -> TestSet:
 def _with_examples(
     benchmark: Benchmark, questions: pd.DataFrame, tests: TestTexts, splits: Mapping[str, Records]
 ) -> TestSet:
-    """Examples that are test questions are left out. Those that only share words with one are kept and counted: many questions on
-    Chinese law begin with the same 13 characters, and prompts stay lm-eval's."""
+    """The test set with its few-shot records (`splits`: by part), without those that are test questions.
+
+    Records that only share words with a test question are kept and counted: many questions on Chinese law begin with the same 13
+    characters, and lm-eval's prompts should stay what they are.
+    """
     read, unusable = _read(benchmark, splits)
     examples, counts, dropped = [], Counter[str](), {}
     for part, pairs in read.items():
@@ -107,9 +110,9 @@ def _with_examples(
 
 
 def subset(frame: pd.DataFrame, size: int | None, seed: int) -> pd.DataFrame:
-    """`size` questions, drawn by the hashes of seed and id and left in their order; all for None or a size beyond them.
+    """The `size` questions with the smallest SHA-256 of "seed:id", in their order; all of them for None or fewer than `size`.
 
-    The draw looks at nothing but ids, so anybody can name the same questions.
+    The draw depends on seed and ids alone, so anybody can name the same questions.
     """
     if size is None or size >= len(frame):
         return frame
@@ -136,13 +139,13 @@ def dropped_examples(path: Path) -> dict[str, int]:
 
 
 def unavailable(path: Path) -> str | None:
-    """Why a test file has no questions, or None when it has."""
+    """The reason why a test file has no questions, or None when it has some."""
     reason = (pq.read_schema(path).metadata or {}).get(UNAVAILABLE)
     return None if reason is None else reason.decode()
 
 
 def _read(benchmark: Benchmark, splits: Mapping[str, Records]) -> tuple[dict[str, list[tuple[Item, Record]]], Unusable]:
-    """The records of each part that can be asked, as items and as lm-eval reads them, and the others."""
+    """For each part the records that can be asked, as (item, lm-eval's record), and the unusable ones."""
     read: dict[str, list[tuple[Item, Record]]] = {part: [] for part in splits}
     unusable = Unusable(benchmark.fields)
     for part, records in splits.items():
@@ -172,7 +175,7 @@ def _questions(benchmark: Benchmark, part: str, read: list[tuple[Item, Record]])
 
 
 def _written(benchmark: Benchmark, document: Record) -> str:
-    """The fields that lm-eval reads; the others may hold anything."""
+    """The fields of a record that lm-eval reads, as JSON; other fields may not be JSON-able."""
     return json.dumps({field: document[field] for field in benchmark.fields}, ensure_ascii=False)
 
 

@@ -1,6 +1,6 @@
-"""What the card says about rows: counts, digests of the questions, and the check that no two splits share one.
+"""Checks of rows of text before any model is loaded: no two splits share a question, ids are unique, no answer is empty.
 
-Are rows of text fit to be read and trained on? Checked before any model is loaded.
+`split_facts` also gives the counts and digests that the data card holds.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from mtkv.data.splits import assert_no_leakage, hashes_digest, question_hash
 
 
 def split_facts(frames: dict[str, pd.DataFrame], tests: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Counts, digests and the leakage check, all from the frames themselves: hashes are computed again from the questions."""
+    """The facts of `build_data`, from the rows by split and the tests by dataset; hashes are computed anew. Raises LeakageError."""
     questions = {split: list(frame["question"]) for split, frame in frames.items()}
     questions["test"] = [question for frame in tests.values() for question in frame["question"]]
     hashes = {split: {question_hash(question) for question in texts} for split, texts in questions.items()}
