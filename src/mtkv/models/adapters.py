@@ -1,11 +1,8 @@
-"""Low-rank adapters through peft: put into the model in place, so that it stays the transformers model that KV capture knows.
+"""Low-rank adapters (LoRA, Hu et al. 2021: W + (alpha / rank)·B·A with W frozen) through peft, on a plain or a four-bit model.
 
-Hu et al. (2021): W + (alpha / rank)·B·A with W frozen. The adapters compute in float32; merging gives a plain model.
-
-A base model in four bits, for adapters to be trained on it (QLoRA, Dettmers et al., arXiv 2305.14314).
-
-NF4 with double quantisation (§3): about half a byte for each weight of a linear layer. The rest stays in the model's own format, which
-is also what the layers compute in.
+They are put into the model in place, so that it stays the transformers model that KV capture knows. The adapters compute in float32;
+merging gives a plain model. Four bits are QLoRA's (Dettmers et al., arXiv 2305.14314, section 3): NF4 with double quantisation, about
+half a byte for each weight of a linear layer; the rest stays in the model's own format, in which the layers compute too.
 """
 
 import importlib.util
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def four_bit(dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Arguments of `from_pretrained`. Raises ImportError without bitsandbytes."""
+    """Arguments of `from_pretrained` that load a model in four bits. Raises ImportError without bitsandbytes."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError(
             "training.lora.quantize 4bit needs the package bitsandbytes; install it: pip install mtkv[qlora], or leave quantize null"
@@ -36,8 +33,8 @@ def four_bit(dtype: torch.dtype, device: str) -> dict[str, Any]:
 
 
 def add_lora(model: PreTrainedModel, config: "LoraConfig") -> None:
-    """Freeze the model and add adapters, in place. At first the model computes what it did. An output head that shares the input
-    embedding's weights gets its own copy where one of the two has adapters: merging them would change both.
+    """Freeze the model and add adapters, in place. Its output does not change until they are trained. An output head tied to the input
+    embedding gets its own copy of the weights where one of the two has adapters: merging them would change both.
 
     Raises ImportError without peft, ValueError for a target that is no layer of the model.
     """
@@ -70,7 +67,7 @@ def add_lora(model: PreTrainedModel, config: "LoraConfig") -> None:
 
 
 def untie(model: PreTrainedModel) -> None:
-    """Give the output head a copy of the weights that it shares with the input embedding, in place, and write that into the config."""
+    """Give the output head its own copy of the weights it shares with the input embedding, in place, and untie them in the config."""
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = False
     head = model.get_output_embeddings()
@@ -79,7 +76,7 @@ def untie(model: PreTrainedModel) -> None:
 
 
 def merge_lora(model: PreTrainedModel) -> None:
-    """Add the adapters to the weights and take them out, in place; a model without adapters stays as it is."""
+    """Add the adapters to the weights and remove them, in place; a model without adapters stays as it is."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted: list[tuple[str, Any]] = [(path, m) for path, m in model.named_modules() if isinstance(m, BaseTunerLayer)]

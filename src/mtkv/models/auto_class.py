@@ -13,9 +13,9 @@ from transformers import (
 
 
 def causal_class(settings: Any) -> Any:
-    """For a causal language model, or a multimodal one, of which only the text model is read: images are never given.
+    """The auto class for the config `settings` of a causal or a multimodal language model (which never gets images here).
 
-    Raises ValueError, naming the type, for a config of neither kind, such as that of a model for speech.
+    Raises ValueError, naming the type, for any other config, such as that of a speech model.
     """
     if _known(settings, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM):
         return AutoModelForCausalLM
@@ -30,12 +30,12 @@ def causal_class(settings: Any) -> Any:
 
 
 def encoder_class(settings: Any) -> Any:
-    """For an encoder or the encoder of an encoder–decoder. Raises ValueError, naming the type, where transformers knows none for text."""
+    """The auto class for an encoder, or an encoder–decoder's encoder. Raises ValueError, naming the type, where none reads text."""
     if _known(settings, MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModelForTextEncoding):
         return AutoModelForTextEncoding
     raise ValueError(f"model type {settings.model_type!r} has no encoder of text that could be read alone; use another")
 
 
 def _known(settings: Any, mapping: Any, auto: type) -> bool:
-    """By transformers itself or by code that comes with the model."""
+    """Whether `mapping` has the config's class, or the model brings its own code for the auto class `auto`."""
     return type(settings) in mapping or auto.__name__ in (getattr(settings, "auto_map", None) or {})

@@ -1,6 +1,6 @@
-"""The chat template of a model's own tokenizer around the text of a row.
+"""Wrap the text of a row in the chat template of a model's own tokenizer.
 
-The prompt is the user's turn, the target the beginning of the answer; byte offsets stay those of the row's own text.
+The prompt is the user's message, the target the beginning of the answer; byte offsets still count in the row's own text.
 """
 
 from collections.abc import Callable
@@ -12,35 +12,35 @@ from transformers import PreTrainedTokenizerBase
 
 from mtkv.models.tokenizer_limits import reading_of
 
-MARK = "\ue000"  # stands for a turn's text while the template is taken apart; a private character that no text has
+MARK = "\ue000"  # placeholder for a message while the template is taken apart; a private-use character that no text has
 STRFTIME = ("-d", "-m", "-H", "-I", "-j", *"aAbBcdDeFHIjmMpSTuUwWxXyY")  # what stands behind % in formats of a time
-CUTS: tuple[Callable[[str], str], ...] = (str, str.rstrip, str.strip)  # what templates do to a turn's text
+CUTS: tuple[Callable[[str], str], ...] = (str, str.rstrip, str.strip)  # what templates do to a message's text
 
 
 @dataclass(frozen=True)
 class Written:
-    """A row as it is given to the tokenizer. `pieces`: (start in `text`, end in `text`, start in the row's own text), in characters;
-    what lies outside of them is the template's. `target_start`: where in `text` the target begins."""
+    """A row as it is given to the tokenizer. `pieces` are the parts of `text` that are the row's own, as (start in `text`, end in `text`,
+    start in the row's own text), in characters; the rest is the template's. `target_start`: where in `text` the target begins."""
 
     text: str
     pieces: tuple[tuple[int, int, int], ...]
     target_start: int
 
     def own_offset(self, start: int, end: int) -> tuple[int, int]:
-        """Characters of the row's own text that a token covers; (0, 0) for one that is, even in part, the template's."""
+        """(start, end) in the row's own text of a token at `start:end` of `text`; (0, 0) if any of it is the template's."""
         for first, last, own in self.pieces:
             if first <= start < end <= last:
                 return start - first + own, end - first + own
         return 0, 0
 
     def touches(self, start: int, end: int) -> bool:
-        """Whether a token covers any character of the row's own text."""
+        """Whether a token at `start:end` of `text` covers any character of the row's own text."""
         return any(max(start, first) < min(end, last) for first, last, _ in self.pieces)
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template taken apart: the text before the user's words, the text from there to the answer, and the token that ends an answer."""
+    """A template taken apart: the text before the prompt, the text between prompt and answer, and the token that ends an answer."""
 
     tokenizer: PreTrainedTokenizerBase
     before: str
@@ -88,7 +88,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], answer_follows: bool) -> str:
-    """Turns (role, text) as the template writes them."""
+    """Messages (role, text) as the template writes them; `answer_follows` adds the beginning of an answer."""
     messages = [{"role": role, "content": text} for role, text in turns]
     template = dated_template(tokenizer, reading_of(tokenizer).date)
     written = tokenizer.apply_chat_template(
@@ -98,14 +98,14 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], ans
 
 
 def dated_template(tokenizer: PreTrainedTokenizerBase, date: str) -> str:
-    """The tokenizer's template with its clock stopped at a day (YYYY-MM-DD), else no study were repeatable: Llama 3 asks for `date_string`,
-    others call `strftime_now`, which transformers answers with the time of the call. Raises ValueError without a template."""
+    """The tokenizer's template with its clock fixed at a day (YYYY-MM-DD), so that prompts do not change from day to day: Llama 3 reads
+    `date_string`, others call `strftime_now`, for which transformers gives the current time. Raises ValueError without a template."""
     return _stopped_clock(date) + tokenizer.get_chat_template()
 
 
 @cache
 def _stopped_clock(date: str) -> str:
-    """Jinja that defines both names, for templates may be given text but no functions. trim_blocks takes the line break at its end."""
+    """Jinja source that defines both names, because a template can be given text but no functions. trim_blocks removes its last newline."""
     day = datetime.fromisoformat(date)
     written = "".join(f" | replace('%{code}', '{day.strftime('%' + code)}')" for code in STRFTIME)
     return (

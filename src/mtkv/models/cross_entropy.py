@@ -1,7 +1,7 @@
 """Cross-entropy on the target tokens only (the term δ·CE of method.md §8).
 
-The output head is given only the states whose next token is a target: with a vocabulary of 150 thousand, logits of the prompt and
-of padding would be most of a step's memory and time. Everything a model does to its logits afterwards (soft caps, scales) is kept.
+Only hidden states whose next token is a target go through the output head: with a vocabulary of 150 thousand, logits of the prompt and
+of padding would be most of a step's memory and time. What a model does to its logits afterwards (soft caps, scales) stays.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,14 +21,14 @@ IGNORED_LABEL = -100
 
 
 def padded_labels(rows: Sequence[EncodedRow]) -> Int[Tensor, "batch time"]:
-    """The ids of the rows' target tokens; −100 elsewhere and behind the end."""
+    """Labels of the rows, padded right: the ids of target tokens, −100 elsewhere."""
     labels = [np.where(row.is_target, row.input_ids, IGNORED_LABEL) for row in rows]
     return torch.from_numpy(pad_batch(labels, IGNORED_LABEL))
 
 
 @contextmanager
 def logits_only_at(model: PreTrainedModel, keep: Bool[Tensor, "batch time"]) -> Iterator[None]:
-    """Inside, the model's output has logits `[kept, vocabulary]` of the kept positions, row after row."""
+    """Context manager: inside, the model's logits are `[kept, vocabulary]`, those of the positions where `keep` is true, row by row."""
 
     def pick(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0][keep], *args[1:])

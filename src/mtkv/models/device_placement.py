@@ -1,4 +1,4 @@
-"""Where a frozen model lies that one GPU may not hold: nothing of it changes what the model computes.
+"""Place a frozen model that may be too large for one GPU. The placement changes nothing that the model computes.
 
 single            on one GPU, or the CPU where there is none
 device_map        layer by layer on all GPUs of the job, then in host memory (accelerate); one process
@@ -23,14 +23,14 @@ PLACEMENTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def placement_arguments(placement: str) -> dict[str, Any]:
-    """What `from_pretrained` is told. Raises ValueError for an unknown placement."""
+    """Arguments of `from_pretrained` for a placement. Raises ValueError for an unknown one."""
     if placement not in PLACEMENTS:
         raise ValueError(f"placement {placement!r} is unknown; there are {', '.join(PLACEMENTS)}")
     return PLACEMENTS[placement]()
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where a model wants its token ids, also when parts of it lie in host memory or on disk."""
+    """The device on which a model expects its token ids, also when parts of it lie in host memory or on disk."""
     hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     return model.device if device is None else torch.device(device)
@@ -42,10 +42,9 @@ def is_split(model: PreTrainedModel) -> bool:
 
 
 def all_heads(x: Tensor, model: PreTrainedModel) -> Tensor:
-    """K or V `[batch, kv_heads here, time, head_dim]`, or a number for each head and token, with all KV heads of the model. Collective
-    where it is split.
+    """K or V `[batch, kv_heads of this process, time, head_dim]`, or one number per head and token, gathered to all KV heads of the model.
 
-    Raises ValueError when the processes' heads do not make up the model's.
+    A collective call where the model is split, else `x` itself. Raises ValueError when the processes' heads are not those of the model.
     """
     if not is_split(model) or x.shape[1] == kv_heads(model):
         return x
@@ -60,13 +59,13 @@ def all_heads(x: Tensor, model: PreTrainedModel) -> Tensor:
 
 
 def kv_heads(model: PreTrainedModel) -> int:
-    """KV heads of each layer, as the config has it."""
+    """Number of KV heads in each layer, from the model's config. Raises what `kv_shape` raises."""
     return kv_shape(model.config)[0]
 
 
 def kv_shape(config: PretrainedConfig) -> tuple[int, int]:
-    """KV heads and the width of one, the same in every layer. Raises ValueError, naming the model, where layers differ (Gemma 4): what
-    is kept and compared of K and V has one width."""
+    """(number of KV heads, head_dim), the same in every layer. Raises ValueError, naming the model, where layers differ (Gemma 4): the
+    store and the loss know one width."""
     shapes = [layer_kv_shape(layer) for layer in layer_configs(config)]
     if len(set(shapes)) > 1:
         found = ", ".join(f"{shapes.count(shape)} with {shape[0]} of {shape[1]}" for shape in dict.fromkeys(shapes))
@@ -78,14 +77,14 @@ def kv_shape(config: PretrainedConfig) -> tuple[int, int]:
 
 
 def layer_kv_shape(layer: PretrainedConfig) -> tuple[int, int]:
-    """KV heads of one layer, those of the queries where the two are not told apart, and the width of one."""
+    """(number of KV heads, head_dim) of one layer's config; without `num_key_value_heads` the number of query heads counts."""
     config: Any = layer
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return int(heads), int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def layer_configs(config: PretrainedConfig) -> list[PretrainedConfig]:
-    """The config of each layer of the text part: the same one, unless transformers keeps one of its own for layers that differ."""
+    """One config per layer of the text model: the model's own each time, unless transformers has separate ones (heterogeneous layers)."""
     text: Any = config.get_text_config()
     if getattr(text, "is_heterogeneous", False):
         return [text.per_layer_config[layer] for layer in range(text.num_hidden_layers)]

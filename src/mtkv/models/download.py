@@ -1,11 +1,8 @@
-"""Fetch one model of the Hugging Face hub (or a mirror of it) into `assets/models`.
+"""Fetch the models of a study once, on a machine with network; afterwards the study runs offline.
 
-The revision is resolved to a commit first, so that all files are of one commit; an interrupted download goes on where it stopped.
-
-Everything a study's models need, fetched once on a machine with network; afterwards the study runs offline.
-
-In: the configs of all models of a study. Out: hub models in `assets/models`, GGUF files converted there, and a manifest with commits and
-sizes. `HF_ENDPOINT` names a mirror. A model that cannot be had does not keep the others from being fetched.
+In: the configs of all its models. Out: hub models in `assets/models`, GGUF files converted there, and a manifest with commits and sizes.
+A revision is resolved to a commit first, so that all files are of one commit; an interrupted download goes on where it stopped; a model
+that cannot be had does not keep the others from being fetched. `HF_ENDPOINT` names a mirror of the Hugging Face hub.
 """
 
 import os
@@ -34,7 +31,7 @@ Sizes = dict[str, int]
 
 
 def fetch(config: "ModelConfig") -> Path:
-    """The model's folder; what is there and complete is not asked for again (delete its card to fetch it anew).
+    """Fetch one hub model and return its folder; a complete one is not fetched again (delete its card to force it).
 
     Raises PermissionError for a gated or private model, FileNotFoundError for a name or revision the hub does not have, ConnectionError
     when the hub cannot be reached and DiskFullError when there is no room. Each message says what to do.
@@ -63,7 +60,7 @@ def fetch(config: "ModelConfig") -> Path:
 
 
 def wanted_files(sizes: Sizes) -> Sizes:
-    """The files transformers needs of all that a repository holds: weights in one format, configs and tokenizer."""
+    """Of all files of a repository, with sizes, those that transformers needs: weights in one format, configs and tokenizer."""
     here = {name: size for name, size in sizes.items() if name.rpartition("/")[0] in FOLDERS}
     weights = [name for name in here if name.endswith(".safetensors") and not name.startswith("consolidated")]
     weights = weights or [name for name in here if name.startswith("pytorch_model") and name.endswith(".bin")]
@@ -84,7 +81,7 @@ def _facts(config: "ModelConfig", info: Any, sizes: Sizes) -> dict[str, Any]:
 
 
 def _check_complete(folder: Path, sizes: Sizes) -> None:
-    """huggingface_hub returns a folder with files missing when the hub stops answering half way."""
+    """Raises ConnectionError for missing or short files: huggingface_hub returns such a folder when the hub stops answering half way."""
     wrong = [name for name, size in sizes.items() if not _has(folder / name, size)]
     if wrong:
         raise ConnectionError(f"the download stopped early: {', '.join(wrong[:3])} not complete; run it again to go on")
@@ -100,7 +97,7 @@ def _endpoint() -> str | None:
 
 @contextmanager
 def _online() -> Iterator[None]:
-    """Fetching is what this is for, so HF_HUB_OFFLINE, which the Makefile sets for all else, does not count inside."""
+    """Context manager: inside, HF_HUB_OFFLINE, which the Makefile sets for everything else, is ignored."""
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
     try:
         yield
@@ -110,7 +107,7 @@ def _online() -> Iterator[None]:
 
 @contextmanager
 def _explained(config: "ModelConfig", folder: Path) -> Iterator[None]:
-    """Errors of the hub in one sentence each, with what to do."""
+    """Context manager: inside, an error of the hub is raised anew with one sentence that says what to do."""
     try:
         yield
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
@@ -160,7 +157,7 @@ def _unreachable(config: "ModelConfig", error: Exception) -> str:
 
 Explained = tuple[type[OSError], Callable[["ModelConfig", Exception], str]]
 UNREACHABLE: Explained = (ConnectionError, _unreachable)
-# Gated before missing: a gated model's error is a kind of the missing one's.
+# Gated before missing, because the error for a gated model is a subclass of the one for a missing model.
 CAUSES: dict[type[Exception], Explained] = {
     errors.GatedRepoError: (PermissionError, _gated),
     errors.RevisionNotFoundError: (FileNotFoundError, _no_revision),
@@ -172,14 +169,14 @@ GETTERS: dict[str, Callable[["ModelConfig"], Path]] = {"hub": fetch}
 
 
 class AssetsError(SystemExit):
-    """Some models of a study could not be had; the message has one paragraph for each and says which are there. Ends a script with
-    that message alone, without a traceback."""
+    """Some models of a study could not be fetched; the message has a paragraph for each and lists those that are there. A SystemExit,
+    so that a script ends with the message alone, without a traceback."""
 
 
 def fetch_models(models: Mapping[str, "ModelConfig"], manifest: Path) -> None:
-    """Stage function: get every model, check it, and write the manifest: per model its config, folder, digest and bytes.
+    """Stage function: fetch and check every model, and write the manifest: for each its config, folder, digest and size in bytes.
 
-    `models` by name in the study (`student`, teacher ids). Raises AssetsError, after all were tried, when some are missing or unsound.
+    `models`: by their name in the study (`student`, teacher ids). Raises AssetsError, after trying all, when some are missing or damaged.
     """
     found, problems = {}, {}
     for name, config in models.items():

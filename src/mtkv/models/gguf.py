@@ -1,6 +1,6 @@
-"""GGUF files as plain Hugging Face folders: de-quantised once by transformers, then used like any folder, trainable too.
+"""Convert GGUF files to plain Hugging Face folders: de-quantised once by transformers, then used like any other, for training too.
 
-transformers takes a minute or so for a file and flags what it loads as quantised and not trainable; the converted folder is neither.
+transformers needs about a minute for a file and marks what it loads as quantised and not trainable; the converted folder is neither.
 """
 
 import importlib.util
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-FORMAT = 2  # of converted folders; others are made anew
+FORMAT = 2  # version of the converted folders; those of another version are converted anew
 
 
 def converted_folder(config: "ModelConfig") -> Path:
-    """Folder of the converted model in the config's dtype, made now when it is not there.
+    """Folder of the converted model in the config's dtype, converted now where that has not been done.
 
-    Raises FileNotFoundError for a file that is not there, ImportError when the package gguf is not installed and ValueError for a file
-    that transformers cannot read whole.
+    Raises FileNotFoundError without the file, ImportError without the package gguf, ValueError for a file that transformers cannot read
+    completely.
     """
     path = gguf_path(config)
     if not path.is_file():

@@ -1,11 +1,8 @@
-"""Is a model folder sound? What can be is read in milliseconds, before anything is loaded or trained; the rest while it is loaded.
+"""Check that a model folder is complete and undamaged, and give a digest of it on which everything made from the model depends.
 
-All weights of the package come through `load_checked`: transformers would only warn of tensors that it drew at random or left unread.
-
-What a model's weights are, known without loading torch: called while Snakemake parses its rules.
-
-In: the config of one model. Out: a short text that changes when the model's files do, so that whatever was made from it is
-made again.
+`check_weights` takes milliseconds and needs no model; `load_checked`, through which the package loads all weights, checks the rest:
+transformers would only warn of tensors that it filled at random or ignored. `content_digest` changes when the model's files do; it is
+called while Snakemake parses its rules.
 """
 
 import hashlib
@@ -73,17 +70,17 @@ def load_checked(auto: Any, folder: Path, **options: Any) -> Any:
     return model
 
 
-UNREAD = ("pooler.",)  # the part of encoders that sums up a text; no KV passes through it
-# Tensors of older files that hold no weights: causal masks, tables of positions and versions, which models make by themselves now.
+UNREAD = ("pooler.",)  # weights that may be missing: the pooling head of encoders, through which no KV passes
+# Tensors in older files that are no weights: causal masks, position tables and version numbers, which models compute themselves now.
 RECOMPUTED = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|(original_)?inv_freq|position_ids|version)$")
 
 
 def check_loaded(folder: Path | str, model: PreTrainedModel, info: dict[str, Any]) -> None:
-    """Raises ValueError when weights of the model were not in its files or had other shapes (transformers would go on with random
-    numbers), or when its files hold more (it would leave them out: layers that the config does not count, biases that it denies).
+    """Raises ValueError when weights of the model were missing from its files or had other shapes (transformers would go on with random
+    numbers), or when the files hold more than the model (layers or biases that its config does not have, which it would ignore).
 
-    `info` is transformers' loading info, which leaves out tied weights. What belongs to a part that the model does not have is no
-    fault: another head, the decoder of a model whose encoder is read.
+    `info` is transformers' loading info, which leaves out tied weights. Weights of a part that the model does not have are allowed:
+    another head, the decoder of a model whose encoder is read.
     """
     prefix = f"{model.base_model_prefix}."
     parts = {name for module in (model, model.base_model) for name, _ in module.named_children()}
@@ -104,7 +101,7 @@ def check_loaded(folder: Path | str, model: PreTrainedModel, info: dict[str, Any
         raise ValueError(f"{folder}: {info['error_msgs'][0]}; {AGAIN}")
 
 
-# What rows are made of: words, numbers, sums, code, line breaks, Chinese, accents and emoji. None begins with a blank, as no row does.
+# Samples of what rows contain: words, numbers, sums, code, newlines, Chinese, accents and emoji. Like rows, none begins with a blank.
 PROBES = (
     "Question: Tom has 12 apples and buys 1,030 more. How many apples?\nReason: 12+1030=1042\nAnswer: 1042",
     "It's  two blanks, 12.5% of $70 = (x_1)^2;\n\n\tdef f(x): return x['key'] != None  # they're\r\n- **(A)**",
@@ -114,8 +111,8 @@ PROBES = (
 
 
 def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises ValueError when the tokenizer reads a text otherwise than the folder's tokenizer.json says: for some classes transformers
-    takes only the vocabulary from there, and splits texts as the class is known to."""
+    """Raises ValueError when the tokenizer splits a text otherwise than the folder's tokenizer.json: for some classes transformers takes
+    only the vocabulary from that file, and splits texts by rules of the class."""
     file = folder / "tokenizer.json"
     if not (tokenizer.is_fast and file.is_file()):
         return

@@ -59,8 +59,8 @@ FOLDERS: dict[str, Callable[["ModelConfig"], Path]] = {
 
 
 def model_folder(config: "ModelConfig") -> Path:
-    """The Hugging Face folder of a model. Raises FileNotFoundError naming the model when there is none, ValueError for a latent student's,
-    whose latents would be left behind without a word."""
+    """The Hugging Face folder of a model. Raises FileNotFoundError naming the model when there is none, ValueError for the folder of a
+    latent student, whose latents would be ignored silently."""
     folder = FOLDERS[config.source](config)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"model {config.name!r}: no config.json in {folder}")
@@ -73,8 +73,8 @@ def model_folder(config: "ModelConfig") -> Path:
 
 
 def is_encoder(config: "ModelConfig") -> bool:
-    """Whether the model is an encoder, or an encoder–decoder of which the encoder is read: a teacher that reads a row in both
-    directions, so its KV at a token has seen the text behind it, answer included."""
+    """Whether the model is an encoder, or an encoder–decoder of which the encoder is read: such a teacher attends in both directions, so
+    its KV at a token depends on the text behind it too, answer included."""
     settings = _settings(config)
     if settings.is_encoder_decoder:
         return True
@@ -87,11 +87,10 @@ def is_encoder(config: "ModelConfig") -> bool:
 
 
 def load_model(config: "ModelConfig", placement: str = SINGLE, quantized: bool = False) -> PreTrainedModel:
-    """The model in the config's dtype, in eval mode, on the GPU when there is one (see
-    `mtkv.models.device_placement`): a causal language model,
-    or an encoder without a head (see `is_encoder`). `quantized`: its linear layers in four bits (see `mtkv.models.adapters`).
+    """The model in the config's dtype, in eval mode, on the GPU when there is one (see `mtkv.models.device_placement`): a causal language
+    model, or an encoder without a head (see `is_encoder`). `quantized`: its linear layers in four bits (see `mtkv.models.adapters`).
 
-    Raises ValueError for weights that are corrupt, incomplete, or more than the model has places for.
+    Raises ValueError for weights that are corrupt or incomplete, or that the model has no parameters for.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     placing = four_bit(DTYPES[config.dtype], device) if quantized else placement_arguments(placement)
@@ -110,7 +109,7 @@ def load_model(config: "ModelConfig", placement: str = SINGLE, quantized: bool =
 
 
 def read_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder as it comes; `options` are those of `from_pretrained`. Raises ValueError as `check_tokenizer` does.
+    """The tokenizer of a folder, unchanged; `options` are those of `from_pretrained`. Raises ValueError as `check_tokenizer` does.
 
     `TokenizersBackend`, also under its older name, reads tokenizer.json as it stands; AutoTokenizer takes another class for some types
     of models even where tokenizer_config.json asks for that one.
@@ -126,9 +125,9 @@ def read_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
 def load_tokenizer(config: "ModelConfig") -> PreTrainedTokenizerBase:
     """The model's own tokenizer; its attribute `reading` says how `encode_rows` writes rows for this model.
 
-    A tokenizer without pad token pads with eos: padding is masked everywhere, and an eos that ends an answer is told from padding by
-    its place, so it stays a target. Raises ValueError as `check_tokenizer` does, for a slow tokenizer, which reports no offsets, for one
-    without eos, for one with tokens that the model has no embedding for, and for `prompt: chat` without a chat template.
+    A tokenizer without pad token pads with eos: padding is masked everywhere, and an eos that ends an answer is told from padding by its
+    position, so it stays a target. Raises ValueError as `check_tokenizer` does, for a slow tokenizer (it reports no offsets), for one
+    without eos, for tokens that the model has no embedding for, and for `prompt: chat` without a chat template.
     """
     folder = model_folder(config)
     tokenizer = read_tokenizer(folder, trust_remote_code=config.trust_remote_code)
@@ -161,7 +160,7 @@ def model_kv_heads(config: "ModelConfig") -> int:
 
 
 def _settings(config: "ModelConfig") -> Any:
-    """The model's own config, its RoPE scaled where the study says so."""
+    """The model's transformers config, its RoPE scaled where the study's entry has `rope_scaling`."""
     settings = AutoConfig.from_pretrained(model_folder(config), trust_remote_code=config.trust_remote_code)
     if config.rope_scaling is not None:
         scale_rope(settings, config.rope_scaling)

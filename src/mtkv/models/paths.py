@@ -1,7 +1,7 @@
-"""Where models lie on this machine, known without loading torch or huggingface_hub.
+"""Paths of models on this machine, without importing torch or huggingface_hub.
 
 `assets/models/<slug>` is a plain Hugging Face folder and `assets/models/<slug>.json` its card, written last: a folder without a card
-is not complete. `MTKV_ASSETS` names another place than `assets`. Hub models may also lie in Hugging Face's own cache (`HF_HOME`).
+is not complete. `MTKV_ASSETS` replaces `assets`. Hub models may also lie in Hugging Face's own cache (`HF_HOME`).
 """
 
 import json
@@ -29,7 +29,7 @@ def hub_folder(config: "ModelConfig") -> Path:
 
 
 def card_path(folder: Path) -> Path:
-    """The card beside a model folder; outside it, so that the folder holds the model's files alone."""
+    """Path of the card beside a model folder; not inside, so that the folder holds the model's files alone."""
     return folder.with_name(f"{folder.name}.json")
 
 

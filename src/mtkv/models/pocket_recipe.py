@@ -1,4 +1,4 @@
-"""The recipe of the pocket models: from nothing to three Hugging Face folders, on CPU in half an hour.
+"""Make the three pocket models from nothing, as Hugging Face folders, on a CPU in half an hour.
 
 Tokenizers are trained on generated rows, models by next-token loss on fresh questions of the training bins. The packaged
 weights in `pocket/` come from this recipe; `recipe.json` records seed, sizes, versions, accuracies and file digests.
@@ -50,9 +50,9 @@ class PocketModel:
 
 
 TEACHER_SCHEDULE = Schedule(steps=5000, batch_size=32, learning_rate=2e-3, warmup=100)
-# Initial weights are near 1 / sqrt(width): with the usual 0.02 so narrow a model spends half its steps on waking up.
+# Initial weights are near 1 / sqrt(width): with the usual 0.02 so narrow a model learns almost nothing in the first half of its steps.
 MODELS: dict[str, PocketModel] = {
-    # Few steps on purpose: it knows the format and little else, so that a study's training shows.
+    # Few steps on purpose: it has learned the format and little else, which leaves room for a study's training to improve it.
     "student": PocketModel(
         "byte_level_bpe",
         768,
@@ -118,9 +118,8 @@ def make_pocket_models(
 ) -> dict[str, Any]:
     """Make the models `names` (all by default) under `output`, one folder each, and record them in `recipe.json`.
 
-    `steps` replaces every model's own number of steps and `test_items` the questions measured per dataset: a short trial of
-    the whole recipe. Models recorded before and not made
-    again stay recorded. Returns the record.
+    `steps` replaces every model's own number of steps and `test_items` the questions measured per dataset, for a short trial of the
+    whole recipe. Earlier entries of models that are not made again stay in the record, which is returned.
     """
     torch.set_num_threads(1)
     path = Path(output) / RECIPE
@@ -137,7 +136,7 @@ def make_pocket_models(
 
 
 def collect_recipes(records: Sequence[Path], output: Path) -> None:
-    """Join the records of models that were made apart, with one seed and in one environment; ValueError when they differ in that."""
+    """Join the records of models that were made separately. Raises ValueError when they differ in seed or environment."""
     parts = [read_json(path) for path in records]
     settings = [{key: value for key, value in part.items() if key != "models"} for part in parts]
     if any(other != settings[0] for other in settings):

@@ -28,12 +28,12 @@ def two_thirds_base(base: float, dim: int, factor: float) -> float:
 
 
 def ntk(rope: Rope, dim: int, factor: float) -> Rope:
-    """`ntk_base` at every length."""
+    """RoPE parameters with `ntk_base`, whatever the length of a text."""
     return rope | {"rope_theta": ntk_base(rope["rope_theta"], dim, factor)}
 
 
 def ntk_two_thirds(rope: Rope, dim: int, factor: float) -> Rope:
-    """`two_thirds_base` at every length."""
+    """RoPE parameters with `two_thirds_base`, whatever the length of a text."""
     return rope | {"rope_theta": two_thirds_base(rope["rope_theta"], dim, factor)}
 
 
@@ -43,8 +43,8 @@ def linear(rope: Rope, dim: int, factor: float) -> Rope:
 
 
 def dynamic(rope: Rope, dim: int, factor: float) -> Rope:
-    """The base of dynamic NTK (emozilla 2023) at s times the trained length, at every length, as vLLM has it. In transformers it grows with
-    the longest row of a batch, and a row's KV would depend on its neighbours."""
+    """The base that dynamic NTK (emozilla 2023) reaches at s times the trained length, used at every length, as in vLLM. In transformers
+    it grows with the longest row of a batch, and a row's KV would depend on its neighbours."""
     return rope | {"rope_theta": ntk_base(rope["rope_theta"], dim, factor * factor - (factor - 1))}
 
 
@@ -57,9 +57,9 @@ SCALINGS: dict[str, Callable[[Rope, int, float], Rope]] = {
 
 
 def scale_rope(settings: PretrainedConfig, scaling: "RopeScaling") -> None:
-    """Change `settings` in place: rope_parameters of every kind of layer, and the context length, `factor` times as long.
+    """Change `settings` in place: `rope_parameters` of every layer type, and a context `factor` times as long.
 
-    Raises ValueError for a model without RoPE or whose RoPE is scaled already.
+    Raises ValueError for a model without RoPE or with RoPE that is scaled already.
     """
     text = settings.get_text_config()
     rope = getattr(text, "rope_parameters", None)
@@ -82,10 +82,10 @@ def scale_rope(settings: PretrainedConfig, scaling: "RopeScaling") -> None:
 
 
 def context_length(settings: PretrainedConfig) -> int | None:
-    """Positions up to which the model reads a row alike whatever rows are beside it; None when its config states none.
+    """Longest row that the model reads independently of the other rows in its batch, in tokens; None when its config states no length.
 
-    `longrope` turns all rows of a batch by other angles once one is longer than the length before it was stretched, `dynamic` beyond
-    `max_position_embeddings`: such models end there.
+    `longrope` rotates all rows of a batch by other angles once one exceeds the original context length, `dynamic` once one exceeds
+    `max_position_embeddings`: for such models the limit is that length.
     """
     text = settings.get_text_config()
     rope = getattr(text, "rope_parameters", None) or {}
@@ -97,8 +97,8 @@ def context_length(settings: PretrainedConfig) -> int | None:
 
 
 def _learned_positions(settings: PretrainedConfig) -> list[int]:
-    """Usable rows of the model's tables of learned positions that have a padding index: RoBERTa's kin count from behind it, so of 514
-    rows 512 can be reached. The tables are those of a model without memory."""
+    """Usable lengths of the model's learned position embeddings that have a padding index: models like RoBERTa count positions from
+    behind it, so of 514 rows 512 can be used. The model is built on the meta device, without memory for weights."""
     if type(settings) not in MODEL_MAPPING:
         return []
     with torch.device("meta"):

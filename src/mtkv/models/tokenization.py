@@ -1,8 +1,8 @@
 """Turn rows of text into one model's own token ids, with the byte at which each token ends.
 
 Every model reads the same characters through its own tokenizer; byte ends are what two tokenizations have in common
-(method.md §2). Offsets come from the fast tokenizer, never from decoding token by token. A tokenizer that `load_tokenizer` gave carries
-`reading`: how its model reads a row (plain or in its chat template) and what it has room for.
+(method.md §2). Offsets come from the fast tokenizer, never from decoding token by token. A tokenizer from `load_tokenizer` has the
+attribute `reading`: whether its model gets rows plain or in its chat template, and its limits (`mtkv.models.tokenizer_limits`).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +25,9 @@ class EncodedRow:
     """One row as one model reads it. All arrays have shape [time].
 
     `byte_end`: UTF-8 byte of the row's own text (prompt + target) at which the token ends, or −1 where nothing may be compared:
-    special tokens, those of a chat template, the first token (attention sink) and a token whose last character the next token still
-    covers: it holds only some bytes of it.
-    `byte_start`: end of the boundary before it, so that the spans of a row share no byte and leave no gap between them; −1
-    wherever `byte_end` is.
+    special tokens, those of a chat template, the first token (attention sink) and a token that ends inside a multi-byte character.
+    `byte_start`: end of the last boundary before it, so that the spans of a row neither overlap nor leave gaps; −1 wherever `byte_end`
+    is. For example, `Hello`, ` wor`, `ld`, eos have byte_start [−1, 5, 9, −1] and byte_end [−1, 9, 11, −1].
     `is_target`: tokens of the target part and the token that ends it, on which the cross-entropy is taken.
     """
 
@@ -67,7 +66,7 @@ def encode_rows(
 def _encode_part(
     tokenizer: PreTrainedTokenizerBase, frame: "PromptFrame", prompts: Sequence[str], targets: Sequence[str], first: int
 ) -> list[EncodedRow]:
-    """Rows that are tokenised together; `first`: the number of the first, for errors."""
+    """`encode_rows` of rows that are tokenised together; `first`: number of the first of them, for error messages."""
     written = [frame.write(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
     encoded = tokenizer(
         [row.text for row in written],
@@ -88,7 +87,7 @@ def _encode_part(
 
 @dataclass(frozen=True)
 class PromptFrame:
-    """What a model gets around the texts of rows: ids before them, the id that ends an answer, and a template or none."""
+    """What surrounds a row's text: token ids before it, the id that ends an answer, and `write(prompt, target)`, its template if any."""
 
     before: list[int]
     end_id: int
@@ -96,12 +95,12 @@ class PromptFrame:
 
 
 def plain_frame(tokenizer: PreTrainedTokenizerBase) -> PromptFrame:
-    """The row as it stands, after bos where the tokenizer puts one."""
+    """For `prompt: plain`: the row itself, behind bos where the tokenizer puts one."""
     return PromptFrame(leading_ids(tokenizer), int(tokenizer.eos_token_id), write_plain)
 
 
 def chat_frame(tokenizer: PreTrainedTokenizerBase) -> PromptFrame:
-    """The row in the tokenizer's chat template, which writes its own bos."""
+    """For `prompt: chat`: the row in the tokenizer's chat template, which writes its own bos."""
     template = chat_template(tokenizer)
     return PromptFrame([], template.end_id, template.write)
 
@@ -110,13 +109,13 @@ FRAMES: dict[str, Callable[[PreTrainedTokenizerBase], PromptFrame]] = {"plain": 
 
 
 def frame_of(tokenizer: PreTrainedTokenizerBase) -> PromptFrame:
-    """What the tokenizer's model gets around the texts of rows."""
+    """The frame that the tokenizer's `reading` asks for."""
     return FRAMES[reading_of(tokenizer).prompt](tokenizer)
 
 
 def read_prompts_as_rows(tokenizer: PreTrainedTokenizerBase, chat: bool) -> PromptFrame:
-    """Let a tokenizer encode a prompt, in place, as `encode_rows` does the prompt of a row: behind what is before rows (nothing before a
-    chat template, which writes its own bos), and with nothing behind it, where some tokenizers put eos. Returns the frame of rows."""
+    """Change a tokenizer, in place, so that it encodes a prompt as `encode_rows` encodes the prompt of a row: behind the same leading ids
+    (none for `chat`, whose template writes its own bos), and without the eos that some tokenizers append. Returns the frame of rows."""
     tokenizer.reading = replace(reading_of(tokenizer), prompt="chat" if chat else "plain")
     frame = frame_of(tokenizer)
     before = tokenizer.convert_ids_to_tokens(frame.before)
@@ -127,7 +126,7 @@ def read_prompts_as_rows(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Prom
 
 
 def end_answers(model: PreTrainedModel, end_id: int) -> None:
-    """Let generation stop, in place, at the token that ends a row's answer too: a chat template's is often no eos of the model."""
+    """Let generation stop, in place, also at the token that ends a row's answer: that of a chat template is often not the model's eos."""
     given = model.generation_config.eos_token_id
     known = given if isinstance(given, list) else [] if given is None else [given]
     if end_id not in known:
@@ -138,7 +137,7 @@ def byte_ends(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     """End of each token in UTF-8 bytes of `text`, [time]; −1 where the token is no boundary (see `EncodedRow`)."""
     byte_at = np.cumsum([0] + [len(character.encode()) for character in text])
     ends = np.array([byte_at[end] if end > start else NOT_A_BOUNDARY for start, end in offsets], dtype=np.int32)
-    # A token with a piece of a character gets the span of the whole: it has not read what the next token still covers.
+    # The offsets of a token with part of a character span the whole character: the next token covers it again, so this one is no boundary.
     spans = [(index, start) for index, (start, end) in enumerate(offsets) if end > start]
     for (index, _), (_, following) in pairwise(spans):
         if following < offsets[index][1]:
@@ -147,7 +146,7 @@ def byte_ends(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def byte_starts(ends: np.ndarray) -> np.ndarray:
-    """Where the span of each token begins, [time]: at the last boundary before it; −1 where `ends` is."""
+    """First byte of each token's span, [time]: the last end before it that is not −1 (else 0); −1 where `ends` is."""
     reached = np.maximum.accumulate(np.append(0, np.maximum(ends, 0)))[:-1]
     return np.where(ends == NOT_A_BOUNDARY, NOT_A_BOUNDARY, reached).astype(np.int32)
 

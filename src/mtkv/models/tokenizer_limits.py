@@ -1,6 +1,6 @@
-"""How one model reads rows: what `load_tokenizer` knows of a model and leaves, as the attribute `reading`, on its tokenizer.
+"""What `load_tokenizer` notes about a model on its tokenizer, as the attribute `reading`, and the checks of rows against it.
 
-A tokenizer without that attribute (one that was not loaded here) reads plain text of any length.
+A tokenizer without that attribute (one that was not loaded here) counts as reading plain text of any length.
 """
 
 import unicodedata
@@ -15,8 +15,8 @@ from mtkv.config.models import DATE
 
 @dataclass(frozen=True)
 class Reading:
-    """`prompt`: plain or chat (see `ModelConfig.prompt`). `context`: positions the model was built for; `embeddings`: rows of its input
-    embedding; None where unknown. `date`: what a chat template is told of today."""
+    """How one model reads rows. `prompt`: plain or chat (see `ModelConfig.prompt`). `context`: longest row in tokens; `embeddings`: rows
+    of its input embedding; None where unknown. `date`: the day that a chat template is given as today's."""
 
     prompt: str = "plain"
     context: int | None = None
@@ -25,13 +25,13 @@ class Reading:
 
 
 def reading_of(tokenizer: PreTrainedTokenizerBase) -> Reading:
-    """What `load_tokenizer` left on the tokenizer."""
+    """The tokenizer's `reading`, or the defaults."""
     reading: Reading = getattr(tokenizer, "reading", Reading())
     return reading
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts before a plain text: the bos token where the model was trained with one (Llama, Gemma, OPT)."""
+    """Ids that the tokenizer itself puts before a plain text: bos where the model was trained with one (Llama, Gemma, OPT), or none."""
     text, own = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     bos = tokenizer.bos_token_id
     return [int(bos)] if own[:1] == [bos] and bos not in text else []
@@ -63,7 +63,7 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, rows: Sequence[np.ndarray]) ->
 
 
 def check_text(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int], number: int) -> None:
-    """Raises ValueError unless the ids decode to the row's text, but for white space and what normalisers change (case, accents).
+    """Raises ValueError unless `ids` decode to the row's text, apart from white space and what normalisers change (case, accents).
 
     Not checked: rows with unknown tokens, which cannot be decoded, and tokenizers without a decoder.
     """
@@ -79,7 +79,7 @@ def check_text(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]
 
 
 def _plain(text: str) -> str:
-    """What all usual normalisers keep of a text: no white space, marks, control characters or case."""
+    """A text without white space, combining marks, control characters and case, which normalisers may change."""
     kept = (
         c for c in unicodedata.normalize("NFKD", text) if not c.isspace() and unicodedata.category(c)[0] not in "MC"
     )
