@@ -1,7 +1,7 @@
-"""Stand between a model's attention layers and its attention function: what capture and injection share.
+"""Intercept what a model's attention layers hand to the attention function: the common base of capture and injection.
 
-transformers looks the attention function up by the name in the config. Inside the block that name stands for a function that
-first shows query, K and V to the interceptions of that layer and then calls the model's own attention function.
+transformers looks the attention function up by the name in the config. Inside the `with` block that name stands for a function that
+first passes query, K and V to the interceptions of that layer and then calls the model's own attention function.
 """
 
 import sys
@@ -31,7 +31,7 @@ _interceptions: "WeakKeyDictionary[nn.Module, list[AttentionInterception]]" = We
 
 @dataclass(frozen=True)
 class Attended:
-    """What one layer hands to its attention function; K and Q after RoPE. `rotary` is what they were turned by, if they were."""
+    """What one layer hands to its attention function; K and Q after RoPE. `rotary`: the (cos, sin) they were rotated by, None without."""
 
     module: nn.Module
     query: Float[Tensor, "batch heads time head_dim"]
@@ -57,7 +57,7 @@ class AttentionInterception:
         self._open = ExitStack()
 
     def attend(self, layer: int, attended: Attended) -> tuple[Tensor, Tensor]:
-        """K and V that the layer attends to."""
+        """K and V that the layer `layer` shall attend to: those of `attended`, or others."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -79,12 +79,12 @@ class AttentionInterception:
         self._open.close()
 
     def before_layer(self, cache: Cache | None) -> None:
-        """Called before each layer with the cache it was given."""
+        """Called before each attention layer, with the cache passed to it. Raises NotImplementedError for a static cache."""
         if cache is not None and cache.is_compileable:
             raise NotImplementedError(f"{type(cache).__name__}: K and V of unused positions; use DynamicCache or none")
 
     def show(self, attended: Attended) -> tuple[Tensor, Tensor]:
-        """Called by the attention function."""
+        """Called by the intercepting attention function: passes `attended` to `attend` with the layer's number."""
         name = type(attended.module).__name__
         if self._wants_gradient and not torch.is_grad_enabled():
             raise RuntimeError(f"{name}: {DETACHED}")

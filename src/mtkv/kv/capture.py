@@ -22,8 +22,8 @@ from mtkv.models.device_placement import input_device
 __all__ = ["KVCapture", "check_keys", "read", "rotate", "unrotate"]
 
 POSITIONS = 16
-SAME = 0.03  # of a key's length: rotations in bfloat16 leave 0.004, norms behind RoPE that were trained 0.15 and more
-TINY = 1e-12  # keys of nothing but zeros do not move
+SAME = 0.03  # tolerance as a share of a key's length: bfloat16 rotations differ by 0.004, trained norms behind RoPE by 0.15 or more
+TINY = 1e-12  # in place of the length of keys that are all zero
 _checked: "WeakSet[nn.Module]" = WeakSet()
 
 
@@ -38,7 +38,7 @@ class _Recorded:
 
 
 class KVCapture(AttentionInterception):
-    """Context manager: what the model's attention layers see inside the block is recorded, its outputs stay the same.
+    """Context manager: records K and V of every attention layer inside the block; the model's outputs stay the same.
 
     Only the first pass of a layer is recorded until `clear()`, so the recomputation of gradient checkpointing changes nothing.
     With a cache that already holds tokens, K and V of the new tokens are recorded. `part` chooses `encoder` (default),
@@ -53,7 +53,7 @@ class KVCapture(AttentionInterception):
         self._seen: dict[int, _Recorded] = {}
 
     def clear(self) -> None:
-        """Forget what was recorded, before the next forward."""
+        """Forget what was recorded; call it before the next forward."""
         self._seen.clear()
 
     def keys(self, layers: Sequence[int] | None = None) -> list[Float[Tensor, "batch kv_heads time head_dim"]]:
@@ -72,7 +72,7 @@ class KVCapture(AttentionInterception):
         return [self._unrotated(query, layer) for layer, query in enumerate(queries) if query is not None]
 
     def rotary(self, layer: int) -> Rotary | None:
-        """(cos, sin) `[batch or 1, time, rotary_dim]` that the layer turned its keys by; None when it did not turn them."""
+        """(cos, sin) `[batch or 1, time, rotary_dim]` that the layer rotated its keys by; None when it did not rotate them."""
         self._recorded()
         return self._seen[layer].rotary
 
@@ -82,7 +82,7 @@ class KVCapture(AttentionInterception):
         return self._seen[layer].scaling
 
     def attend(self, layer: int, attended: Attended) -> tuple[Tensor, Tensor]:
-        """Record the layer's first pass."""
+        """Record K and V of the layer's first pass and return them unchanged."""
         if layer not in self._seen:
             new = slice(None) if self._is_cross else slice(-attended.query.shape[2], None)
             self._seen[layer] = _Recorded(
@@ -115,7 +115,7 @@ class KVCapture(AttentionInterception):
 
 
 def read(model: PreTrainedModel, **inputs: Tensor) -> Any:
-    """One forward of the part whose KV are taken by default: the encoder of an encoder–decoder, else all but the head."""
+    """One forward of the part that is captured by default: the encoder of an encoder–decoder, else the model without its head."""
     if model.config.is_encoder_decoder:
         return model.get_encoder()(**inputs)
     return model.base_model(**inputs, use_cache=False)
@@ -123,11 +123,11 @@ def read(model: PreTrainedModel, **inputs: Tensor) -> Any:
 
 @torch.no_grad()
 def check_keys(model: PreTrainedModel) -> None:
-    """Once per model: its keys before RoPE depend on what a layer reads, not on where it stands.
+    """Check, once per model, that un-rotated keys do not depend on the position. Raises NotImplementedError where they do.
 
-    Every layer is given one and the same hidden state at every position, so learned positions, which are in that state, do not count.
-    Raises NotImplementedError for a model that changes its keys behind RoPE (HunYuan normalises them) or turns them by a function
-    that nobody watches: un-rotated, they would be neither those before RoPE nor free of position.
+    Every layer is given one and the same hidden state at every position (learned positions are part of that state and do not count), so
+    its keys before RoPE must be equal. They are not in a model that changes keys behind RoPE (HunYuan normalises them) or rotates them
+    by a function that `RotaryWatch` does not see: un-rotating would not give the keys before RoPE.
     """
     if model in _checked:
         return
@@ -150,7 +150,7 @@ def check_keys(model: PreTrainedModel) -> None:
 
 
 def _one_state(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The first position's hidden state `[batch, time, hidden]` at every position."""
+    """A layer's arguments with the hidden state `[batch, time, hidden]` of the first position at every position."""
     hidden = args[0] if args else kwargs["hidden_states"]
     first = hidden[:, :1].expand_as(hidden)
 

@@ -1,4 +1,4 @@
-"""Read rows through one frozen teacher and keep its KV: the stage `teachers`.
+"""Read rows through one frozen teacher and store its KV: the stage `teachers`.
 
 In: rows of text. Out: one shard of the store (see `mtkv.kv.store`). The teacher gets its own token ids; right padding, so that
 positions count from the row's first token.
@@ -56,11 +56,10 @@ def extract_shard(
 ) -> dict[str, Any]:
     """Stage function: write shard `shard` of `shards` for one teacher.
 
-    Row i of all `rows` files taken together belongs to shard i·shards // rows. `importance` (attention from a row's `answer_tokens`) and
-    `likelihood` cost a pass over the attention and over the output head, so they are for arms that read them. The job holds its shard
-    in memory about twice. With `checkpoint` the rows read so far outlive the process, on disk until the shard is there, and the next
-    attempt reads the others.
-    Returns the facts for the card. Raises ValueError when a shard would be empty, SavedExit when asked to leave (USR1).
+    Row i of all `rows` files taken together belongs to shard i·shards // (number of rows). `importance` (attention from a row's
+    `answer_tokens`) and `likelihood` cost a pass over the attention and over the output head: they are for studies whose arms use them.
+    The job needs about twice its shard in memory. With `checkpoint` the rows read so far are saved until the shard is written, and the
+    next attempt reads only the others. Returns the facts for the card. Raises ValueError when a shard would be empty, SavedExit on USR1.
     """
     model_kv_heads(teacher)  # refuses layers that differ
     tokenizer, model = load_tokenizer(teacher), load_model(teacher, placement)
@@ -99,7 +98,7 @@ def extract_shard(
 
 
 def answer_tokens(row: EncodedRow, reasoning_end: int) -> Bool[np.ndarray, " time"]:
-    """The target tokens behind the reasoning, which ends at byte `reasoning_end` of the row; all of them where there are none behind it."""
+    """True at the target tokens behind byte `reasoning_end` of the row, where its reasoning ends; at all target tokens if none is."""
     within = np.flatnonzero((row.byte_end > 0) & (row.byte_end <= reasoning_end))
     answer = row.is_target & (np.arange(len(row.is_target)) > within.max(initial=-1))
     return answer if answer.any() else row.is_target
@@ -108,7 +107,7 @@ def answer_tokens(row: EncodedRow, reasoning_end: int) -> Bool[np.ndarray, " tim
 def read_kv(
     model: PreTrainedModel, rows: Sequence[EncodedRow], layers: Sequence[int], batch_size: int
 ) -> Iterator[Float[Tensor, "time layers 2 width"]]:
-    """K before RoPE and V of the given layers, row by row in order, on the CPU; padding is cut off."""
+    """K before RoPE and V of the given layers for each row, in order, on the CPU and without padding; `read_rows` gives more."""
     found = {index: reading.kv for index, reading in read_rows(model, rows, layers, batch_size, likelihood=False)}
     for index in range(len(rows)):
         yield found.pop(index)
@@ -125,11 +124,10 @@ def read_rows(
     dtype: torch.dtype | None = None,
     skip: Container[int] = (),
 ) -> Iterator[tuple[int, RowReading]]:
-    """Number and reading of every row. Rows go through the model in batches of similar length, so not in order.
+    """Number and reading of every row. Rows go through the model in batches of similar length, so they do not come in order.
 
-    `asking`: of each row, the tokens whose attention makes up its importance; None leaves it out. `dtype`: of the KV, the model's own
-    unless given. A batch whose rows are all in `skip` is left out; the others are what they are
-    without `skip`, to the last bit.
+    `asking`: for each row the tokens whose attention is its importance; None for no importance. `dtype`: of the KV, the model's own
+    unless given. A batch whose rows are all in `skip` is left out, which changes nothing in the others, to the last bit.
     """
     check_keys(model)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
@@ -193,7 +191,7 @@ def target_likelihood(
 def packed_kv(
     capture: KVCapture, layers: Sequence[int], dtype: torch.dtype | None = None
 ) -> Float[Tensor, "batch time layers 2 width"]:
-    """Heads flattened, layers and K/V side by side, in `dtype` or the model's own: the layout of the store."""
+    """K and V of the given layers as one tensor in the store's layout (head 0's channels first), in `dtype` or the model's own."""
     keys, values = (
         [all_heads(x, capture.model) for x in found] for found in (capture.keys(layers), capture.values(layers))
     )
@@ -207,7 +205,7 @@ def packed_kv(
 
 
 def check_shapes(capture: KVCapture, found: Sequence[Float[Tensor, "batch kv_heads time head_dim"]]) -> None:
-    """Raises NotImplementedError for layers of different shape, also where heads times width agree, which would be kept without a word."""
+    """Raises NotImplementedError for layers of different shape, also where heads·head_dim agree, which packing would not notice."""
     shapes = sorted({(x.shape[1], x.shape[3]) for x in found})
     if len(shapes) > 1:
         raise NotImplementedError(
@@ -219,7 +217,7 @@ def check_shapes(capture: KVCapture, found: Sequence[Float[Tensor, "batch kv_hea
 def packed_kv_at(
     capture: KVCapture, layers: Sequence[int], sample: Int[Tensor, " tokens"], position: Int[Tensor, " tokens"]
 ) -> Float[Tensor, "tokens layers 2 width"]:
-    """`packed_kv` at single tokens of the batch."""
+    """`packed_kv` at single tokens of the batch: token n is at `position[n]` of row `sample[n]`."""
     keys, values = capture.keys(layers), capture.values(layers)
     check_shapes(capture, keys + values)
     picked = [

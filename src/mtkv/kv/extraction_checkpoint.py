@@ -1,7 +1,7 @@
-"""Rows that a teacher has read already, kept in parts on disk while their shard is being made.
+"""Save the rows that a teacher has read while its shard is not complete, so that an interrupted extraction can go on.
 
-A part is a step of the job's checkpoint with one safetensors file. Parts are independent of each other: what is in a damaged one is read
-again.
+They are saved in parts; a part is a step of the job's checkpoint with one safetensors file. Parts are independent of each other: the
+rows of a damaged one are read again.
 """
 
 import time
@@ -30,10 +30,10 @@ class RowReading(NamedTuple):
 
 
 class ExtractionParts:
-    """Context manager around the reading of `total` rows: `found` are the rows of earlier attempts, `add` takes a new one.
+    """Context manager around the reading of `total` rows: `found` holds the rows of earlier attempts by number, `add` takes a new one.
 
-    Every `INTERVAL` seconds the rows since the last time become a part; when the job is asked to leave (USR1), at once, and the process
-    ends (SavedExit). Both only after whole batches of `batch_size` rows. Without a checkpoint nothing is kept.
+    The rows since the last save become a part every `INTERVAL` seconds, or at once on USR1, after which the process ends (SavedExit).
+    Both happen only after whole batches of `batch_size` rows. With `checkpoint` None nothing is saved.
     """
 
     def __init__(self, checkpoint: Checkpoint | None, total: int, batch_size: int) -> None:
@@ -61,7 +61,7 @@ class ExtractionParts:
             self._preemption.__exit__(kind, error, trace)
 
     def add(self, index: int, reading: RowReading) -> None:
-        """Take row number `index`. Raises DiskFullError when there is no room for a part: the ones before stay."""
+        """Take the reading of row number `index`. Raises DiskFullError when there is no room for a part; earlier parts stay."""
         if self._checkpoint is None:
             return
         self._new[index] = reading
@@ -85,7 +85,7 @@ class ExtractionParts:
 
 
 def write_part(path: Path, rows: Mapping[int, RowReading]) -> None:
-    """Rows by number into one file."""
+    """Write rows, given by number, to one safetensors file."""
     tensors = {f"{index}.kv": reading.kv.contiguous() for index, reading in rows.items()}
     tensors |= {
         f"{index}.importance": reading.importance.contiguous()
@@ -98,7 +98,7 @@ def write_part(path: Path, rows: Mapping[int, RowReading]) -> None:
 
 
 def read_part(path: Path) -> Iterator[tuple[int, RowReading]]:
-    """The rows of `write_part`, in the order they were read."""
+    """(number, reading) of the rows that `write_part` wrote, in the same order."""
     with safe_open(path, "pt") as file:
         names = set(file.keys())
         for index, likelihood in zip(

@@ -25,13 +25,13 @@ def answer_importance(
     arXiv 2510.02312, section 3.2).
 
     `queries` and `keys` as the model attends with them (after RoPE where it has one); `mask`: tokens that are not padding;
-    `scaling`: of the logits, 1/√head_dim unless given; `visible`: where a token may look, as in a sliding window, causal unless given.
-    `past`: R-KV's order instead (its code, Zefan-Cai/R-KV): the max is that of the group's logits, and the softmax behind it runs over
-    these tokens alone. Zeros for a row without answer tokens and where they see none. Soft-capped logits are not modelled. Raises
-    ValueError when the query heads cannot be divided among the KV heads.
+    `scaling`: factor of the logits, 1/√head_dim unless given; `visible`: which keys each token may see (a sliding window), causal unless
+    given. `past`: compute in R-KV's order instead (its code, Zefan-Cai/R-KV): first the max of the group's logits, then a softmax over
+    the tokens of `past` alone. Zeros for a row without answer tokens and where these see none. Soft-capped logits are not modelled.
+    Raises ValueError when the query heads cannot be divided among the KV heads.
 
-    Not KaVa's: its listing takes the softmax over the chain's tokens; here it is the model's own, over all that the answer sees, so that
-    one store serves every choice of chain, and `mtkv.kv.scores` divides by the sum over the chain.
+    Unlike KaVa's listing, which takes the softmax over the chain's tokens, this is the model's own softmax over all that the answer sees:
+    so one store serves every choice of chain, and `mtkv.kv.scores` divides by the sum over the chain.
     """
     heads, kv_heads = queries.shape[1], keys.shape[1]
     if heads % kv_heads:
@@ -55,9 +55,9 @@ def answer_importance(
 
 
 class AskedAttention(AttentionInterception):
-    """Context manager: the `answer_importance` of the layers that run inside, reduced at once, so that no queries are kept.
+    """Context manager: computes `answer_importance` of each layer while a forward runs inside, so that no queries are kept.
 
-    `asking`: the tokens whose attention counts. Rows are padded on the right, where no token looks. `layers`: only those, in their order;
+    `asking`: the tokens whose attention counts (`answer_mask`). Rows must be padded on the right. `layers`: only those, in that order;
     None for all. `rows_at_once`: how many rows' attention is in memory at a time; None for all. `past`: as in `answer_importance`.
     """
 
@@ -77,7 +77,7 @@ class AskedAttention(AttentionInterception):
 
     @torch.no_grad()
     def attend(self, layer: int, attended: Attended) -> tuple[Tensor, Tensor]:
-        """Changes nothing."""
+        """Compute the layer's importance; K and V are returned unchanged."""
         if layer not in self.found and (self.wanted is None or layer in self.wanted):
             query, key, asking = attended.query, attended.key, self.asking.to(attended.query.device)
             found = []
@@ -92,7 +92,7 @@ class AskedAttention(AttentionInterception):
 
     @property
     def importance(self) -> Float[Tensor, "batch layers kv_heads time"]:
-        """All layers that were asked for, on the device of the first."""
+        """The importance of the layers in `layers`, on the device of the first, after the forward."""
         found = [self.found[layer] for layer in self.wanted or sorted(self.found)]
         return torch.stack([scores.to(found[0].device) for scores in found], 1)
 
@@ -105,13 +105,13 @@ class AskedAttention(AttentionInterception):
 def answer_positions(
     answer_mask: Bool[Tensor, "batch time"],
 ) -> tuple[Int[Tensor, "batch answers"], Bool[Tensor, "batch answers"]]:
-    """Positions of the marked tokens of each row, ascending and padded, and which of them are real."""
+    """Positions of the tokens of `answer_mask` in each row, ascending, and a mask that is False at the padding behind them."""
     longest = int(answer_mask.sum(1).max()) if answer_mask.numel() else 0
     position = (~answer_mask).long().argsort(dim=1, stable=True)[:, :longest]
     return position, answer_mask.gather(1, position)
 
 
 def window_mask(mask: Bool[Tensor, "batch time"], window: int = 8) -> Bool[Tensor, "batch time"]:
-    """The last `window` tokens of each row: as `answer_mask`, with those before them as `past`, they give the importance that R-KV
-    observes while decoding."""
+    """True at the last `window` tokens of each row. As `answer_mask` of `answer_importance`, with the tokens before them as `past`, it
+    gives the importance that R-KV observes while decoding."""
     return mask & (mask.cumsum(1) > mask.sum(1, keepdim=True) - window)

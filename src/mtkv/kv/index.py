@@ -1,6 +1,6 @@
-"""Where each row of a store lies: `index.parquet` in memory, in 32 bytes a row.
+"""Look up in which shard of a store a row is, and where: `index.parquet` in memory, in 32 bytes a row.
 
-Ids are known by a digest of eight bytes; that two of a million rows share one happens once in some forty million stores, and is an error.
+Ids are kept as digests of eight bytes. Two of a million rows share one in one of some forty million stores, which is an error.
 """
 
 import hashlib
@@ -18,9 +18,10 @@ READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class StoreIndex:
-    """Rows in the order of their `digest`: number of the shard in `shards`, first token there, tokens, and likelihood.
+    """The rows of one store, sorted by the digest of their id.
 
-    `sha256`: of each shard.
+    `shards`: file names, with the `sha256` of each. Entry i of the arrays is one row: `digest` of its id, `shard` (number in `shards`),
+    `start` and `length` (its tokens in that shard), and the teacher's `likelihood` of it.
     """
 
     shards: list[str]
@@ -33,7 +34,7 @@ class StoreIndex:
 
     @classmethod
     def read(cls, path: Path) -> "StoreIndex":
-        """From an index. Raises ValueError for a row that is there twice."""
+        """Read `index.parquet`. Raises ValueError when two rows have the same id or digest."""
         sums: dict[str, str] = {}
         parts = []
         with pq.ParquetFile(path, buffer_size=READ_BYTES) as file:
@@ -64,12 +65,12 @@ class StoreIndex:
         return self._find(row) is not None
 
     def of(self, row: str) -> tuple[int, int, int]:
-        """Number of the shard, first token there, tokens. Raises KeyError for a row that is not in the store."""
+        """(shard number, start, length) of the row with this id. Raises KeyError for a row that is not in the store."""
         place = self._place(row)
         return int(self.shard[place]), int(self.start[place]), int(self.length[place])
 
     def likelihood_of(self, row: str) -> float:
-        """As stored. Raises KeyError for a row that is not in the store."""
+        """The teacher's mean log-probability of the row's target tokens. Raises KeyError for a row that is not in the store."""
         return float(self.likelihood[self._place(row)])
 
     def _place(self, row: str) -> int:

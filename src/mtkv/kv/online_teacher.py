@@ -1,4 +1,4 @@
-"""Teachers that read along while the student trains (`teachers.mode: online`): the reader of the store, without a store.
+"""Online teachers (`teachers.mode: online`): compute a teacher's KV while the student trains, through the interface of `KVStore`.
 
 In: a frozen model, its tokenizer and the rows. `prefetch` reads a batch in one forward; only that batch's KV is kept.
 """
@@ -49,7 +49,7 @@ class OnlineTeacher:
         return self._encoded[row].byte_end
 
     def prefetch(self, rows: Iterable[str]) -> None:
-        """Let the teacher read `rows`, `batch_size` at once, and forget the KV of all others."""
+        """Run `rows` through the teacher, `batch_size` at once, and forget the KV of all other rows."""
         wanted = list(dict.fromkeys(rows))
         known = {row: self._kept[row] for row in wanted if row in self._kept}
         self._kept = known | self._readings([row for row in wanted if row not in known])
@@ -63,7 +63,7 @@ class OnlineTeacher:
     def read(self, row: str, tokens: Int[np.ndarray, " picked"]) -> Float[Tensor, "picked layers 2 width"]:
         """KV of the given tokens of one row, in the model's own format. Raises IndexError for a token outside the row.
 
-        A row that was not prefetched is read now, alone, and takes the place of the rows kept.
+        A row that was not prefetched is read now, alone, and replaces the rows kept.
         """
         length = len(self._encoded[row].input_ids)
         if len(tokens) and (tokens.min() < 0 or tokens.max() >= length):

@@ -16,7 +16,7 @@ from mtkv.kv.store import KEY, VALUE
 class KVInjection(AttentionInterception):
     """Context manager: where `mask` is true, every layer attends to the given K and V instead of its own.
 
-    `kv [batch, time, layers, 2, width]` holds K before RoPE and V, heads flattened; K is turned by the model's own RoPE at that
+    `kv [batch, time, layers, 2, width]` holds K before RoPE and V, heads flattened; K is rotated by the model's own RoPE for its
     position. Raises ValueError for shapes that do not fit the model and for a forward with a cache, which would keep the
     replaced K and V; RuntimeError with gradient checkpointing, whose recomputation would run without the injection.
     """
@@ -43,7 +43,7 @@ class KVInjection(AttentionInterception):
         self.mask = mask.bool()
 
     def before_layer(self, cache: Cache | None) -> None:
-        """Refuse a cache."""
+        """Raises ValueError for a forward with a cache."""
         if cache is not None:
             raise ValueError("injected K and V do not enter the cache: call the model with use_cache=False")
 
@@ -72,7 +72,8 @@ def scattered(
     position: Int[Tensor, " tokens"],
     like: Tensor,
 ) -> tuple[Float[Tensor, "batch time layers 2 width"], Bool[Tensor, "batch time"]]:
-    """KV of single tokens where they stand in a batch of the shape of `like [batch, time]`, zeros elsewhere; and the mask of the tokens."""
+    """KV of single tokens put at their place (`sample[n]`, `position[n]`) in a batch of the shape of `like [batch, time]`, with zeros
+    elsewhere, and the mask of these places: the arguments of `KVInjection`."""
     mask = torch.zeros_like(like, dtype=torch.bool)
     mask[sample, position] = True
     return kv.new_zeros(*like.shape, *kv.shape[1:]).index_put((sample, position), kv), mask

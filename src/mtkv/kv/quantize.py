@@ -1,7 +1,7 @@
 """Number formats of the KV store: three plain ones, and int4, int8 or float8 with a scale and an offset for each channel.
 
 Quantised x is offset + scale·code, for each layer × {K, V} × channel over one shard, because the outliers of keys sit in fixed
-channels (KIVI, arXiv 2402.02750, §3). The offset is the channel's mean: a key bias puts whole channels far from zero, and codes
+channels (KIVI, arXiv 2402.02750, section 3). The offset is the channel's mean: a key bias puts whole channels far from zero, and codes
 around zero would spend their range on it. The scale covers max |x − offset|; int4 stops at 2.5 standard deviations, near the least
 squared error of 15 levels for a normal channel. What lies beyond is clipped, attention sinks too: they are left out of both numbers.
 """
@@ -28,7 +28,7 @@ class Grid(NamedTuple):
 
 
 def channel_grid(parts: Sequence[Float[Tensor, "tokens layers 2 width"]], dtype: str) -> Grid | None:
-    """Grid of each channel over all tokens of `parts`; scale 1 for a channel that is constant. None for a plain format."""
+    """Scale and offset of each channel, over all tokens of `parts`; scale 1 for a constant channel. None for a plain format."""
     if dtype not in LARGEST_CODE:
         return None
     if not parts:
@@ -72,7 +72,7 @@ def dequantize(
 
 
 def stored_width(width: int, dtype: str) -> int:
-    """Entries of a row of `width` channels in the format `dtype`."""
+    """Numbers that are stored for `width` channels in the format `dtype`: ⌈width/2⌉ bytes for int4, else `width`."""
     return -(-width // 2) if dtype == "int4" else width
 
 

@@ -1,7 +1,7 @@
-"""Turn keys by a model's own rotary function, and back.
+"""Rotate keys by a model's own rotary function, and un-rotate them.
 
-RoPE turns channel pairs by an angle proportional to the position (RoFormer, arXiv 2104.09864, eq. 16); a turn by the negative
-angle is its inverse. Which cos and sin a layer really used, and whether it turned its keys at all (SmolLM3, Cohere 2 and
+RoPE rotates channel pairs by an angle proportional to the position (RoFormer, arXiv 2104.09864, eq. 16); rotating by the negative
+angle is its inverse. Which cos and sin a layer really used, and whether it rotated its keys at all (SmolLM3, Cohere 2 and
 EXAONE 4 mix layers with and without RoPE), is seen by watching the call, not guessed from the config.
 """
 
@@ -30,7 +30,9 @@ def rotate(
     Raises NotImplementedError for a module whose rotary function is not of the usual form.
     """
     function = _rotary_function(module)
-    width = getattr(module, "rotary_ndims", key.shape[-1])  # Phi and StableLM cut the rotary channels off outside it
+    width = getattr(
+        module, "rotary_ndims", key.shape[-1]
+    )  # Phi and StableLM split off the rotary channels before the call
     turned = function(key[..., :width], cos, sin).to(key.dtype)
     return turned if width == key.shape[-1] else torch.cat([turned, key[..., width:]], dim=-1)
 
@@ -49,9 +51,8 @@ def unrotate(
 
 
 class RotaryWatch:
-    """Context manager: `last` holds what the latest rotary call of the layers' modeling files used.
-
-    `(cos, sin)`; or the name of a rotary function that `rotate` does not know; or None since the last reset.
+    """Context manager: `last` is what the latest rotary call in the layers' modeling files used: `(cos, sin)`, or the name of a
+    rotary function that `rotate` does not know, or None when there was no call since `last` was reset.
     """
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
@@ -93,7 +94,7 @@ def has_rotary_function(module: nn.Module) -> bool:
 
 
 def _scope(module: nn.Module) -> dict[str, Any]:
-    """The names that the layer's forward sees."""
+    """Globals of the layer's `forward`, where its rotary function is looked up."""
     return inspect.unwrap(type(module).forward).__globals__
 
 

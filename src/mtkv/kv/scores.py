@@ -1,8 +1,8 @@
-"""How worth keeping each token is, by one of several methods: `SCORES[method](tokens) -> [batch, kv_heads, time]`, higher first.
+"""Scores by which tokens are selected (method.md §6): `SCORES[method](tokens) -> [batch, kv_heads, time]`, the highest are kept.
 
 Scores of tokens outside the mask mean nothing. All means and softmaxes run over the selectable tokens of a row only, so that
 neither padding nor the other rows of a batch change a row's scores (the published R-KV code scores with the first row alone).
-In float64: equal keys, as layer 0 has for equal words, then differ by less than the rounding in `mtkv.kv.select`, and tie.
+They are float64: scores of equal keys (layer 0 has them for equal words) then differ by less than `mtkv.kv.select` rounds, and tie.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ POOL, THRESHOLD, MIX = 7, 0.5, 0.07
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a method may look at. `count [batch]`: how many tokens of each row will be kept; `mask`: the ones to choose from."""
+    """The inputs of a method. `count [batch]`: how many tokens of each row will be kept; `mask`: the tokens to choose from."""
 
     keys: Float[Tensor, "batch kv_heads time head_dim"]
     mask: Bool[Tensor, "batch time"]
@@ -43,7 +43,7 @@ class Tokens:
         return self.mask.sum(1)[:, None, None]
 
     def per_head(self, score: Tensor) -> Scores:
-        """A score `[batch, 1, time]` for every head."""
+        """A score `[batch, 1, time]` repeated for every KV head."""
         return score.double().expand(-1, self.keys.shape[1], -1)
 
 
@@ -56,15 +56,15 @@ def keep_last(tokens: Tokens) -> Scores:
 
 
 def uniform(tokens: Tokens) -> Scores:
-    """1 for the tokens ⌊(i + ½)·n/k⌋, i < k, of n, else 0: evenly spread, and the middle one for k = 1."""
+    """1 for token number ⌊(i + ½)·n/k⌋ of n, i = 0 … k−1, else 0: k evenly spaced tokens, the middle one for k = 1."""
     n, k = tokens.length.clamp_min(1), tokens.count[:, None, None]
-    # how many of those places lie before rank r
+    # how many of those numbers lie before rank r
     before, after = ((2 * k * rank + n - 1) // (2 * n) for rank in (tokens.rank, tokens.rank + 1))
     return tokens.per_head(after - before)
 
 
 def random(tokens: Tokens) -> Scores:
-    """Uniform draws. With `seeds` a row's picks are its own (by rank, not by position, so padding does not move them)."""
+    """Uniform draws. With `seeds` a row's draws depend on its own seed only, and belong to ranks, so padding does not move them."""
     shape = tokens.keys.shape[:3]
     if tokens.seeds is not None:
         draws = row_uniforms(tokens.seeds, (shape[2], shape[1])).transpose(1, 2)
@@ -75,7 +75,7 @@ def random(tokens: Tokens) -> Scores:
 
 
 def attention(tokens: Tokens) -> Scores:
-    """Importance, as shares that sum to 1 over the selectable tokens."""
+    """The importance of each token divided by its sum over the selectable tokens."""
     if tokens.importance is None:
         raise ValueError("methods attention, rkv and rkv_decode need `importance [batch, kv_heads, time]`")
     kept = tokens.importance.double().masked_fill(~tokens.mask[:, None], 0)
@@ -83,8 +83,7 @@ def attention(tokens: Tokens) -> Scores:
 
 
 def cosine(tokens: Tokens) -> Scores:
-    """Minus the sum of the cosines to the other selectable keys of the same head, divided by the number of all: the least redundant
-    first."""
+    """−Σ cosine to the other selectable keys of the same head, divided by the number of selectable tokens: the least redundant first."""
     unit = unit_keys(tokens)
     total = (unit * unit.sum(2, keepdim=True)).sum(-1) - unit.square().sum(-1)
     return -total / tokens.length.clamp_min(1)
@@ -103,9 +102,10 @@ def rkv_decode(tokens: Tokens) -> Scores:
     """R-KV's own Z = λ·I − (1 − λ)·R with λ = 0.07 (arXiv 2505.24133). The last `window` tokens come first, latest before earlier.
 
     Taken from the paper and its code: I is the attention from the window's queries to the tokens before it (`answer_importance` with
-    `past`), max-pooled over 7 positions. R is the softmax of the mean cosine to the other keys; each token first forgets the latest key
-    more similar to it than 0.5, so that the newest of several copies does not look redundant. The window counts towards the budget.
-    Not taken: the index 0 that their code forgets for a token without a similar key, and the scores of the first row for all rows.
+    `past`), max-pooled over 7 positions. R is the softmax of the mean cosine to the other keys, where each token's cosine to the latest
+    key more similar to it than 0.5 counts as 0, so that the newest of several copies does not look redundant. The window counts towards
+    the budget. Not taken: where no key is that similar, their code sets the cosine to key 0 to 0; and it uses the first row's scores for
+    all rows.
     """
     window = tokens.rank >= tokens.length - tokens.window
     past = tokens.mask[:, None] & ~window

@@ -36,7 +36,9 @@ Budget = int | float | Int[Tensor, " batch"]
 
 @dataclass(frozen=True)
 class Selection:
-    """`index [batch, (kv_heads,) most]` long, ascending, 0 where `mask` (same shape) is False; True entries come first."""
+    """Selected positions: `index [batch, (kv_heads,) most]` (int64, ascending) and `mask` of the same shape, True at the real ones.
+
+    Rows with fewer than `most` tokens have index 0 and mask False at the end."""
 
     index: Tensor
     mask: Tensor
@@ -58,7 +60,7 @@ def select(
     """The tokens of one layer to keep, per row and KV head: `[batch, kv_heads, most]`.
 
     `budget`: a count (int ≥ 1), a share in (0, 1] (float) of each row's own selectable tokens, rounded up, or a count per row.
-    `sinks`: the first n selectable tokens of a row are kept in any case, outside the budget and the scores. `importance`: for
+    `sinks`: so many first selectable tokens of a row are always kept, in addition to the budget and without scores. `importance`: for
     attention, rkv and rkv_decode (see `answer_importance`; for the last with `window_mask` and `past`). `rate`: λ of rkv. `window`: of
     rkv_decode. `seeds` (one per row, independent of the batch) or `generator`: for random. Raises ValueError for an unknown method,
     budget or missing input.
@@ -101,7 +103,7 @@ def select_tokens(
     sinks: int = 0,
     **options: Any,
 ) -> Selection:
-    """One set of tokens per row for all layers and heads, `[batch, most]`: what the text view supervises. Options as in `select`."""
+    """One set of tokens per row for all layers and heads, `[batch, most]`, by `token_scores`: what text arms supervise. See `select`."""
     scores = token_scores(method, keys, budget, mask, importance=importance, sinks=sinks, **options)
     candidates = mask & ~_sinks(mask, sinks)
     picked = _pick(scores[:, None], _count(method, budget, candidates), candidates, mask)
@@ -109,7 +111,7 @@ def select_tokens(
 
 
 def budget_bites(mask: Mask, budget: Budget, sinks: int = 0) -> float:
-    """Share of rows with more selectable tokens than the budget: where selection changes anything. 0 for no rows."""
+    """Share of rows in which the budget binds: rows with more selectable tokens than it allows. 0 for no rows."""
     candidates = mask & ~_sinks(mask, sinks)
     bites = candidates.sum(1) > budget_counts(budget, candidates)
     return float(bites.double().mean()) if len(mask) else 0.0

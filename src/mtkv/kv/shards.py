@@ -46,8 +46,8 @@ class StoredRow:
 def write_shard(path: Path, rows: Sequence[StoredRow], layers: Sequence[int], dtype: str | None = None) -> None:
     """Write one shard of the raw tier atomically; `dtype` None keeps the rows' own format.
 
-    The first token of a row is an attention sink and never supervised: it has no say in the grid. Raises ValueError for a value
-    outside the format anywhere else.
+    The first token of a row is an attention sink and never supervised, so it does not count in the quantisation grid. Raises ValueError
+    for a value in any other token that the format cannot hold.
     """
     columns: dict[str, list[Any]] = {
         "byte_start": [row.byte_start for row in rows],
@@ -68,7 +68,7 @@ def write_mapped(path: Path, rows: Iterable[tuple[str, np.ndarray, Tensor]], dty
 
 
 def likelihoods(rows: Sequence[StoredRow]) -> Float[Tensor, " rows"]:
-    """The rows' likelihoods as they are stored."""
+    """The rows' likelihoods as they are stored: one float32 tensor."""
     return torch.tensor([row.likelihood for row in rows], dtype=torch.float32)
 
 
@@ -101,7 +101,7 @@ def _save(
     }
     tensors |= grid._asdict() if grid is not None else {}
     tensors |= {"likelihood": likelihood} if likelihood is not None else {}
-    # One entry: safetensors writes several in random order, and the same rows would not give the same bytes.
+    # One metadata entry: safetensors writes several in random order, and equal rows would not give equal files.
     metadata = {"rows": json.dumps({"layers": list(layers), "ids": ids, "lengths": lengths})}
     for stale in path.parent.glob(f".{path.name}.*.tmp"):  # what a killed job left; a shard has one writer
         stale.unlink()
@@ -135,18 +135,18 @@ class Shard:
 
     @property
     def ids(self) -> list[str]:
-        """Ids of its rows, read anew: a store that is open for long does not keep them in memory."""
+        """Ids of the shard's rows, read from the file each time, so that a store that stays open does not hold them in memory."""
         with safe_open(self.path, "pt") as file:
             ids: list[str] = json.loads(file.metadata()["rows"])["ids"]
         return ids
 
     def read(self, start: int, length: int, tokens: np.ndarray | slice) -> Float[Tensor, "picked layers 2 width"]:
-        """KV of the given tokens of the row at (start, length); only their pages are touched. float32 where it is quantised."""
+        """KV of the given tokens of the row at (start, length), float32 where quantised; only their pages of the file are read."""
         picked = self.kv[start : start + length][tokens if isinstance(tokens, slice) else torch.from_numpy(tokens)]
         return dequantize(picked, self.grid)
 
     def will_need(self, spans: Iterable[tuple[int, int]]) -> None:
-        """Ask the kernel to read these (start, length) tokens ahead, without waiting; nothing where it cannot be asked."""
+        """Ask the kernel to read the KV of these (start, length) ahead, and return at once; without posix_fadvise nothing happens."""
         if not hasattr(os, "posix_fadvise"):
             return
         stride = self.kv[:1].nbytes

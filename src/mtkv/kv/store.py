@@ -1,4 +1,4 @@
-"""A teacher's keys and values on disk: a folder of shards and their index.
+"""A teacher's keys and values on disk: a folder of shards and their index (method.md §12).
 
 Two tiers share the shards' layout (see `mtkv.kv.shards`): `raw` is the teacher's space and time (keys before RoPE; byte_start,
 byte_end, importance), `mapped` the student's, ready for the loss (position). `index.parquet` says where each row lies, its
@@ -110,7 +110,7 @@ class _Store:
         return row in self._places
 
     def prefetch(self, rows: Iterable[str]) -> None:
-        """Start reading the KV of `rows` from disk; returns at once. For the rows of the next batches."""
+        """Ask the kernel to read the KV of `rows`, those of the next batches, from disk; returns at once."""
         spans: dict[int, list[tuple[int, int]]] = {}
         for row in rows:
             shard, start, length = self._places.of(row)
@@ -130,7 +130,7 @@ class _Store:
 
 
 class KVStore(_Store):
-    """One teacher's KV, tier `raw`."""
+    """One teacher's KV in its own space and time, tier `raw`."""
 
     def byte_start(self, row: str) -> Int[np.ndarray, " time"]:
         """First byte of the teacher's tokens of one row, −1 where they cannot be compared."""
