@@ -1,6 +1,12 @@
-"""Bring a teacher's KV to the student's tokens, layers, heads and width.
+"""Bring a teacher's KV to the student's tokens (method.md §2), layers (§3), heads and width (§4).
 
-The names below load on first use, so that `import mtkv.align` imports none of their modules.
+teacher KV `[teacher_time, stored_layers, 2, teacher_width]`
+  → `token_alignment` (over `byte_spans`): `[n, stored_layers, 2, teacher_width]` at n supervised student tokens
+  → `layers` + `closed_form_maps.combine_layers`: `[n, student_layers, 2, teacher_width]`
+  → `closed_form_maps` (frozen) or `adapters` (trained): `[n, student_layers, 2, student_width]`
+
+*Boundary*: a byte at which a token ends. *Map*: fitted in closed form and frozen; *adapter*: trained with the student.
+The exported names load on first use, so that `import mtkv.align` imports none of their modules.
 """
 
 from mtkv.provenance.lazy_exports import lazy_exports

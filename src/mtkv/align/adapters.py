@@ -30,7 +30,7 @@ class LinearAdapter(nn.Module):
 
     @classmethod
     def from_map(cls, kv_map: KVMap) -> "LinearAdapter":
-        """Starts as `kv_map.target`: the same output for the same teacher KV."""
+        """An adapter that starts as `kv_map.target`: the same output for the same teacher KV."""
         layers, _, width_in, width_out = kv_map.weight.shape
         adapter = cls(layers, width_in, width_out).to(kv_map.weight)
         scaled = kv_map.weight / kv_map.scale[..., None, None]
@@ -77,9 +77,9 @@ class ElasticAdapter(nn.Module):
 
 
 class ZSpacePair(nn.Module):
-    """Both sides into one shared width, for teachers whose KV the student's space cannot hold (encoders, encoder–decoders).
+    """Projects teacher and student into one shared width, for teachers whose KV the student's space cannot hold (encoders).
 
-    The adapter's own output is the teacher's side `[tokens, layers, 2, shared_width]`; the student's goes through `project_student`.
+    `forward` takes the teacher's KV, `project_student` the student's; both give `[tokens, layers, 2, shared_width]`.
     """
 
     def __init__(self, layers: int, width_in: int, width_out: int, shared_width: int) -> None:
@@ -97,7 +97,7 @@ class ZSpacePair(nn.Module):
 
 @dataclass(frozen=True)
 class AdapterShape:
-    """What an adapter is built from; each kind reads what it needs."""
+    """The arguments of `build_adapter`; each kind uses those it needs."""
 
     layers: int
     width_in: int

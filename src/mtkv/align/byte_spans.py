@@ -1,13 +1,10 @@
-"""Find tokens, printed as tokenizers print them, in the text they came from.
+"""Tokens as spans of UTF-8 bytes of the text, by which the tokens of two tokenizers are matched (method.md §2).
 
-In: tokens of byte-level BPE (`Ġ`, `Ċ`, … one character per byte), SentencePiece (`▁`, `<0xE4>`), WordPiece (`##`) or plain strings. Out:
-their UTF-8 byte spans. Which of the notations it is shows in how many tokens are found, exactly or, for tokenizers that normalise, up
-to case, accents and compatibility forms. With a tokenizer at hand use its offsets instead (`mtkv.models.tokenization`).
-
-Match the tokens of two tokenizations of one text.
-
-In: the byte ends of student and teacher tokens. Out: for each student token the teacher token that ends at the same byte
-(method.md §2, synchronised boundaries): a teacher token that ends later has already read text the student has not.
+`synchronised_tokens` finds for each student token the teacher token that ends at the same byte: one that ends later has already read
+text the student has not. `printed_spans` finds the spans of tokens given as tokenizers print them: byte-level BPE (`Ġ`, `Ċ`, … one
+character per byte), SentencePiece (`▁`, `<0xE4>`), WordPiece (`##`) or plain strings. It takes the notation by which most tokens are
+found, exactly or, for tokenizers that normalise, up to case, accents and compatibility forms. With a tokenizer at hand use its offsets
+instead (`mtkv.models.tokenization`).
 """
 
 import re
@@ -51,7 +48,7 @@ def synchronised_tokens(
 
 
 def coverage(student_end: Int[np.ndarray, " student_time"], matched: Int[np.ndarray, " student_time"]) -> float:
-    """Share of the student's comparable tokens that found a teacher token; NaN for a row without any."""
+    """Share of the student's comparable tokens that have a teacher token in `matched` (not −1); NaN for a row without any."""
     comparable = student_end >= 0
     return float((matched[comparable] >= 0).mean()) if comparable.any() else float("nan")
 
@@ -64,7 +61,8 @@ Fold = Callable[[str], str]
 def printed_spans(tokens: Sequence[str], text: str) -> Spans:
     """Byte span of each token in `text`; −1 for tokens that are not in it (special tokens, unknown words, a prefix `▁`).
 
-    A piece of a multi-byte character covers its own bytes only. The space that a token carries belongs to it.
+    A piece of a multi-byte character covers its own bytes only; a space written into a token is part of its span. For example,
+    `["ĠH", "i"]` in " Hi" has start [0, 2], end [2, 3].
     """
     best = Spans(*(np.full(len(tokens), NO_TOKEN) for _ in range(2)))
     for fold in (str, _fold):
@@ -119,7 +117,7 @@ def _locate(pieces: list[bytes], letters: bytes, start: np.ndarray, end: np.ndar
 
 
 def _next(piece: bytes, letters: bytes, cursor: int, lost: bool) -> tuple[int, int]:
-    """Place and length of a piece at the cursor, past white space, or anywhere later after a token that was not found."""
+    """(index, length) of `piece` in `letters`: at the cursor, behind white space there, or, if the last token was lost, anywhere later."""
     body = piece[len(SPACE.match(piece)[0]) :]  # type: ignore[index]
     if piece and letters.startswith(piece, cursor):
         return cursor, len(piece)
@@ -137,7 +135,7 @@ def _fold(text: str) -> str:
 
 
 def _folded_bytes(text: str, fold: Fold) -> tuple[bytes, np.ndarray, np.ndarray]:
-    """The folded text as bytes, and for each of its bytes the bytes of the real text it stands for."""
+    """The folded text as bytes, and for each of them the first byte, and the byte behind the last, that it stands for in `text`."""
     folded: list[bytes] = []
     start: list[int] = []
     end: list[int] = []

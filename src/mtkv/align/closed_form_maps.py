@@ -22,7 +22,7 @@ MapFunction = Callable[[Tensor, Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class KVMap:
-    """A fitted map and the statistics that make its targets comparable. `pairs` = student layers × {K, V}.
+    """A fitted map and the statistics that normalise its targets, all per student layer and kind (K, V).
 
     target(x) = ((x − x_mean) @ weight) / scale, to be compared with (y − y_mean) / scale for the student's y.
     `x_scale`, `y_scale` and `scale` are the standard deviations of teacher, raw student and mapped teacher per layer and kind;
@@ -52,7 +52,7 @@ class KVMap:
 
     @classmethod
     def load(cls, path: Path) -> "KVMap":
-        """Read what `save` wrote."""
+        """The map that `save` wrote."""
         return cls(**load_file(path))
 
     def to(self, device: torch.device) -> "KVMap":
@@ -70,12 +70,12 @@ class KVMap:
 def combine_layers(
     kv: Float[Tensor, "tokens stored 2 width"], weights: Float[Tensor, "student_layers stored"]
 ) -> Float[Tensor, "tokens student_layers 2 width"]:
-    """Weighted sum of the stored teacher layers for each student layer; `weights` are the stored columns of the layer weights."""
+    """Weighted sum of the stored teacher layers for each student layer; `weights`: the columns of `layer_weights` that are stored."""
     return torch.einsum("ntkw,st->nskw", kv, weights.to(kv))
 
 
 def identity(x: Float[Tensor, "*b tokens in"], y: Float[Tensor, "*b tokens out"], strength: float) -> Tensor:
-    """The teacher's channels as they are. Raises ValueError where the widths differ."""
+    """The identity matrix: the teacher's channels unchanged. Raises ValueError where the widths differ."""
     if x.shape[-1] != y.shape[-1]:
         raise ValueError(
             f"map: identity needs equal widths, the teacher has {x.shape[-1]} channels and the student {y.shape[-1]}; "
@@ -87,7 +87,7 @@ def identity(x: Float[Tensor, "*b tokens in"], y: Float[Tensor, "*b tokens out"]
 def ridge(
     x: Float[Tensor, "*b tokens in"], y: Float[Tensor, "*b tokens out"], strength: float
 ) -> Float[Tensor, "*b in out"]:
-    """argmin_W ‖xW − y‖² + λ‖W‖² for centred x and y, with λ = strength · trace(xᵀx)/in, so that it has no unit."""
+    """argmin_W ‖xW − y‖² + λ‖W‖² for centred x and y, with λ = strength · trace(xᵀx)/in, so that `strength` is free of scale."""
     _check_tokens(x)
     gram = x.mT @ x
     penalty = strength * gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
@@ -147,7 +147,7 @@ def fit_map(
 
 
 def _fit_layer(x: Tensor, y: Tensor, function: MapFunction, strength: float) -> dict[str, Tensor]:
-    """K and V `[tokens, 2, width]` of one student layer in one batch, in float64."""
+    """The fields of `KVMap` for one student layer, from K and V `[tokens, 2, width]` of both sides, in float64."""
     x, y = x.double().transpose(0, 1), y.double().transpose(0, 1)
     x_mean, y_mean = x.mean(dim=1), y.mean(dim=1)
     x, y = x - x_mean[:, None], y - y_mean[:, None]

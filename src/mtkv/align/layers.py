@@ -13,7 +13,7 @@ SMALLEST_SIMILARITY = 1e-6
 
 
 def ratio(teacher_layers: int, student_layers: int) -> list[int]:
-    """round(i·(L_t−1)/(L_s−1)): both ends kept. A student of one layer learns from the last teacher layer."""
+    """round(i·(L_t−1)/(L_s−1)): first reads first, last reads last. A student of one layer reads the last teacher layer."""
     if student_layers == 1:
         return [teacher_layers - 1]
     return [_round_half_up(i * (teacher_layers - 1), student_layers - 1) for i in range(student_layers)]
@@ -57,7 +57,7 @@ def interpolate(teacher_layers: int, student_layers: int, similarity: LayerWeigh
 
 
 def most_similar(teacher_layers: int, student_layers: int, similarity: LayerWeights | None, top_k: int) -> LayerWeights:
-    """The `top_k` most similar teacher layers, weighted by similarity (negative counts as none).
+    """The `top_k` most similar teacher layers, weighted by similarity (negative ones count as 0).
 
     In the last row the last teacher layer takes the place of the weakest of the k where it is not among them.
     Raises ValueError without finite similarities `[student_layers, teacher_layers]`, or for top_k below 1.
@@ -81,7 +81,7 @@ WEIGHT_STRATEGIES: dict[str, Callable[[int, int, LayerWeights | None, int], Laye
     "interpolate": interpolate,
     "cka": most_similar,
 }
-MEASURED = frozenset({"cka"})  # which layers they read is known only after the teacher has been read
+MEASURED = frozenset({"cka"})  # strategies whose layers are known only after the teacher's KV has been measured
 
 
 def layer_map(strategy: str, teacher_layers: int, student_layers: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Which teacher tokens each student token is compared with, and with what weight (method.md §2).
 
-In: the byte spans of both tokenizations of one row. Out: a `TimeMatch`, the sparse rows of an alignment matrix whose rows are convex
-combinations; student tokens without a target are left out. One function per method in a registry.
+In: the byte spans of both tokenizations of one row. Out: a `TimeMatch`, a sparse alignment matrix with one row per supervised student
+token, whose weights are ≥ 0 and sum to 1; student tokens without a target have no row. One function per method in a registry.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Segments = Sequence[int] | None
 
 
 class TeacherSpans(Protocol):
-    """A store, or a teacher that reads along: the bytes of each token of a row `[time]`, −1 where it cannot be compared."""
+    """What gives the byte spans of a teacher's tokens by row id, `[time]`, −1 where not comparable: a store or an online teacher."""
 
     def byte_start(self, row: str) -> np.ndarray: ...
 
@@ -29,8 +29,9 @@ class TeacherSpans(Protocol):
 class TimeMatch:
     """For each supervised student token the teacher tokens it is compared with.
 
-    `position`: student tokens that have a target, ascending. `tokens`: teacher tokens, 0 where the weight is 0. `weight`: rows
-    sum to 1.
+    `position [n]`: student tokens that have a target, ascending. `tokens [n, k]`: teacher tokens, 0 where the weight is 0.
+    `weight [n, k]`: rows sum to 1. For example, position [3], tokens [[4, 5]], weight [[0.25, 0.75]]: the target of student token 3 is
+    0.25·teacher[4] + 0.75·teacher[5].
     """
 
     position: Int[np.ndarray, " n"]
@@ -49,7 +50,7 @@ def match_time(method: str, student: Spans, teacher: Spans, segments: Segments =
 def match_row(
     method: str, row: str, encoded: EncodedRow, teacher: TeacherSpans, segments: Segments = None
 ) -> TimeMatch:
-    """Match one row as the student reads it (`encoded`) with the teacher's tokens of it."""
+    """`match_time` for the row with id `row`: `encoded` is the student's tokenization, the teacher's spans come from `teacher`."""
     theirs = Spans(teacher.byte_start(row), teacher.byte_end(row))
     return match_time(method, Spans(encoded.byte_start, encoded.byte_end), theirs, segments)
 
@@ -77,20 +78,20 @@ def truncate(student: Spans, teacher: Spans, segments: Segments) -> TimeMatch:
 
 
 def overlap(student: Spans, teacher: Spans, segments: Segments) -> TimeMatch:
-    """Shared bytes ÷ student span, renormalised over the comparable teacher tokens."""
+    """Every teacher token it shares bytes with, weighted by shared bytes ÷ student span, renormalised over the comparable ones."""
     position, tokens, shared = _shared_bytes(student, teacher)
     return _convex(position, tokens, shared.astype(np.float64))
 
 
 def iou(student: Spans, teacher: Spans, segments: Segments) -> TimeMatch:
-    """Shared bytes ÷ bytes of the union, normalised per row."""
+    """Every teacher token it shares bytes with, weighted by shared bytes ÷ bytes of the union, normalised per row."""
     position, tokens, shared = _shared_bytes(student, teacher)
     union = (student.end - student.start)[position][:, None] + (teacher.end - teacher.start)[tokens] - shared
     return _convex(position, tokens, shared / np.maximum(union, 1))
 
 
 def resample(student: Spans, teacher: Spans, segments: Segments) -> TimeMatch:
-    """u_i = i·(T_t−1)/(T_s−1) with linear interpolation, apart for each segment; a token belongs to the segment its end lies in.
+    """Linear interpolation at u_i = i·(T_t−1)/(T_s−1), within each segment; a token belongs to the segment that its end lies in.
 
     A student segment of one token reads the teacher's last; a segment without teacher tokens has no target.
     """

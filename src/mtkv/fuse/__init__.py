@@ -1,4 +1,11 @@
-"""Fuse several teachers' KV with weights from a router. The names below load on first use."""
+"""Fuse several teachers' KV, all in the student's space, with weights from a router (method.md §7).
+
+student's KV → `prototypes.query_of` → `[batch, features]`                ─┐
+teachers' KV → `prototypes.prototypes_of` → `[batch, teachers, features]` ─┴→ a router of `routers` → weights `[batch, teachers]`
+weights + teachers' KV `[tokens, teachers, layers, 2, width]` → `routers.fuse` → one target `[tokens, layers, 2, width]`
+
+*Router*: weighs the teachers of a row. *Prototype*: a teacher's KV of the row, pooled. The exported names load on first use.
+"""
 
 from mtkv.provenance.lazy_exports import lazy_exports
 

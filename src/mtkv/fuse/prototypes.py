@@ -1,13 +1,9 @@
-"""What a router compares: the student's KV of a row (query) and each teacher's KV of the same row (prototypes), over the same tokens.
+"""What a router compares: the student's KV of a row (query) and each teacher's KV of the same tokens (prototypes), and how alike they are.
 
 Both must lie in the student's space. Prototypes over the whole data would be equal for all teachers, because closed-form maps share the
-student's mean. Tokens of all rows of a batch lie one after the other, in time order within a row; `sample` says whose each is.
-
-k-means without randomness, for many small groups of points at once.
-
-How alike a query and the teachers' prototypes are: `SIMILARITIES[name](query, prototypes)`, over the last axis.
-
-Dot product and distance are divided by √features, so that a temperature means the same for narrow and wide KV.
+student's mean. The tokens of all rows of a batch come one after the other, in time order within a row; `sample [tokens]` is the row of
+each. Pooling is the mean, the first token or deterministic k-means. `SIMILARITIES[name](query, prototypes)` compares over the last axis;
+dot product and distance are divided by √features, so that a temperature means the same for narrow and wide KV.
 """
 
 from collections.abc import Callable
@@ -21,10 +17,11 @@ from torch.nn import functional as F
 def kmeans(
     points: Float[Tensor, "groups points features"], real: Bool[Tensor, "groups points"], clusters: int, steps: int = 8
 ) -> Float[Tensor, "groups clusters features"]:
-    """Centroids after `steps` Lloyd iterations (Lloyd 1982) from a farthest-point start (Gonzalez 1985).
+    """Centroids after `steps` Lloyd iterations (Lloyd 1982) from a farthest-point start (Gonzalez 1985), for many small groups at once.
 
-    The start: the point farthest from the mean, then always the point farthest from those chosen (ties: the first). A cluster that
-    loses its points stays where it is, so a group with fewer distinct points than clusters repeats some. Zeros for an empty group.
+    `real`: the points that are no padding. The start: the point farthest from the mean, then always the point farthest from those chosen
+    (ties: the first). A cluster that loses its points stays where it is, so a group with fewer distinct points than clusters repeats some
+    centroids. Zeros for an empty group.
     """
     points = points.masked_fill(~real[..., None], 0)
     mean = points.sum(1) / real.sum(1).clamp_min(1)[:, None]
@@ -47,7 +44,7 @@ def _farthest(points: Tensor, real: Tensor, centroids: Tensor) -> Float[Tensor, 
 
 
 def _distance(points: Tensor, centroids: Tensor) -> Float[Tensor, "groups points clusters"]:
-    """Exact differences: torch's faster formula, which it takes for more than 25 points, is not 0 between equal points."""
+    """Euclidean distances from exact differences: the formula that torch uses for more than 25 points is not 0 between equal points."""
     return torch.cdist(points, centroids, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -70,8 +67,8 @@ SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": cosine,
 def similarity_to_teachers(
     name: str, query: Float[Tensor, "batch *layers features"], prototypes: Float[Tensor, "batch teachers *rest"]
 ) -> Float[Tensor, "batch teachers *layers"]:
-    """`prototypes [batch, teachers, *layers, features]`, or `[batch, teachers, *layers, centroids, features]`: then the most similar
-    centroid counts."""
+    """The similarity `name` of the query to each teacher's prototype `[batch, teachers, *layers, features]`, or to the most similar of its
+    centroids `[batch, teachers, *layers, centroids, features]`."""
     beside = query[:, None]
     if prototypes.dim() == beside.dim() + 1:
         return SIMILARITIES[name](beside[..., None, :], prototypes).amax(-1)
@@ -107,9 +104,9 @@ def query_of(
     per_layer: bool = False,
     unit: Unit | None = None,
 ) -> Float[Tensor, "batch features"] | Float[Tensor, "batch layers features"]:
-    """The student's side: its first token for `cls`, its mean otherwise. `features` is layers·2·width, or 2·width `per_layer`.
+    """The student's side: its first token for method `cls`, else the mean. features = layers·2·width, or 2·width with `per_layer`.
 
-    `unit`: what each layer and kind is measured in.
+    `unit`: normalisation scale of each layer and kind, by which the KV are divided.
     """
     pooled = (first if method == "cls" else pool)(kv, sample, batch).unflatten(1, kv.shape[1:])
     in_units = pooled if unit is None else pooled / unit
@@ -137,7 +134,7 @@ def prototypes_of(
 def padded(
     x: Float[Tensor, "tokens ..."], sample: Sample, batch: int
 ) -> tuple[Float[Tensor, "batch most ..."], Int[Tensor, " batch"]]:
-    """Tokens sorted into rows `[batch, most, ...]`, zeros behind, and how many each row has."""
+    """Tokens arranged as rows `[batch, most, ...]`, padded with zeros on the right, and the number of tokens in each row."""
     count = torch.bincount(sample, minlength=batch)
     order = sample.argsort(stable=True)
     row = sample[order]

@@ -1,16 +1,10 @@
-"""Weights over teachers for each sample (method.md §7): the strategies by name, and the module that computes them.
+"""Weights over teachers for each row, the fused KV Σᵢ αᵢ·KVᵢ, and the entropy term on the weights (method.md §7).
 
 A router is a module `(query, prototypes, *, likelihood=None, row_seed=None) -> weights` whose weights sum to 1 over teachers.
 `query [batch, features]` and `prototypes [batch, teachers, features]` come from `mtkv.fuse.prototypes`; weights are `[batch, teachers]`.
 With `per_layer` all three have a layers axis: `[batch, layers, features]`, `[batch, teachers, layers, features]`, and the weights of
 `learnable` and `similarity` are `[batch, teachers, layers]`. `likelihood [batch, teachers]`: each teacher's mean log-likelihood of the
-row's gold answer, in nats per token. `row_seed [batch]`: a number of the row's own, the same whenever the row is seen.
-
-The fused KV: Σᵢ αᵢ·KVᵢ (method.md §7).
-
-Entropy regulariser on routing weights (method.md §7): γ·H pushes towards one teacher, −γ·H towards all of them.
-
-The trained router: weights over teachers from the query, and for `attention` from the teachers' prototypes too.
+row's gold answer, in nats per token. `row_seed [batch]`: a seed that belongs to the row, the same whenever the row is seen.
 """
 
 from collections.abc import Callable
@@ -34,7 +28,7 @@ def fuse(
     weights: Float[Tensor, "batch teachers"] | Float[Tensor, "batch teachers layers"],
     sample: Int[Tensor, " tokens"],
 ) -> Float[Tensor, "tokens ..."]:
-    """Σᵢ αᵢ·KVᵢ with the weights of the sample each token belongs to.
+    """Σᵢ αᵢ·KVᵢ at every token, with the weights of its row: token n belongs to row `sample[n]`.
 
     Weights per layer need `kvs [tokens, teachers, layers, ...]`.
     """
@@ -51,7 +45,7 @@ def entropy(weights: Float[Tensor, "batch teachers *layers"]) -> Float[Tensor, "
 
 
 def entropy_loss(weights: Float[Tensor, "batch teachers *layers"], target: str, strength: float) -> Float[Tensor, ""]:
-    """±γ·H: to be added to the loss. `target` is `specialized` or `diverse`."""
+    """To be added to the loss: γ·H for target `specialized` (pushes towards one teacher), −γ·H for `diverse` (towards all of them)."""
     return SIGN[target] * strength * entropy(weights)
 
 
@@ -138,7 +132,9 @@ SCORERS: dict[str, type[nn.Module]] = {"mlp": MLPScorer, "gate": GateScorer, "at
 
 
 class LearnableRouter(nn.Module):
-    """softmax(score / τ) over teachers. Training starts from uniform weights, because each scorer's last layer starts at zero.
+    """The trained router: softmax(score / τ), where a scorer reads the query and, for `attention`, the prototypes too.
+
+    Training starts from uniform weights, because each scorer's last layer starts at zero.
 
     `hidden_dim`: features of the query; `router_type`: mlp, gate or attention; `width`: of the router's own hidden layer; `layers`:
     None for one set of weights per row, else queries are `[batch, layers, hidden_dim]` and every layer gets its own weights.
@@ -269,5 +265,5 @@ ROUTERS: dict[str, Callable[["FusionConfig", int, int, int], nn.Module]] = {
 
 
 def build_router(config: "FusionConfig", teachers: int, layers: int, features_per_layer: int = 1) -> nn.Module:
-    """The router of `config.strategy`; a query has layers·features_per_layer features, or with `config.per_layer` those of one layer."""
+    """The router of `config.strategy`. A query has layers·features_per_layer features, with `config.per_layer` features_per_layer."""
     return ROUTERS[config.strategy](config, teachers, layers, features_per_layer)

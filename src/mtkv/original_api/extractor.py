@@ -1,4 +1,4 @@
-"""Texts in, keys before RoPE and values of every layer out: the extractor of the original design.
+"""The extractor of the original design: texts in, keys before RoPE and values of every layer out.
 
 Studies use `mtkv.kv.extract`, which writes the sharded store; this is the same capture for a notebook or a script.
 """

@@ -1,6 +1,6 @@
-"""Fusion of whole KVs by the names of the original design: `[batch, heads, time, head_dim]`, or (k, v), or one such pair per layer.
+"""Fuse whole KVs, under the names of the original design: `[batch, heads, time, head_dim]`, or (k, v), or one such pair per layer.
 
-Every teacher's KV must already be in the student's space, with the same structure and shapes; teachers may be any number.
+The KV of every teacher (any number of them) must already be in the student's space, with the same structure and shapes.
 """
 
 import math

@@ -17,9 +17,10 @@ def build_multi_teacher_layer_map(
     similarities: Sequence[np.ndarray] | None = None,
     top_k: int = 2,
 ) -> list[LayerMap]:
-    """One map per teacher, every student layer a key, weights > 0 that sum to 1.
+    """One map per teacher, every student layer a key, weights > 0 that sum to 1: `{0: [(0, 1.0)], 1: [(2, 0.5), (3, 0.5)]}`.
 
-    `cka` needs `similarities`, one `[student_layers, teacher_layers]` per teacher (`mtkv.align.cka_similarity`).
+    `strategy`: see `mtkv.align.layers`; `cka` needs `similarities`, one `[student_layers, teacher_layers]` per teacher
+    (`mtkv.align.cka_similarity`).
     """
     given = [None] * len(teacher_layer_counts) if similarities is None else list(similarities)
     matrices = [
@@ -39,7 +40,7 @@ def interpolate_teacher_layers(
 ) -> list[Any]:
     """One teacher's KV at the student's layers: a list of tensors, or of (K, V) pairs, one per teacher layer → one per student layer.
 
-    With a list of maps (what `build_multi_teacher_layer_map` returns), `teacher_kvs` is a list of teachers and so is the answer.
+    With a list of maps (what `build_multi_teacher_layer_map` returns), `teacher_kvs` and the result are lists with one entry per teacher.
     Raises ValueError where a student layer has no target or a teacher layer is missing.
     """
     if not isinstance(layer_map, Mapping):

@@ -89,7 +89,7 @@ class KVDimensionProjector(nn.Module):
         self.student_num_kv_heads = student_num_kv_heads
         self.student_head_dim = student_head_dim
         self.mlp_ratio, self.dropout = mlp_ratio, dropout
-        self.projectors = nn.ModuleDict()  # by place, because module names may not hold the dots of "Qwen2.5-7B"
+        self.projectors = nn.ModuleDict()  # by index, because module names may not hold the dots of "Qwen2.5-7B"
         for name, config in self.teacher_configs.items():
             if "num_kv_heads" not in config:
                 self._build(name, config["d_model"], student_d_model)

@@ -1,7 +1,7 @@
-"""Turn keys after RoPE from a teacher's angles to a student's (method.md §11; Su et al. 2021, arXiv 2104.09864).
+"""Rotate keys after RoPE from a teacher's angles to a student's (method.md §11; Su et al. 2021, arXiv 2104.09864).
 
-It extends or compresses context; it does not translate keys between models. The library itself distils keys *before* RoPE
-(`mtkv.kv`), which need none of this.
+This extends or compresses context; it does not translate keys between models. Studies distil keys *before* RoPE (`mtkv.kv`), which need
+none of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ from mtkv.models.rope_scaling import ntk_base, two_thirds_base
 
 
 def ntk(base: float, dim: int, stretch: float, time: int, trained: int) -> tuple[float, float]:
-    """The base of NTK scaling."""
+    """base·s^(d/(d−2)) (bloc97 2023)."""
     return ntk_base(base, dim, stretch), 1.0
 
 
 def ntk_two_thirds(base: float, dim: int, stretch: float, time: int, trained: int) -> tuple[float, float]:
-    """The base of the original design's exponent."""
+    """base·s^(2/3), the original design's exponent."""
     return two_thirds_base(base, dim, stretch), 1.0
 
 
@@ -65,10 +65,10 @@ class MultiTeacherRoPEScaler:
         self.student_base = student_base
 
     def scale_kv_pairs(self, ks: Sequence[Tensor], vs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys `[…, time, dim]` of every teacher, turned; values as they came.
+        """Keys `[…, time, dim]` of every teacher, rotated to the student's angles; values unchanged.
 
-        The teacher's rotation is undone and the student's done in one turn by the difference of their angles, in float64; where base
-        and length agree nothing is touched. Raises ValueError for another number of teachers.
+        One rotation by the difference of the angles undoes the teacher's and does the student's, in float64; where base and length agree
+        nothing changes. Raises ValueError for another number of teachers.
         """
         if not len(ks) == len(vs) == len(self.teacher_configs):
             raise ValueError(f"{len(self.teacher_configs)} teachers, but {len(ks)} keys and {len(vs)} values")
@@ -95,7 +95,7 @@ def inverse_frequencies(base: float, dim: int) -> Float[Tensor, " half"]:
 
 
 def rotate(x: Float[Tensor, "*batch time dim"], angle: Float[Tensor, "time half"]) -> Float[Tensor, "*batch time dim"]:
-    """Turn the pairs (i, i + d/2) by `angle`; negative angles undo positive ones."""
+    """Rotate the channel pairs (i, i + d/2) by `angle`; negative angles undo positive ones."""
     first, second = x.to(angle.dtype).chunk(2, dim=-1)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

@@ -1,7 +1,7 @@
-"""Bring a teacher's KV to the student's tokens with tensors: the calls of the original design (method.md §2).
+"""Bring a teacher's KV to the student's tokens: the calls of the original design (method.md §2), on tensors.
 
 Time is the second to last dimension throughout, so `[batch, heads, time, dim]` and `[batch, time, width]` both work. A mask is True where
-there is something to compare; what it hides is zero and belongs out of the loss.
+there is something to compare; KV where it is False is zero and must be left out of the loss.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from mtkv.align.byte_spans import printed_spans
 def build_char_align_matrix(
     student_tokens: Sequence[str], teacher_tokens: Sequence[str], text: str, method: str = "overlap"
 ) -> Float[Tensor, "student_time teacher_time"]:
-    """How much each student token shares with each teacher token, from byte spans of tokens as tokenizers print them.
+    """How much each student token overlaps each teacher token in bytes of `text`; tokens as tokenizers print them (`printed_spans`).
 
     `overlap`: shared ÷ student span, rows sum to 1 (all zero for a token that shares nothing). `iou`: plain shared ÷ union, as the
     original design has it; it punishes nesting, so its rows do not sum to 1. Raises ValueError for another method.

@@ -49,7 +49,7 @@ def visualize_alignment(align_matrix: Any, student_tokens: Sequence[str], teache
 
 
 def _heatmap(matrix: Float[np.ndarray, "rows columns"], columns: list[str], rows: list[str]) -> go.Figure:
-    """Places are numbers with labels as tick text, because two tokens may read the same."""
+    """A heat map over row and column numbers with the labels as tick text, because two tokens may read the same."""
     x, y = list(range(len(columns))), list(range(len(rows)))
     labels = [[f"{row} ← {column}" for column in columns] for row in rows]
     trace = go.Heatmap(
@@ -63,7 +63,7 @@ def _heatmap(matrix: Float[np.ndarray, "rows columns"], columns: list[str], rows
 
 
 def _layer_matrix(layer_map: Any, teacher: int, student: int) -> Float[np.ndarray, "student_layers teacher_layers"]:
-    """Any of the three notations as one matrix."""
+    """The matrix of a layer map in any of the three notations of `visualize_layer_mapping`."""
     if isinstance(layer_map, Mapping):
         entries = [(s, t, w) for s, sources in layer_map.items() for t, w in sources]
     else:
