@@ -26,7 +26,8 @@ from mtkv.config.errors import ConfigError
 from mtkv.config.study import load_study
 from mtkv.data.parquet_rows import RowFile, check_files
 from mtkv.data.validation import check_rows
-from mtkv.distill.dataset import CONTROLS, DistillationRows
+from mtkv.distill.controls import CONTROLS
+from mtkv.distill.dataset import DistillationRows
 from mtkv.distill.dataset_on_disk import CHANGES, PARTNERS, Spool, StreamedRows
 from mtkv.distill.teacher_kv import open_sources
 from mtkv.models.load import load_tokenizer

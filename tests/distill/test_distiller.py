@@ -8,9 +8,11 @@ from tokenizers_for_tests import byte_level_bpe, unigram
 
 from mtkv.align.closed_form_maps import fit_map
 from mtkv.config.kv import KVConfig
-from mtkv.distill.dataset import CONTROLS, DistillationRows, RowMatch
+from mtkv.distill.controls import CONTROLS
+from mtkv.distill.dataset import DistillationRows
 from mtkv.distill.distiller import Distiller
 from mtkv.distill.kv_objective import KVObjective
+from mtkv.distill.row_match import RowMatch
 from mtkv.distill.teacher_kv import TeacherKV
 from mtkv.kv.extract import read_kv
 from mtkv.kv.store import KVStore, StoredRow, write_index, write_shard

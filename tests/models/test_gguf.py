@@ -12,7 +12,7 @@ from tokenizers_for_tests import byte_level_bpe
 
 from mtkv.config.models import ModelConfig
 from mtkv.models import gguf as converting
-from mtkv.models.integrity import content_digest
+from mtkv.models.content_digest import content_digest
 from mtkv.models.load import load_model, load_tokenizer, model_folder, model_kv_heads
 from mtkv.models.paths import card_path
 from mtkv.models.tokenization import encode_rows

@@ -13,7 +13,7 @@ from mtkv.config.data import DataConfig
 from mtkv.config.models import ModelConfig
 from mtkv.data.build import draw_frames
 from mtkv.data.pocket import TASKS
-from mtkv.models.integrity import POCKET, pocket_folder
+from mtkv.models.content_digest import POCKET, pocket_folder
 from mtkv.models.load import load_model, load_tokenizer
 from mtkv.models.pocket_measure import measure
 

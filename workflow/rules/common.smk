@@ -15,7 +15,7 @@ from mtkv.config.site import read_site
 from mtkv.config.study import load_study
 from mtkv.data.fingerprint import state_of
 from mtkv.ops.doctor.packages import path_problem
-from mtkv.models.integrity import content_digest
+from mtkv.models.content_digest import content_digest
 from mtkv.provenance.code_digest import code_digest
 
 try:
@@ -149,7 +149,7 @@ def other_teachers(arm):
 
 
 def teacher_index(wildcards):
-    """The index of a teacher's store; nothing when teachers read along."""
+    """The index of a teacher's store; nothing with online teachers."""
     stored = STUDY.teachers.mode == "stored"
     return [f"{ROOT}/teachers/{wildcards.teacher}/index.parquet"] if stored else []
 

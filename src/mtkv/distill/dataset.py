@@ -4,8 +4,7 @@ In: rows of text, the teachers' KV, the arm's control. Out: batches for the `Dis
 teacher of the arm has matching tokens.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -15,22 +14,11 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mtkv.data.rows import segment_ends
+from mtkv.distill.controls import controlled
+from mtkv.distill.row_match import RowMatch
 from mtkv.distill.teacher_kv import Source, row_seed
 from mtkv.models.cross_entropy import padded_labels
 from mtkv.models.tokenization import EncodedRow, encode_rows, pad_batch
-
-
-@dataclass(frozen=True)
-class RowMatch:
-    """Where one row is supervised, and by what: its token `position[i]` by Σⱼ weight[i, j] · KV of token `tokens[i, j]` of row `row`.
-
-    `position [n]`; `tokens` and `weight`, both `[n, k]`, one each per teacher. `row` is another row's id under `shuffle_items`.
-    """
-
-    row: str
-    position: np.ndarray
-    tokens: list[np.ndarray]
-    weight: list[np.ndarray]
 
 
 class DistillationRows(Dataset[int]):
@@ -130,70 +118,3 @@ class DistillationRows(Dataset[int]):
         missing = [number for number, teacher in enumerate(teachers) if row not in teacher]
         if missing:
             raise ValueError(f"row {row}: not in the KV of teacher number {missing[0]} of this arm")
-
-
-def controlled(true: list[RowMatch], control: str, seed: int) -> list[RowMatch]:
-    """The matches as the arm's control changes them (`CONTROLS`, method.md §9). Raises ValueError when nothing is matched."""
-    check_matched([len(match.position) for match in true])
-    return CONTROLS.get(control, _keep)(true, np.random.default_rng(seed))
-
-
-def check_matched(supervised: Sequence[int]) -> None:
-    """Raises ValueError when no row has a supervised token."""
-    if not any(supervised):
-        raise ValueError("no token of any row is matched with a token of every teacher of this arm")
-
-
-def _keep(matches: list[RowMatch], rng: np.random.Generator) -> list[RowMatch]:
-    return matches
-
-
-def shuffle_items(matches: list[RowMatch], rng: np.random.Generator) -> list[RowMatch]:
-    """Another row's teacher KV for every row (method.md §9): one fixed partner each, never the row itself.
-
-    The supervised positions stay the row's own; the r-th takes the partner's r-th matched token (from its first again where it has
-    fewer), so amount, order and statistics of the supervision are those of the true arm and only its content is wrong.
-    """
-    partner = partners([len(match.position) for match in matches], rng)
-    return [
-        match if partner[index] == index else with_tokens_of(match, matches[partner[index]])
-        for index, match in enumerate(matches)
-    ]
-
-
-def partners(supervised: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """For each row the number of the row whose tokens it gets `[rows]`: one random cycle through the rows with supervised tokens.
-
-    Rows without any keep to themselves: [3, 0, 2] supervised tokens give [2, 1, 0].
-    """
-    partner = np.arange(len(supervised))
-    order = rng.permutation(np.flatnonzero(supervised))
-    partner[order] = np.roll(order, 1)
-    return partner
-
-
-def shuffle_time(matches: list[RowMatch], rng: np.random.Generator) -> list[RowMatch]:
-    """The row's own teacher KV at permuted tokens."""
-    return [in_permuted_time(match, rng) for match in matches]
-
-
-def in_permuted_time(match: RowMatch, rng: np.random.Generator) -> RowMatch:
-    """The positions of `match`, supervised by its own tokens in random order."""
-    return _reordered(match, match, rng.permutation(len(match.position)))
-
-
-CONTROLS: dict[str, Callable[[list[RowMatch], np.random.Generator], list[RowMatch]]] = {
-    "shuffle_items": shuffle_items,
-    "shuffle_time": shuffle_time,
-}
-
-
-def with_tokens_of(match: RowMatch, partner: RowMatch) -> RowMatch:
-    """The positions of `match`, supervised by the tokens of `partner` one after the other, from the first again where it has fewer."""
-    return _reordered(match, partner, np.arange(len(match.position)) % len(partner.position))
-
-
-def _reordered(match: RowMatch, source: RowMatch, order: np.ndarray) -> RowMatch:
-    """The positions of `match`, supervised by the tokens of `source` in the given order."""
-    tokens, weight = ([part[order] for part in parts] for parts in (source.tokens, source.weight))
-    return RowMatch(source.row, match.position, tokens, weight)

@@ -17,15 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mtkv.data.parquet_rows import RowFile
 from mtkv.data.rows import segment_ends
-from mtkv.distill.dataset import (
-    CONTROLS,
-    DistillationRows,
-    RowMatch,
-    check_matched,
-    in_permuted_time,
-    partners,
-    with_tokens_of,
-)
+from mtkv.distill.controls import CONTROLS, check_matched, in_permuted_time, partners, with_tokens_of
+from mtkv.distill.dataset import DistillationRows
+from mtkv.distill.row_match import RowMatch
 from mtkv.distill.teacher_kv import Source, TeacherFiles
 from mtkv.models.tokenization import EncodedRow, encode_rows
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, constants, errors, snapshot_download
 
-from mtkv.models.integrity import check_weights, content_digest
+from mtkv.models.content_digest import content_digest
+from mtkv.models.integrity import check_weights
 from mtkv.models.load import load_tokenizer, model_folder
 from mtkv.models.paths import MAIN, card_path, hub_folder, read_card
 from mtkv.provenance.files import check_room, disk_full, is_disk_full, write_json

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mtkv.models.integrity import check_loaded, sampled_digest
+from mtkv.models.content_digest import sampled_digest
+from mtkv.models.integrity import check_loaded
 from mtkv.models.paths import card_path, gguf_path, models_folder, read_card
 from mtkv.provenance.files import atomic_path, write_json
 

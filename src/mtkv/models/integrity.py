@@ -1,26 +1,17 @@
-"""Check that a model folder is complete and undamaged, and give a digest of it on which everything made from the model depends.
+"""Is a model folder complete and undamaged, and is what was loaded of it what the folder holds?
 
 `check_weights` takes milliseconds and needs no model; `load_checked`, through which the package loads all weights, checks the rest:
-transformers would only warn of tensors that it filled at random or ignored. `content_digest` changes when the model's files do; it is
-called while Snakemake parses its rules.
+transformers would only warn of tensors that it filled at random or ignored.
 """
 
-import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from mtkv.models.paths import cached_commit, gguf_path, hub_folder, read_card
-
-if TYPE_CHECKING:
-    from mtkv.config.models import ModelConfig
-
 
 WEIGHTS = (".safetensors", ".bin")
 INDEX = "model.safetensors.index.json"
@@ -149,69 +140,3 @@ def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, embeddings: 
             f"model {name!r}: its tokenizer has {len(tokenizer)} tokens, but the model only {embeddings} embeddings; "
             f"{len(beyond)} tokens have none, {token!r} among them: tokenizer and model do not belong together"
         )
-
-
-POCKET = Path(__file__).parent / "pocket"
-BLOCK = 2**16
-BLOCKS = 16
-MISSING = "missing"
-
-
-def pocket_folder(name: str) -> Path:
-    """Folder of a model shipped in the package."""
-    return POCKET / name
-
-
-def content_digest(config: "ModelConfig") -> str:
-    """Digest of the model's files: hexadecimal digits, or "missing" for a model that is not there (yet).
-
-    Pocket models: from the digests in `recipe.json`. Hub models: the commit that was fetched. Folders and GGUF files: from names,
-    sizes and `BLOCKS` evenly spread blocks of each file, because reading many gigabytes at every plan would take minutes.
-    """
-    return DIGESTS[config.source](config)
-
-
-def sampled_digest(paths: Iterable[Path]) -> str:
-    """64 hexadecimal digits over name, size and sampled content of files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for block in range(BLOCKS):
-                file.seek(max(0, size - BLOCK) * block // (BLOCKS - 1))
-                digest.update(file.read(BLOCK))
-                if size <= BLOCK:
-                    break
-    return digest.hexdigest()
-
-
-def _recorded(config: "ModelConfig") -> str:
-    recipe = json.loads((POCKET / "recipe.json").read_text(encoding="utf-8"))
-    files: dict[str, str] = recipe["models"][config.name]["sha256"]
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _of_folder(config: "ModelConfig") -> str:
-    folder = Path(config.name)
-    if not folder.is_dir():
-        return MISSING
-    return sampled_digest(sorted(entry for entry in folder.iterdir() if entry.is_file()))
-
-
-def _of_hub(config: "ModelConfig") -> str:
-    card = read_card(hub_folder(config))
-    return card["commit"] if card else cached_commit(config) or MISSING
-
-
-def _of_gguf(config: "ModelConfig") -> str:
-    path = gguf_path(config)
-    return sampled_digest([path]) if path.is_file() else MISSING
-
-
-DIGESTS: dict[str, Callable[["ModelConfig"], str]] = {
-    "pocket": _recorded,
-    "path": _of_folder,
-    "hub": _of_hub,
-    "gguf": _of_gguf,
-}

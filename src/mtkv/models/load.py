@@ -21,9 +21,10 @@ from transformers import (
 from mtkv.models.adapters import four_bit
 from mtkv.models.auto_class import causal_class, encoder_class
 from mtkv.models.chat_template import chat_template
+from mtkv.models.content_digest import pocket_folder
 from mtkv.models.device_placement import SINGLE, kv_shape, placement_arguments
 from mtkv.models.gguf import converted_folder
-from mtkv.models.integrity import check_tokenizer, check_vocabulary, load_checked, pocket_folder
+from mtkv.models.integrity import check_tokenizer, check_vocabulary, load_checked
 from mtkv.models.paths import LATENT_FILE, cached_commit, cached_snapshot, hub_folder, is_latent, read_card
 from mtkv.models.rope_scaling import context_length, scale_rope
 from mtkv.models.tokenizer_limits import Reading

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mtkv.distill.dataset import DistillationRows, RowMatch, controlled
+from mtkv.distill.controls import controlled
+from mtkv.distill.dataset import DistillationRows
+from mtkv.distill.row_match import RowMatch
 from mtkv.distill.teacher_kv import row_seed
 from mtkv.latent.model.student import LatentStudent
 from mtkv.latent.training.chain_of_thought import ChainRow, chain_rows
