@@ -1,12 +1,19 @@
-"""Bring a teacher's KV to the student's tokens (method.md §2), layers (§3), heads and width (§4).
+"""Bring a teacher's KV to the student's tokens, layers, heads and width (docs/method.md §2–§5).
 
-teacher KV `[teacher_time, stored_layers, 2, teacher_width]`
-  → `token_alignment` (over `byte_spans`): `[n, stored_layers, 2, teacher_width]` at n supervised student tokens
-  → `layers` + `closed_form_maps.combine_layers`: `[n, student_layers, 2, teacher_width]`
-  → `closed_form_maps` (frozen) or `adapters` (trained): `[n, student_layers, 2, student_width]`
+Words: *span*, the bytes of a row's text that a token covers; *match*, the teacher tokens that one student token is compared with, and
+their weights; *map*, closed form and frozen; *adapter*, a map that is trained with the student.
 
-*Boundary*: a byte at which a token ends. *Map*: fitted in closed form and frozen; *adapter*: trained with the student.
-The exported names load on first use, so that `import mtkv.align` imports none of their modules.
+    byte spans of both tokenizations ─ token_alignment ─► TimeMatch ─┐
+    layer counts (or CKA) ─ layers ─► layer weights ─────────────────┼─► matched KV of both ─ closed_form_maps ─► KVMap
+    teacher's and raw student's KV of the calibration rows ──────────┘                       (trained: adapters)
+
+Example, Qwen2.5-0.5B (24 layers, 2 KV heads of 64) to SmolLM2-135M (30 layers, 3 of 64); 2 is K and V, a width is heads · head_dim:
+
+    n matched tokens, teacher   [n, 24, 2, 128]   layer weights [30, 24]   combine_layers → [n, 30, 2, 128]
+    the student's own           [n, 30, 2, 192]   fit_map → KVMap.weight   [30, 2, 128, 192]
+    KVMap.target(teacher)       [n, 30, 2, 192]
+
+The names below load on first use, so that `import mtkv.align` imports none of their modules.
 """
 
 from mtkv.provenance.lazy_exports import lazy_exports

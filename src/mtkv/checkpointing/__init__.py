@@ -1,7 +1,9 @@
-"""Let a stage that was killed go on where it stopped, and let nobody else write there meanwhile.
+"""Work that is not lost when a job is: where a stage keeps what it has, and who may write it.
 
-stage → `store.Checkpoint.save(step)` → checkpoints/<digest of `identity`>/step-*  → the next attempt goes on from the newest complete step
-          guarded by `lock`; USR1 before SLURM's time limit → `preemption`; earlier logs → `log_history`; no longer needed → `clean`
+Words: *identity*, settings, code, inputs and versions, all of which must agree to go on; *manifest*, identity and whose run it is;
+*step*, one saved state; *preemption*, SLURM's USR1 before the time limit.
 
-*Step*: one saved state, complete or absent. *Identity*: what must be equal to resume: settings, code, inputs, versions.
+    job ─ identity ─► digest ─ store.Checkpoint: checkpoints/<digest>/ (lock.WriterLock: one writer)
+      save ─► step-00000123/, whole or not there │ preemption: save, leave with a code of its own
+      next start: newest step ─► the same result │ log_history: the job's old log goes on │ clean: folders of no more use
 """

@@ -1,7 +1,10 @@
-"""What a study is: pydantic models of the config, checked before anything runs. Never imports torch.
+"""What a study is: pydantic models of the config, overlays, `extends`, and the JSON schema. Never imports torch.
 
-YAML files → `overlay` (merge) → `raw_tree` (plain values) → `extends` (arms inherit) → pydantic sections → `references` → `study.Study`
-                  every problem on the way → `errors.ConfigError`, one line each; `schema` writes the JSON schema for editors
+Words: *section*, one pydantic model; *overlay*, a YAML file merged over another; *resolved* arm, one whose `extends` is filled in.
 
-*Arm*: one way to make a model. *Overlay*: a later file merged over the first. *Section*: one pydantic model of the config.
+    config.yaml + overlays ─ overlay ─► mapping ─ extends ─► resolved arms ─ study.Study ─ references ─► Study
+                                        every problem found on the way ─ pydantic_errors ─► ConfigError
+    Study ─ schema ─► config/schema.json (`make schema`; a test compares them)
+
+A field = one line of `kv.py`, `arms.py`, `data.py` …; its `description` is the reference that editors show.
 """

@@ -1,8 +1,10 @@
-"""From the questions of data sets to rows of text, with a check that no test question is trained on.
+"""Questions to rows of text and test sets, with no question on both sides.
 
-synthetic tasks (`pocket_*`) ─┐
-real `sources`, by `loading`  ┴→ `items.Item` → `splits`/`mixture` (by hash of the question) → `rows` → {train,val,calibration}.parquet
-seven `benchmarks`            → `testsets` → test/<dataset>.parquet;      `contamination` compares rows with tests, `validation` checks all
+Words: *source*, a data set rows are made from; *benchmark*, a data set that is asked; *item*, one question with its chain of thought
+and answer; *row*, an item in one style (`cot`, `direct`) as prompt and target; *split*, train, val, calibration or test.
 
-*Item*: one question with its answer. *Row*: a question written in one *style*, as prompt and target. *Pocket*: small and made here.
+    pocket tasks (programs) ─────────────────┐
+    files or hub ─ loading, sources ─► items ─┴ mixture, splits, contamination ─► train, val, calibration.parquet
+    files or hub ─ loading, benchmarks ─► testsets ─► test/*.parquet, examples/*.parquet (few-shot)
+    build runs it; validation counts and checks; parquet_rows reads rows larger than memory; download fetches the files
 """

@@ -1,10 +1,17 @@
-"""Fuse several teachers' KV, all in the student's space, with weights from a router (method.md §7).
+"""Fuse several teachers' KV, already in the student's space, with weights from a router (docs/method.md §7).
 
-student's KV → `prototypes.query_of` → `[batch, features]`                ─┐
-teachers' KV → `prototypes.prototypes_of` → `[batch, teachers, features]` ─┴→ a router of `routers` → weights `[batch, teachers]`
-weights + teachers' KV `[tokens, teachers, layers, 2, width]` → `routers.fuse` → one target `[tokens, layers, 2, width]`
+Words: *router*, what gives each row (and, on demand, layer) its weights over teachers; *query*, the student's KV of a row, pooled;
+*prototype*, a teacher's KV of the same row, pooled.
 
-*Router*: weighs the teachers of a row. *Prototype*: a teacher's KV of the row, pooled. The exported names load on first use.
+    student's KV ─ prototypes.query_of ────► query ────┐
+    teachers' KV ─ prototypes.prototypes_of ► prototypes ┴ routers.build_router(…) ─► weights ─ routers.fuse ─► Σᵢ αᵢ·KVᵢ
+
+Example: 2 rows with 5 supervised tokens in all, `sample = [0, 0, 0, 1, 1]`, 2 teachers, 30 layers, width 192 (2 is K and V):
+
+    kvs [5, 2, 30, 2, 192]   query [2, 30·2·192]   prototypes [2, 2, 30·2·192]   weights [2, 2], rows sum to 1
+    fuse(kvs, weights, sample) → [5, 30, 2, 192]       with `per_layer`: query [2, 30, 2·192], weights [2, 2, 30]
+
+The names below load on first use.
 """
 
 from mtkv.provenance.lazy_exports import lazy_exports

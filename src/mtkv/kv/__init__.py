@@ -1,11 +1,18 @@
-"""Keys before RoPE and values: capture from any architecture (method.md §1), selection of tokens (§6), injection, store on disk (§12).
+"""Keys before RoPE and values: capture from any architecture, injection, selection, and the store on disk (docs/method.md §1, §6, §12).
 
-model + rows → `capture.KVCapture` → K, V `[batch, kv_heads, time, head_dim]` per layer
-             → `extract` (packed as `[time, layers, 2, width]`, 2 = K and V, width = kv_heads·head_dim) → `shards` → `store.KVStore`
-             → `online_teacher` (the same interface, without files)        `patch.KVInjection`: the way back into a model's attention
+Words: *KV*, keys before RoPE and values; *importance*, the attention a token gets from the answer; *budget*, how many tokens are kept;
+*store*, a teacher's KV of all rows; *shard*, one file of it; *tier*, raw (the teacher's space) or mapped (the student's).
 
-*Packed KV*: the layout above. *Tier*: raw (the teacher's own space) or mapped (the student's). *Importance*: attention from the answer.
-The exported names are imported on first use, so that `import mtkv.kv` stays cheap.
+    model ─ attention_hooks ─► capture.KVCapture, with or without gradient      patch.KVInjection: K and V put in from outside
+    rows ─ extract ─► shards (quantize) + index.parquet ─ store.KVStore         online_teacher.OnlineTeacher: the same, read while training
+    keys ─ importance, scores ─ select.select_tokens ─► which tokens supervise (row_rng: draws that belong to a row)
+
+Example, Qwen2.5-0.5B (24 layers, 2 KV heads of 64) and a row of 40 tokens:
+
+    with KVCapture(model) as kv: model(ids)      kv.keys()[3] → [1, 2, 40, 64], un-rotated; likewise kv.values()
+    KVStore(folder).read("row-7", tokens [8])    → [8, 24, 2, 128]: tokens, stored layers, {K, V}, heads · head_dim
+
+`KVCapture`, `KVInjection` and `TeacherKVExtractor` are imported when first asked for, so that `import mtkv.kv` stays cheap.
 """
 
 from mtkv.provenance.lazy_exports import lazy_exports

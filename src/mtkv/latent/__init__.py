@@ -1,8 +1,10 @@
-"""Latent tokens: M trained vectors between question and answer, which stand in for a chain of thought.
+"""Latent tokens in place of the chain of thought, taught by KV (KaVa, arXiv 2510.02312; docs/kava.md, docs/method.md §10).
 
-    question [begin] latent 1 … latent M [end] answer      `model`: reads, refines, generates, saves
-        the chain's tokens that a teacher selects → KV of each latent      `training`
-        answers with latents zeroed, swapped or cut; what they decode to      `evaluation`
+Words: *latent*, one of M trained input vectors between question and answer; *iteration*, one of T Jacobi passes that refine all latents
+at once; *slot*, a position between question and answer, markers included, or where KV are compared that of one latent; *own* KV, the
+student's, when it teaches itself by reading the chain.
 
-A *slot* is a position between question and answer, markers included; where KV are compared, that of one latent.
+    model       the student: question, [begin], M latents, [end], answer; training and inference passes
+    training    rows without their chain, the same rows with it, and each teacher's KV of the chain at the latents
+    evaluation  the same model behind lm-eval's interface, and what its latents are worth
 """

@@ -1,8 +1,8 @@
-"""Everything around a study's run: what it will cost, whether it can run here, how far it is, and why jobs run again.
+"""What one does around a study: see what it will cost, whether it can run here, and how far it is.
 
-    snakemake_dag (dry run) → planned_jobs → rerun_reasons ─→ cost_model (seconds, bytes) ─→ plan    (`mtkv plan`)
-    .snakemake/, checkpoints/, slurm.queue                                               ─→ status  (`mtkv status`)
-    the machine, the hub, SLURM                                                          ─→ doctor  (`mtkv doctor`)
+Nothing here computes a result or writes into one. *Job*: one run of a rule; *reason*: why Snakemake would run it again.
 
-Nothing of a study is written.
+    plan    snakemake_dag (dry run) ─► planned_jobs + rerun_reasons ─► cost_model ─► tables
+    doctor  study, profile, this machine ─► checks ─► findings, each with what to do
+    status  files, checkpoints, Snakemake's logs, slurm.queue ─► state of each job ─► screen
 """

@@ -1,5 +1,11 @@
-"""The calls of the original design guides, for notebooks and scripts; no study uses them.
+"""What the guides of the original design call, for notebooks. No study uses it.
 
-texts → `extractor` → K, V per layer `[kv_heads, time, head_dim]` → `time_alignment` → `layer_maps` → `projectors` → `fusion` → target KV
-`rope_translation` rotates keys that come after RoPE; `visualize` draws an alignment. `mtkv.kv`, `mtkv.align`, `mtkv.fuse` export the names.
+Tensors here are `[batch, heads, time, head_dim]`, as transformers caches hold them (the extractor's without batch), where the rest of the
+library packs tokens.
+`mtkv.kv`, `mtkv.align`, `mtkv.fuse` and `mtkv.report` export these names.
+
+    texts ─ extractor ─► KV of every layer ─ time_alignment ─► student's time ─ layer_maps ─► student's layers
+                                     (rope_translation, for keys that come already rotated)          │
+        student's layers, `[batch, heads, time, dim]` ─ projectors ─► student's heads and width ─ fusion ─► one KV
+                                      visualize: pictures of the layer map and of the token matches
 """

@@ -1,10 +1,15 @@
 """The report: one offline HTML file, and the figures and tables of a paper, from the files of compare and the cards.
 
-    results/<study>/ → results (Results), latent_results ─┬→ figures/* (Figure) ─┬→ the page (mtkv.stages.report)
-                                                          ├→ tables, claim_rows  ├→ static_figures (SVG, PDF)
-                                                          └→ item_browser        └→ files, summary (CSV, Markdown, LaTeX, JSON)
+Words: *figure*, plotly traces with caption, numbers and table; *still*, the same as SVG and PDF; *word*, *phrase*, English text with its
+Chinese in static/strings.toml; *view*, one of the alternatives that a figure shows.
 
-`strings` has the page's words in English and Chinese. The names below load on first use, so that `import mtkv.report` is quick.
+    results/<study>/ ─ results.read_results ─► Results ─┬ figures.all ─► Figures ─ static_figures ─► SVG, PDF
+                                                         ├ tables, claim_rows, summary ─► CSV, Markdown, LaTeX, results.json
+                                                         └ item_browser, latent_results, arm_changes
+      all of it ─ files, html_embedding (called by `mtkv.stages.report`) ─► report/index.html and what lies beside it
+
+Shares are 0..1 in `Results`, percentage points on the page. The names below load on first use, so that `import mtkv.report` imports none
+of their modules.
 """
 
 from mtkv.provenance.lazy_exports import lazy_exports

@@ -1,5 +1,8 @@
-"""What differs between two finished studies, for `mtkv diff`.
+"""`mtkv diff a b`: what two finished studies differ in: config, data, versions, code, verdicts and scores.
 
-results/a, results/b → facts (config, data, versions, code) ─┐
-                     → questions (same name, same question?) → scores (paired) ─→ diff (StudyDiff) → tables (terminal, JSON)
+    results/a, results/b ─ facts ─► flat name → value pairs, compared
+                         ─ questions ─► which items are the same question ─ scores ─ paired statistics of `mtkv.stats` ─► rows
+    diff.StudyDiff ─ tables ─► terminal, JSON (docs/report.md)
+
+Nothing is written but the JSON that is asked for, and nothing loads torch.
 """

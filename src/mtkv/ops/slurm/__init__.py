@@ -1,1 +1,7 @@
-"""SLURM as seen from outside: `partitions` (limits, from file or scontrol) for plans, `queue` (squeue) for the status."""
+"""What SLURM says of itself: the partitions and their limits (`partitions`), and the user's jobs (`queue`).
+
+    scontrol, or the user's partition file ─ partitions ─► ClusterPartition, for plan and doctor
+    squeue ─ queue ─► QueuedJob, for status; None where SLURM did not answer, which is not an empty queue
+
+Neither submits anything.
+"""
