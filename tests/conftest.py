@@ -77,10 +77,3 @@ def build_model() -> Callable[..., Any]:
         return transformers.AutoModelForCausalLM.from_config(config).eval()
 
     return build
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers a file's tests stay in one of them, and so do all tests of the one SLURM cluster."""
-    for item in items:
-        together = item.path.parent if item.path.parent.name == "slurm" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(together)))
