@@ -5,10 +5,21 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+
+def one_thread() -> None:
+    """For forks of a test's process, as torch's own data loaders do it: OpenMP's threads are not forked with it, and waiting for them
+    would last for ever."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=one_thread)
 
 VOCABULARY = 64
 COMMON = {
