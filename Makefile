@@ -21,7 +21,7 @@ endif
 # A file's tests stay in one worker; those of tests/slurm share one cluster, and so one process.
 PYTEST := $(BIN)/python -m pytest
 WORKERS := -n auto --maxprocesses 4 --dist loadfile
-NUMERIC := align kv fuse distill latent stats original_api
+NUMERIC := align kv fuse distill training latent evaluate stages models stats original_api
 
 .PHONY: study test test-elsewhere docs report lint format schema clean
 

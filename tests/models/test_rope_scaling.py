@@ -97,7 +97,8 @@ def test_a_rope_that_changes_with_the_batch_ends_where_it_begins_to_change(kind,
         encode_rows(tokenizer, ["1 2 3 4 5 6 7 8 9"], [" 10 11 12 13 14 15 16"])
     rows = [np.arange(5, 5 + count) for count in (7, 16, 60)]
     (alone,) = kv_of(model, rows[:1])
-    torch.testing.assert_close(kv_of(model, rows[:2])[0], alone)
+    # Rounding differs with the instructions of the CPU; the fault is 100 times larger.
+    torch.testing.assert_close(kv_of(model, rows[:2])[0], alone, atol=1e-4, rtol=0)
     assert (kv_of(model, [rows[0], rows[2]])[0] - alone).abs().max() > 0.01, (
         "where it changes, rows do depend on others"
     )

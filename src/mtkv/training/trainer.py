@@ -171,7 +171,7 @@ def check_finite(where: str, terms: Mapping[str, Tensor]) -> None:
     """Raises FloatingPointError for a loss that is not finite, naming the terms that make it so."""
     if not bool(terms["loss"].isfinite()):
         parts = {name.removeprefix(PART): value for name, value in terms.items() if name.startswith(PART)}
-        wrong = [f"{name} is {float(value)}" for name, value in parts.items() if not bool(value.isfinite())]
+        wrong = [f"{name} is {float(value.detach())}" for name, value in parts.items() if not bool(value.isfinite())]
         raise FloatingPointError(f"{where}: loss term {', '.join(wrong) or 'sum is too large'}; {DIVERGED}")
 
 
