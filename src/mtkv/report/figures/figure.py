@@ -9,7 +9,7 @@ Texts are English; those that hold facts are made by `strings.say`, which knows 
 
 import html
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -130,6 +130,17 @@ def interval(low: Any, high: Any, center: Any) -> tuple[float | None, float | No
     if None in (number(low), number(high), number(center)):
         return None, None
     return percent(max(0.0, center - low)), percent(max(0.0, high - center))
+
+
+def error_bars(whiskers: Sequence[tuple[float | None, float | None]], thickness: float, width: int) -> Trace:
+    """Plotly's whiskers around a trace's points, from the lengths that `interval` gives for each."""
+    return {
+        "type": "data",
+        "array": [high for _, high in whiskers],
+        "arrayminus": [low for low, _ in whiskers],
+        "thickness": thickness,
+        "width": width,
+    }
 
 
 def text(value: Any, digits: int = 1, sign: bool = False, missing: str = "—") -> str:

@@ -11,7 +11,19 @@ import pandas as pd
 
 from mtkv.report.figures.alignment import SHOWN_LETTERS
 from mtkv.report.figures.cost import latent_cost
-from mtkv.report.figures.figure import Figure, Trace, Verbatim, by_seed, interval, label, mean, percent, text, tick
+from mtkv.report.figures.figure import (
+    Figure,
+    Trace,
+    Verbatim,
+    by_seed,
+    error_bars,
+    interval,
+    label,
+    mean,
+    percent,
+    text,
+    tick,
+)
 from mtkv.report.figures.palette import CELL_TEXT, GREYS, OKABE_ITO, SEQUENTIAL
 from mtkv.report.latent_results import UNCHANGED, Latents
 from mtkv.report.results import MACRO, Results
@@ -300,13 +312,7 @@ def _bars(results: Results, latents: Latents, arms: list[str], condition: str, v
         "offsetgroup": condition,
         "x": [label(arm) for arm in arms],
         "y": [percent(cell.get("mean")) for cell in cells],
-        "error_y": {
-            "type": "data",
-            "array": [high for _, high in whiskers],
-            "arrayminus": [low for low, _ in whiskers],
-            "thickness": 1.2,
-            "width": 2,
-        },
+        "error_y": error_bars(whiskers, 1.2, 2),
         "marker": {"color": COLORS[condition]},
         "meta": {
             "view": view,

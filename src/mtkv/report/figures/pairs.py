@@ -7,7 +7,7 @@ the datasets' Δ, so dataset d contributes Δ_d / D and the D bars of the waterf
 
 from typing import Any
 
-from mtkv.report.figures.figure import Figure, Trace, by_seed, interval, label, p_text, percent, text, tick
+from mtkv.report.figures.figure import Figure, Trace, by_seed, error_bars, interval, label, p_text, percent, text, tick
 from mtkv.report.figures.palette import BETTER, NEUTRAL, WORSE, arm_styles
 from mtkv.report.outcomes import clear, detectable, outcome, verdict
 from mtkv.report.results import MACRO, Results
@@ -215,13 +215,7 @@ def _traces(results: Results, pairs: Pairs, name: str, several: bool) -> list[Tr
         "name": label(name),
         "x": [percent(pair["delta"]) for _, _, pair in known],
         "y": y,
-        "error_x": {
-            "type": "data",
-            "array": [high for _, high in whiskers],
-            "arrayminus": [low for low, _ in whiskers],
-            "thickness": 1.6,
-            "width": 4,
-        },
+        "error_x": error_bars(whiskers, 1.6, 4),
         "marker": {
             "size": 10,
             "color": [

@@ -5,7 +5,19 @@ In: `Results`; out: `Figure`s in percent. Whiskers are the cells' confidence int
 
 from typing import Any
 
-from mtkv.report.figures.figure import Figure, Trace, by_seed, interval, label, number, p_text, percent, text, tick
+from mtkv.report.figures.figure import (
+    Figure,
+    Trace,
+    by_seed,
+    error_bars,
+    interval,
+    label,
+    number,
+    p_text,
+    percent,
+    text,
+    tick,
+)
 from mtkv.report.figures.palette import CELL_TEXT, DIVERGING, P_VALUES, SEQUENTIAL, ArmStyle, arm_styles
 from mtkv.report.results import MACRO, Results, reason_of
 from mtkv.report.strings import say
@@ -61,13 +73,7 @@ def _bar_and_dots(results: Results, arm: str, style: ArmStyle) -> list[Trace]:
         "offsetgroup": arm,
         "x": [tick(name) for name in names],
         "y": [percent(cell.get("mean")) for cell in cells],
-        "error_y": {
-            "type": "data",
-            "array": [high for _, high in whiskers],
-            "arrayminus": [low for low, _ in whiskers],
-            "thickness": 1.2,
-            "width": 2,
-        },
+        "error_y": error_bars(whiskers, 1.2, 2),
         "marker": {"color": style.color, "pattern": {"shape": "/" if style.dash != "solid" else ""}},
         "meta": {"arm": arm, "points": {"dataset": names}, "by_seed": by_seed("y", seeds)},
         "hovertemplate": "%{fullData.name}<br>%{x}: %{y:.1f} %<extra></extra>",
