@@ -25,12 +25,11 @@ from mtkv.config.models import ModelConfig
 from mtkv.data.parquet_rows import RowFile, check_files
 from mtkv.data.validation import check_rows
 from mtkv.distill.dataset import DistillationRows
-from mtkv.distill.dataset_on_disk import StreamedRows
 from mtkv.distill.teacher_kv import TeacherKV
 from mtkv.kv.store import KVStore, StoredRow, write_index, write_shard
 from mtkv.models.load import load_tokenizer
 from mtkv.models.tokenization import encode_rows
-from mtkv.training.data_parallel import LengthOrder
+from mtkv.training.data_parallel import DeterministicSampler
 
 ROWS = (10_000, 100_000)
 SHARD_ROWS = 5000
@@ -99,14 +98,13 @@ def measure(folder: Path, way: str, arm: str) -> None:
     path = folder / "rows.parquet"
     sources = [TeacherKV(KVStore(folder / name), torch.eye(1)) for name in (TEACHERS if arm != "sft" else ())]
     if way == "disk":
-        file = RowFile(path)
-        check_files([file], "rows")
-        rows: DistillationRows = StreamedRows(tokenizer, file, sources, arm, 0, None)
+        given: RowFile | pd.DataFrame = RowFile(path)
+        check_files([given], "rows")
     else:
-        frame = pd.read_parquet(path)
-        check_rows(frame, "rows")
-        rows = DistillationRows(tokenizer, frame, sources, arm, 0, None)
-    order = iter(LengthOrder(rows.lengths, 32, 0, lambda: 0))
+        given = pd.read_parquet(path)
+        check_rows(given, "rows")
+    rows = DistillationRows(tokenizer, given, sources, arm, 0, None)
+    order = iter(DeterministicSampler(rows.lengths, 32, 0, lambda: 0))
     rows.collate([next(order) for _ in range(8)])
     own = status("RssAnon") - anonymous
     print(status("VmHWM") - before, own, time.perf_counter() - started, sum(rows.lengths))

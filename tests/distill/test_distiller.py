@@ -199,7 +199,7 @@ matches = [
 
 
 def test_shuffle_items_reads_another_row_and_keeps_the_positions():
-    shuffled = CONTROLS["shuffle_items"](matches, np.random.default_rng(0))
+    shuffled = list(CONTROLS["shuffle_items"](matches, np.random.default_rng(0)))
     for before, after in zip(matches, shuffled, strict=True):
         assert after.position.tolist() == before.position.tolist()
         if len(before.position):
@@ -214,7 +214,7 @@ def test_shuffle_items_reads_another_row_and_keeps_the_positions():
 
 
 def test_shuffle_time_permutes_within_the_row_alike_for_all_teachers():
-    shuffled = CONTROLS["shuffle_time"](matches, np.random.default_rng(1))
+    shuffled = list(CONTROLS["shuffle_time"](matches, np.random.default_rng(1)))
     for before, after in zip(matches, shuffled, strict=True):
         assert after.row == before.row
         assert sorted(after.tokens[0]) == sorted(before.tokens[0])

@@ -4,7 +4,7 @@ Words: *supervised* token, a student token that every teacher of the arm has a p
 teacher tokens they read; *packed*, the supervised tokens of all rows of a batch one after another; *control*, wrong or weightless KV.
 
     teacher_kv (stored, online, or already projected) ─┐
-    rows ─ dataset (dataset_on_disk) ─► batch ──────────┴ distiller.Distiller: forward of the student with KVCapture
+    rows ─ dataset (list_on_disk) ─►── batch ──────────┴ distiller.Distiller: forward of the student with KVCapture
       ├ CE, or logit_kd
       └ kv_objective.KVObjective: map or adapter, router ─► target ─ kv_distance, relation_kl, attention_kl, layer_schedule ─► terms
 

@@ -4,68 +4,78 @@ In: rows of text, the teachers' KV, the arm's control. Out: batches for the `Dis
 teacher of the arm has matching tokens.
 """
 
-from collections.abc import Sequence
+import sys
+from array import array
+from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from mtkv.data.parquet_rows import RowFile
 from mtkv.data.rows import segment_ends
 from mtkv.distill.controls import controlled
+from mtkv.distill.list_on_disk import ListOnDisk
 from mtkv.distill.row_match import RowMatch
-from mtkv.distill.teacher_kv import Source, row_seed
+from mtkv.distill.teacher_kv import Source, TeacherFiles, row_seed
 from mtkv.models.cross_entropy import padded_labels
 from mtkv.models.tokenization import EncodedRow, encode_rows, pad_batch
+
+if TYPE_CHECKING:
+    from mtkv.config.latent import LatentConfig
 
 
 class DistillationRows(Dataset[int]):
     """Rows of one split for one arm. Items are row numbers; `collate` builds the batch.
 
-    `rows`: id, dataset, prompt, target, and for `resample` prompt_end and reasoning_end. Raises ValueError when a row is missing from a
-    teacher or no row has a supervised token.
+    `rows`: id, dataset, prompt, target, and for `resample` prompt_end and reasoning_end: a frame, whose rows and matches are kept in
+    memory, or a file, whose are kept on disk for the same batches; then in memory stay some thirty bytes of each row. `lengths` and
+    `supervised` count the tokens of each row and those of them that are supervised (empty for arms without KV).
+
+    Raises ValueError when a row is missing from a teacher or no row has a supervised token, OSError when the disk for temporary files
+    is full.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        rows: Any,
+        rows: pd.DataFrame | RowFile,
         teachers: Sequence[Source],
         control: str,
         seed: int,
         max_length: int | None,
     ) -> None:
-        self.encoded: Sequence[EncodedRow] = encode_rows(
-            tokenizer, list(rows["prompt"]), list(rows["target"]), max_length
-        )
-        self.ids: Sequence[str] = list(rows["id"])
-        self.datasets: Sequence[str] = list(rows["dataset"])
         self.teachers = list(teachers)
         self.pad_token_id = tokenizer.pad_token_id
-        self.matches: Sequence[RowMatch] = []
-        if teachers:
-            true = [
-                self._match(row, item, ends)
-                for row, item, ends in zip(self.ids, self.encoded, segment_ends(rows), strict=True)
-            ]
-            self.matches = controlled(true, control, seed)
+        new: Callable[[], Any] = ListOnDisk if isinstance(rows, RowFile) else list
+        self.ids: Sequence[str] = (ids := new())
+        self.encoded: Sequence[EncodedRow] = (encoded := new())
+        self.datasets: list[str] = []
+        self.lengths, self.supervised = array("i"), array("i")
+        true = new()
+        for piece in rows.pieces() if isinstance(rows, RowFile) else [rows]:
+            items = _encoded(tokenizer, piece, max_length, rows, len(self.lengths))
+            ids.extend(piece["id"])
+            encoded.extend(items)
+            self.datasets.extend(map(sys.intern, piece["dataset"]))
+            self.lengths.extend(len(item.input_ids) for item in items)
+            if teachers:
+                found = list(map(self._match, piece["id"], items, segment_ends(piece)))
+                true.extend(found)
+                self.supervised.extend(len(match.position) for match in found)
+        self.matches: Sequence[RowMatch] = true
+        if teachers and (changed := controlled(true, control, seed)) is not true:
+            self.matches = new()
+            self.matches.extend(changed)
 
     @property
     def sources(self) -> Sequence[Any]:
         """All teachers of the arm."""
         return self.teachers
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        """Tokens of each row."""
-        return [len(row.input_ids) for row in self.encoded]
-
-    @property
-    def supervised(self) -> Sequence[int]:
-        """Supervised tokens of each row; empty for arms without KV."""
-        return [len(match.position) for match in self.matches]
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -118,3 +128,23 @@ class DistillationRows(Dataset[int]):
         missing = [number for number, teacher in enumerate(teachers) if row not in teacher]
         if missing:
             raise ValueError(f"row {row}: not in the KV of teacher number {missing[0]} of this arm")
+
+
+def check_streamable(teachers: Sequence[TeacherFiles], latent: "LatentConfig | None") -> None:
+    """Raises NotImplementedError for an arm whose rows are all in memory anyway."""
+    online = any(teacher.store is None for teacher in teachers)
+    if latent or online:
+        what = "student_view latent" if latent else "a teacher of teachers.mode online"
+        raise NotImplementedError(f"{what} keeps all rows in memory for now: resources.train.stream false")
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, piece: pd.DataFrame, max_length: int | None, rows: Any, first: int
+) -> list[EncodedRow]:
+    """`piece` of `rows` as the student reads it; `first`: number of its first row, said with an error where rows are a file."""
+    try:
+        return encode_rows(tokenizer, list(piece["prompt"]), list(piece["target"]), max_length)
+    except ValueError as error:
+        if isinstance(rows, RowFile):
+            error.add_note(f"rows are counted from number {first} of {rows.path}, whose id is {piece['id'].iloc[0]!r}")
+        raise

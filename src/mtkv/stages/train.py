@@ -16,8 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from mtkv.align.closed_form_maps import KVMap
 from mtkv.data.parquet_rows import RowFile, check_files
 from mtkv.data.validation import check_rows
-from mtkv.distill.dataset import DistillationRows
-from mtkv.distill.dataset_on_disk import StreamedRows, check_streamable
+from mtkv.distill.dataset import DistillationRows, check_streamable
 from mtkv.distill.distiller import Distiller
 from mtkv.distill.kv_objective import KVObjective
 from mtkv.distill.routing_table import routing_table
@@ -148,12 +147,7 @@ def text_arm(
     frames = [frame for frame in rows if isinstance(frame, pd.DataFrame)]
     sources = open_sources(run.teachers, maps, kv, pd.concat([pd.DataFrame(), *frames]), training.batch_size)
     shared = (sources, kv.control if kv else "none", run.seed, training.max_length)
-    datasets: list[DistillationRows] = [
-        StreamedRows(tokenizer, part, *shared)
-        if isinstance(part, RowFile)
-        else DistillationRows(tokenizer, part, *shared)
-        for part in rows
-    ]
+    datasets: list[DistillationRows] = [DistillationRows(tokenizer, part, *shared) for part in rows]
     objective = None
     if kv:
         mapped = any(teacher.tier == "mapped" for teacher in run.teachers)

@@ -149,11 +149,13 @@ class LatentRows(DistillationRows):
         for teacher in teachers:
             if isinstance(teacher, SelfTeacherKV):
                 teacher.rows.update(zip(self.ids, self.traces, strict=True))
+        self.lengths = [len(row.input_ids) for row in self.encoded]
         self.matches = []
         if kv and teachers:
             slots = student.latent.tokens
             true = [self._slots(part, row, kv, slots) for part, row in zip(parts, self.encoded, strict=True)]
-            self.matches = controlled(true, kv.control, seed)
+            self.matches = list(controlled(true, kv.control, seed))
+        self.supervised = [len(match.position) for match in self.matches]
 
     @property
     def sources(self) -> Sequence[ChainTeacherKV | SelfTeacherKV]:

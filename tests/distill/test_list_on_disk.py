@@ -26,9 +26,10 @@ from mtkv.config.errors import ConfigError
 from mtkv.config.study import load_study
 from mtkv.data.parquet_rows import RowFile, check_files
 from mtkv.data.validation import check_rows
-from mtkv.distill.controls import CONTROLS
+from mtkv.distill import list_on_disk
+from mtkv.distill.controls import partners
 from mtkv.distill.dataset import DistillationRows
-from mtkv.distill.dataset_on_disk import CHANGES, PARTNERS, Spool, StreamedRows
+from mtkv.distill.list_on_disk import ListOnDisk
 from mtkv.distill.teacher_kv import open_sources
 from mtkv.models.load import load_tokenizer
 from mtkv.provenance.files import write_parquet
@@ -66,10 +67,10 @@ def both_ways(study, arm, tier="raw", path=None, piece=5, limit=None, seed=7):
     path = path or study.paths["train"]
     frame = pd.read_parquet(path).head(limit or 10**6)
     found = []
-    for rows, make in ((frame, DistillationRows), (RowFile(path, None, limit, piece), StreamedRows)):
+    for rows in (frame, RowFile(path, None, limit, piece)):
         files = study.teachers(arm, tier) if arm else []
         sources = open_sources(files, [KVMap.load(file.map) for file in files], arm, frame, 4)
-        found.append(make(tokenizer, rows, sources, arm.control if arm else "none", seed, None))
+        found.append(DistillationRows(tokenizer, rows, sources, arm.control if arm else "none", seed, None))
     return found
 
 
@@ -140,7 +141,7 @@ def test_rows_without_a_match_keep_to_themselves_in_the_wrong_items(study):
     counts = np.array(memory.supervised)
     rng = np.random.default_rng(3)
     unmatched = np.where(rng.random(50) < 0.4, 0, rng.integers(1, counts.max(), 50))
-    partner = PARTNERS["shuffle_items"](unmatched, np.random.default_rng(9))
+    partner = partners(unmatched, np.random.default_rng(9))
     usable = [index for index, count in enumerate(unmatched) if count]
     order = np.random.default_rng(9).permutation(usable)  # the draw that the control is documented to make
     assert {int(a): int(b) for a, b in zip(order, np.roll(order, 1), strict=True)} == {
@@ -151,19 +152,15 @@ def test_rows_without_a_match_keep_to_themselves_in_the_wrong_items(study):
     assert [match.row for match in disk.matches] == [match.row for match in memory.matches] != list(memory.ids)
 
 
-def test_every_control_in_memory_is_there_on_disk():
-    assert CONTROLS.keys() == CHANGES.keys() | PARTNERS.keys()
-
-
 def test_no_row_matched_is_said_as_in_memory(study, tmp_path):
     frame = pd.DataFrame({"id": ["train-0"], "dataset": ["a"], "prompt": [""], "target": ["Q"]})
     write_parquet(tmp_path / "rows.parquet", frame)
     arm = kv()
     files = study.teachers(arm)
     sources = open_sources(files, [KVMap.load(file.map) for file in files], arm, frame, 4)
-    for rows, make in ((frame, DistillationRows), (RowFile(tmp_path / "rows.parquet"), StreamedRows)):
+    for rows in (frame, RowFile(tmp_path / "rows.parquet")):
         with pytest.raises(ValueError, match="no token of any row is matched"):
-            make(load_tokenizer(study.models["student"]), rows, sources, "none", 0, None)
+            DistillationRows(load_tokenizer(study.models["student"]), rows, sources, "none", 0, None)
 
 
 @pytest.mark.parametrize("arm", ["sft", "shuffle_items", "rkv"])
@@ -308,7 +305,7 @@ def test_a_row_that_cannot_be_read_is_found_in_its_file(tmp_path):
     frame.loc[7, "target"] = "a b c " * 20
     write_parquet(tmp_path / "rows", frame)
     with pytest.raises(ValueError, match=r"row number 1 has .* tokens") as caught:
-        StreamedRows(byte_level_bpe(300), RowFile(tmp_path / "rows", piece=3), [], "none", 0, 40)
+        DistillationRows(byte_level_bpe(300), RowFile(tmp_path / "rows", piece=3), [], "none", 0, 40)
     assert "from number 6 of" in caught.value.__notes__[0]
     assert "'t6'" in caught.value.__notes__[0]
 
@@ -327,43 +324,58 @@ RECORDS = st.dictionaries(
 
 
 @settings(max_examples=40)
-@given(st.lists(RECORDS, min_size=1, max_size=5), st.randoms())
+@given(st.lists(RECORDS, max_size=5), st.randoms())
 def test_arrays_come_back_in_any_order_to_the_bit(records, random):
-    spool = Spool()
-    for number, record in enumerate(records):
-        spool.append({name: value.T if number % 2 else value for name, value in record.items()})
-        if random.random() < 0.3:
-            spool.read(random.randrange(len(spool)))
-    assert len(spool) == len(records)
-    for number in random.sample(range(len(records)), len(records)):
-        wanted = {name: value.T if number % 2 else value for name, value in records[number].items()}
-        found = spool.read(number)
-        assert found.keys() == wanted.keys()
-        for name, value in wanted.items():
-            assert_equal(found[name], np.ascontiguousarray(value))
-            assert found[name].flags.writeable
+    transposed = [{name: value.T for name, value in record.items()} for record in records[1::2]]
+    found = ListOnDisk()
+    for part in (records, [], transposed):
+        found.extend(iter(part))
+    wanted = [*records, *transposed]
+    assert len(found) == len(wanted)
+    assert [each.keys() for each in found] == [each.keys() for each in wanted]
+    for number in random.sample(range(len(wanted)), len(wanted)):
+        for name, value in wanted[number].items():
+            assert_equal(found[number][name], value)
+            assert found[number][name].flags.writeable
 
 
-def test_the_file_has_no_name_and_goes_with_its_rows(tmp_path, monkeypatch):
+def test_more_items_than_are_written_at_once(monkeypatch):
+    monkeypatch.setattr(list_on_disk, "BATCH", 3)
+    found = ListOnDisk()
+    for first in (0, 7):
+        found.extend(range(first, first + 7))
+    assert list(found) == list(range(14))
+    assert found[-1] == 13
+    with pytest.raises(IndexError):
+        found[14]
+
+
+def test_the_file_has_no_name_and_goes_with_its_list(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    spool = Spool()
-    spool.append({"x": np.zeros(1000)})
-    spool.read(0)
+    found = ListOnDisk()
+    found.extend([np.zeros(1000)])
+    assert len(found) == 1
     assert list(tmp_path.iterdir()) == []
-    descriptor = spool._file.fileno()
+    descriptor = found._file.fileno()
     assert os.fstat(descriptor).st_size > 8000
-    del spool
+    del found
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
 
 
+def test_a_full_disk_is_said(monkeypatch):
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda prefix: full)
+        with pytest.raises(OSError, match="No space left"):
+            ListOnDisk().extend([np.zeros(100_000)])
+
+
 def test_forked_readers_do_not_disturb_each_other():
-    spool = Spool()
-    for number in range(200):
-        spool.append({"x": np.full(50, number)})
-    spool.read(0)
-    loader = torch.utils.data.DataLoader(range(200), num_workers=2, batch_size=1, collate_fn=lambda i: spool.read(i[0]))
-    assert [int(arrays["x"][0]) for arrays in loader] == list(range(200))
+    found = ListOnDisk()
+    found.extend(np.full(50, number) for number in range(200))
+    assert len(found) == 200
+    loader = torch.utils.data.DataLoader(range(200), num_workers=2, batch_size=1, collate_fn=lambda i: found[i[0]])
+    assert [int(array[0]) for array in loader] == list(range(200))
 
 
 def test_memory_does_not_grow_with_the_tokens_of_the_rows(study, tmp_path):
@@ -374,14 +386,11 @@ def test_memory_does_not_grow_with_the_tokens_of_the_rows(study, tmp_path):
         frame = pd.concat([base] * (count // len(base) + 1), ignore_index=True).head(count)
         frame["id"] = [f"row-{i}" for i in range(count)]
         write_parquet(tmp_path / "rows.parquet", frame)
-        for way, rows, make in (
-            ("memory", frame, DistillationRows),
-            ("disk", RowFile(tmp_path / "rows.parquet", piece=30), StreamedRows),
-        ):
+        for way, rows in (("memory", frame), ("disk", RowFile(tmp_path / "rows.parquet", piece=30))):
             tokenizer = load_tokenizer(study.models["student"])
             gc.collect()
             tracemalloc.start()
-            made = make(tokenizer, rows, [], "none", 0, None)
+            made = DistillationRows(tokenizer, rows, [], "none", 0, None)
             gc.collect()
             held[way, count] = tracemalloc.get_traced_memory()
             tracemalloc.stop()
