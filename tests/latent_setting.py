@@ -8,13 +8,14 @@ import torch
 from tokenizers_for_tests import byte_level_bpe, unigram
 
 from mtkv.align.closed_form_maps import fit_map
+from mtkv.config.arms import TrainingConfig
 from mtkv.config.kv import KVConfig
 from mtkv.config.latent import LatentConfig
 from mtkv.distill.kv_objective import KVObjective
 from mtkv.kv.extract import answer_tokens, read_rows
 from mtkv.kv.store import KVStore, StoredRow, write_index, write_shard
 from mtkv.latent.model.student import LatentStudent
-from mtkv.latent.training.dataset import LatentRows
+from mtkv.latent.training.dataset import LatentArm, LatentRows
 from mtkv.latent.training.objective import LatentDistiller
 from mtkv.latent.training.self_teacher import own_map
 from mtkv.latent.training.teacher_kv import ChainTeacherKV, SelfTeacherKV
@@ -93,7 +94,9 @@ class Setting:
         config = LatentConfig.model_validate({"tokens": 4, "iterations": 2} | latent)
         parsed = KVConfig.model_validate({"teachers": ["llama"]} | UNIFORM | kv) if kv is not None else None
         student = self.student(config)
-        found = LatentRows(self.tokenizer, rows, student, config, parsed, self.sources(parsed), 0, None)
+        found = LatentRows(
+            self.tokenizer, rows, student, LatentArm(TrainingConfig(steps=1), config, parsed, 0), self.sources(parsed)
+        )
         supervision = None
         torch.manual_seed(3)
         if parsed and parsed.own:

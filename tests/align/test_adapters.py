@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from mtkv.align.adapters import ADAPTERS, ElasticAdapter, LinearAdapter, TwoStepAdapter, build_adapter, group_average
+from mtkv.align.adapters import (
+    ADAPTERS,
+    AdapterShape,
+    ElasticAdapter,
+    LinearAdapter,
+    TwoStepAdapter,
+    build_adapter,
+    group_average,
+)
 from mtkv.align.closed_form_maps import fit_map
 from mtkv.original_api.projectors import (
     KVDimensionProjector,
@@ -26,7 +34,9 @@ def test_the_tests_below_cover_every_kind():
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_head_counts_give_the_student_width_and_a_gradient_everywhere(kind, heads_in, heads_out):
     torch.manual_seed(0)
-    adapter = build_adapter(kind, 3, heads_in * 4, heads_out * 6, heads_in, heads_out, shared_width=heads_out * 6)
+    adapter = build_adapter(
+        kind, AdapterShape(3, heads_in * 4, heads_out * 6, heads_in, heads_out, shared_width=heads_out * 6)
+    )
     x = torch.randn(5, 3, 2, heads_in * 4)
     out = adapter(x)
     assert out.shape == (5, 3, 2, heads_out * 6)
@@ -37,7 +47,7 @@ def test_any_head_counts_give_the_student_width_and_a_gradient_everywhere(kind, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_and_kinds_do_not_mix(kind):
     torch.manual_seed(0)
-    adapter = build_adapter(kind, 3, 8, 6, 2, 3)
+    adapter = build_adapter(kind, AdapterShape(3, 8, 6, 2, 3))
     x = torch.randn(4, 3, 2, 8)
     changed = x.clone()
     changed[:, 1, 0] = torch.randn(4, 8)
@@ -48,7 +58,7 @@ def test_layers_and_kinds_do_not_mix(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_learns_a_planted_map(kind):
     torch.manual_seed(0)
-    adapter = build_adapter(kind, 2, 8, 8, 2, 2, shared_width=8, ratio=4.0)
+    adapter = build_adapter(kind, AdapterShape(2, 8, 8, 2, 2, shared_width=8, ratio=4.0))
     x = torch.randn(64, 2, 2, 8)
     heads = torch.einsum("nlkhi,io,hg->nlkgo", x.unflatten(-1, (2, 4)), torch.randn(4, 4), torch.randn(2, 2))
     y = heads.flatten(-2)
@@ -116,11 +126,11 @@ def test_group_average_keeps_the_mean_of_the_heads(heads_in, heads_out):
 
 def test_what_cannot_be_built_is_refused():
     with pytest.raises(ValueError, match="'nope' is not one of linear"):
-        build_adapter("nope", 1, 4, 4)
+        build_adapter("nope", AdapterShape(1, 4, 4))
     with pytest.raises(ValueError, match="needs heads_in and heads_out"):
-        build_adapter("two_step", 1, 4, 4)
+        build_adapter("two_step", AdapterShape(1, 4, 4))
     with pytest.raises(ValueError, match="3 heads do not divide a width of 4"):
-        build_adapter("two_step", 1, 4, 4, 3, 2)
+        build_adapter("two_step", AdapterShape(1, 4, 4, 3, 2))
 
 
 @pytest.mark.parametrize(("heads_in", "heads_out"), HEADS)

@@ -5,16 +5,18 @@ import json
 import pytest
 from benchmark_files import GSM8K_ANSWERS, arc, gsm8k, hotpot, math, math23k_text, strategyqa, svamp
 
-from mtkv.config.data import EXTRA_SOURCES
 from mtkv.config.data import SOURCES as SOURCE_NAMES
 from mtkv.data.answers import AnswerError
 from mtkv.data.loading import DataFileError
-from mtkv.data.sources import DEFAULT_SOURCES, SOURCES, check_fields
+from mtkv.data.sources import DEFAULT_SOURCES, SOURCES, check_fields, source_of
+
+EXTRA_SOURCES = ("gsm8k_aug", "gsm8k_aug_nl")
 
 
 def test_the_config_names_the_sources():
-    assert tuple(SOURCES) == SOURCE_NAMES + EXTRA_SOURCES
-    assert DEFAULT_SOURCES == SOURCE_NAMES
+    assert tuple(SOURCES) == SOURCE_NAMES
+    assert set(SOURCES) - set(DEFAULT_SOURCES) == set(EXTRA_SOURCES)
+    assert all(source_of(name, {}).name == source.name == name for name, source in SOURCES.items())
     assert [name for name, source in SOURCES.items() if source.language == "zh"] == ["math23k"]
 
 

@@ -15,6 +15,7 @@ from mtkv.latent.model.student import LatentStudent
 from mtkv.latent.training import self_teacher as own_kv
 from mtkv.latent.training import teacher_kv as latent_sources
 from mtkv.latent.training.arm import latent_arm
+from mtkv.latent.training.dataset import LatentArm
 from mtkv.models.load import load_model, load_tokenizer, model_kv_heads
 
 TOKENS = 4
@@ -96,7 +97,9 @@ def test_a_teachers_tokens_are_those_that_training_reads(study, student, monkeyp
     heads = (2, [model_kv_heads(study.models[name]) for name in kv.teachers])
     true = taught_by("qwen3", "gpt2", method=method)
     tokenizer = load_tokenizer(study.models["student"])
-    _, (built,) = latent_arm(student, tokenizer, heads, TRAINING, LATENT, true, 0, study.teachers(kv), [rows])
+    _, (built,) = latent_arm(
+        student, tokenizer, heads, LatentArm(TRAINING, LATENT, true, 0), study.teachers(kv), [rows]
+    )
     built.collate(range(len(rows)))
     for teacher, (index, sample, ordinal) in zip(kv.teachers, seen, strict=True):
         lengths = np.array(chain_lengths(study, teacher))
@@ -115,7 +118,7 @@ def test_the_students_own_tokens_are_those_that_training_reads(study, student, m
     seen = watched(monkeypatch, own_kv)
     rows = pd.read_parquet(study.paths["val"])
     tokenizer = load_tokenizer(study.models["student"])
-    distiller, (built,) = latent_arm(student, tokenizer, (2, []), TRAINING, LATENT, kv, 0, [], [rows])
+    distiller, (built,) = latent_arm(student, tokenizer, (2, []), LatentArm(TRAINING, LATENT, kv, 0), [], [rows])
     batch = built.collate(range(len(rows)))
     distiller(**batch)
     ((index, sample, ordinal),) = seen

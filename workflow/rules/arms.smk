@@ -22,6 +22,8 @@ rule train:
         study=STUDY.study,
         student=model_params(STUDY.student),
         arm=arm_params,
-        code=code("mtkv.stages.train"),
+        code=code(
+            "mtkv.stages.train", own=lambda wildcards: STUDY.arms[wildcards.arm]
+        ),
     script:
         "../scripts/train.py"

@@ -18,7 +18,11 @@ rule assets:
         },
         data=written(STUDY.data),
         datasets=list(MIXTURE_DATASETS),
-        code=code("mtkv.models.download", "mtkv.data.download"),
+        code=code(
+            "mtkv.models.download",
+            "mtkv.data.download",
+            own=lambda wildcards: STUDY.data,
+        ),
     script:
         "../scripts/fetch_assets.py"
 

@@ -7,7 +7,6 @@ import threading
 from functools import cache
 from pathlib import Path
 
-from mtkv.config.data import MIXTURES
 from mtkv.config.errors import ConfigError
 from mtkv.config.models import POCKET_MODELS
 from mtkv.config.overlay import read_overlaid
@@ -17,7 +16,9 @@ from mtkv.data.fingerprint import state_of
 from mtkv.ops.doctor.packages import path_problem
 from mtkv.models.content_digest import content_digest
 from mtkv.provenance.code_digest import code_digest
+from mtkv.registry import import_paths, look_beside
 
+look_beside(workflow.configfiles)
 try:
     # Snakemake's own reader passes over a key given twice, and takes 010 for 8.
     if workflow.is_main_process:
@@ -37,17 +38,20 @@ if threading.current_thread() is threading.main_thread():
 MOST = {"mem_mb": "max_mem_mb", "runtime": "max_runtime"}
 ROOT = f"results/{STUDY.study}"
 LOGS = f"{ROOT}/logs"
-MIXTURE_DATASETS = MIXTURES[STUDY.data.mixture]
+MIXTURE_DATASETS = STUDY.data.datasets
 # Real benchmarks bring records for few-shot prompts, in files of their own; the pocket tasks take them from the training rows.
 HAS_EXAMPLES = STUDY.data.mixture != "pocket"
 BASELINES = [arm for arm in ("raw", "sft", "single") if arm in STUDY.arms]
 ROUTING = [arm for arm in ("fixed", "similarity", "learnable") if arm in STUDY.arms]
 
 
-def code(*modules, data=()):
-    """The digest of the code that a job runs, computed only for jobs that are looked at, so that parsing stays fast."""
-    digest = cache(lambda: code_digest(*modules, data=data))
-    return lambda wildcards: digest()
+def code(*modules, data=(), own=lambda wildcards: None):
+    """The digest of the code that a job runs, computed only for jobs that are looked at, so that parsing stays fast.
+
+    `own`: the part of the study whose modules of the user's own (module:name) the job runs.
+    """
+    digest = cache(lambda paths: code_digest(*modules, data=data, config=paths))
+    return lambda wildcards: digest(tuple(import_paths(own(wildcards))))
 
 
 def one_of(names):

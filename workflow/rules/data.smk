@@ -17,6 +17,6 @@ rule data:
         config=written(STUDY.data),
         datasets=list(MIXTURE_DATASETS),
         files=lambda wildcards: state_of(STUDY.data.folder),
-        code=code("mtkv.data.build"),
+        code=code("mtkv.data.build", own=lambda wildcards: STUDY.data),
     script:
         "../scripts/data.py"

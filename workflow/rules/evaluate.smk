@@ -36,7 +36,11 @@ rule predict:
         ),
         chat=lambda wildcards: model_of(wildcards.arm).chat_date,
         evaluation=written(STUDY.evaluation),
-        code=code("mtkv.stages.predict", data=("evaluate/tasks/*.yaml",)),
+        code=code(
+            "mtkv.stages.predict",
+            data=("evaluate/tasks/*.yaml",),
+            own=lambda wildcards: STUDY.data,
+        ),
     script:
         "../scripts/predict.py"
 

@@ -27,6 +27,10 @@ rule latents:
         arm=arm_params,
         evaluation=written(STUDY.evaluation),
         chat=STUDY.student.chat_date,
-        code=code("mtkv.stages.diagnose_latents", data=("evaluate/tasks/*.yaml",)),
+        code=code(
+            "mtkv.stages.diagnose_latents",
+            data=("evaluate/tasks/*.yaml",),
+            own=lambda wildcards: [STUDY.arms[wildcards.arm], STUDY.data],
+        ),
     script:
         "../scripts/latents.py"

@@ -101,6 +101,7 @@ rule report:
         code=code(
             "mtkv.stages.report",
             data=("report/templates/*", "report/static/*", "report/bundle/*"),
+            own=lambda wildcards: STUDY.report,
         ),
     script:
         "../scripts/report.py"

@@ -69,7 +69,7 @@ rule map:
         student=model_params(STUDY.student),
         teacher=lambda wildcards: model_params(STUDY.teachers.models[wildcards.teacher]),
         align=lambda wildcards: written(align_of(wildcards)),
-        code=code("mtkv.stages.fit_map"),
+        code=code("mtkv.stages.fit_map", own=align_of),
     script:
         "../scripts/map.py"
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from mtkv.align.closed_form_maps import KVMap
+from mtkv.registry import needs, registered
 
 INITIAL_STD = 0.02
 KVIn = Float[Tensor, "tokens layers 2 width_in"]
@@ -97,16 +98,16 @@ class ZSpacePair(nn.Module):
 
 @dataclass(frozen=True)
 class AdapterShape:
-    """The arguments of `build_adapter`; each kind uses those it needs."""
+    """What an adapter is built from; each kind uses what it needs. `shared_width` None: the smaller of the two widths."""
 
     layers: int
     width_in: int
     width_out: int
-    heads_in: int | None
-    heads_out: int | None
-    ratio: float
-    dropout: float
-    shared_width: int | None
+    heads_in: int | None = None
+    heads_out: int | None = None
+    ratio: float = 1.0
+    dropout: float = 0.0
+    shared_width: int | None = None
 
 
 def _two_step(shape: AdapterShape) -> nn.Module:
@@ -115,34 +116,26 @@ def _two_step(shape: AdapterShape) -> nn.Module:
     return TwoStepAdapter(shape.layers, shape.width_in, shape.width_out, shape.heads_in, shape.heads_out)
 
 
+@needs("both sides")
+def _z_space(shape: AdapterShape) -> nn.Module:
+    shared = min(shape.width_in, shape.width_out) if shape.shared_width is None else shape.shared_width
+    return ZSpacePair(shape.layers, shape.width_in, shape.width_out, shared)
+
+
 ADAPTERS: dict[str, Callable[[AdapterShape], nn.Module]] = {
     "linear": lambda s: LinearAdapter(s.layers, s.width_in, s.width_out),
     "two_step": _two_step,
     "elastic": lambda s: ElasticAdapter(s.layers, s.width_in, s.width_out, s.ratio, s.dropout),
-    "z_space": lambda s: ZSpacePair(
-        s.layers, s.width_in, s.width_out, min(s.width_in, s.width_out) if s.shared_width is None else s.shared_width
-    ),
+    "z_space": _z_space,
 }
 
 
-def build_adapter(
-    kind: str,
-    layers: int,
-    width_in: int,
-    width_out: int,
-    heads_in: int | None = None,
-    heads_out: int | None = None,
-    ratio: float = 1.0,
-    dropout: float = 0.0,
-    shared_width: int | None = None,
-) -> nn.Module:
-    """A new adapter of one kind (linear, two_step, elastic, z_space). `shared_width` defaults to the smaller of the two widths.
+def build_adapter(kind: str, shape: AdapterShape) -> nn.Module:
+    """A new adapter of one kind (linear, two_step, elastic, z_space, or `module:Class`, called with the shape).
 
     Raises ValueError for an unknown kind, and for two_step without heads that divide the widths.
     """
-    if kind not in ADAPTERS:
-        raise ValueError(f"adapter: {kind!r} is not one of {', '.join(ADAPTERS)}")
-    return ADAPTERS[kind](AdapterShape(layers, width_in, width_out, heads_in, heads_out, ratio, dropout, shared_width))
+    return registered(ADAPTERS, kind)(shape)
 
 
 def group_average(heads_in: int, heads_out: int) -> Float[Tensor, "heads_in heads_out"]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtkv.provenance.files import atomic_path
+from mtkv.registry import registered
 
 MapFunction = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -138,10 +139,8 @@ def fit_map(
 
     Raises ValueError for an unknown method, for fewer tokens than teacher channels, and from `identity` for unequal widths.
     """
-    if method not in MAP_FUNCTIONS:
-        raise ValueError(f"map: {method!r} is not one of {', '.join(MAP_FUNCTIONS)}")
-    layers = range(teacher.shape[1])
-    fits = [_fit_layer(teacher[:, i], student[:, i], MAP_FUNCTIONS[method], strength) for i in layers]
+    function = registered(MAP_FUNCTIONS, method)
+    fits = [_fit_layer(teacher[:, i], student[:, i], function, strength) for i in range(teacher.shape[1])]
     stacked = {name: torch.stack([fit[name] for fit in fits]).float() for name in fits[0]}
     return KVMap(**stacked, layer_weights=_weight_matrix(layer_weights))
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from mtkv.config.base import Name, Section, distinct, problem
+from mtkv.config.base import Name, Section, distinct, problem, without_unset
 from mtkv.config.kv import OWN_TEACHER, KVConfig, LogitConfig
 from mtkv.config.latent import LatentConfig
 
@@ -30,7 +30,7 @@ class LoraConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_unset(self, handler(self), "quantize")
+        return without_unset(self, handler(self), "quantize")
 
 
 class TrainingConfig(Section):
@@ -75,7 +75,7 @@ class TrainingConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_unset(self, handler(self), "styles")
+        return without_unset(self, handler(self), "styles")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -121,7 +121,7 @@ class Arm(Section):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_unset(self, handler(self), "latent")
+        return without_unset(self, handler(self), "latent")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -174,12 +174,3 @@ def _check_latent_kv(latent: LatentConfig, kv: KVConfig) -> None:
     if kv.align.map != "identity":
         message = f"{kv.align.map!r} is for another model's KV; allowed with teachers [{OWN_TEACHER}]: identity"
         raise problem(message, "kv", "align", "map")
-
-
-def _without_unset(section: Section, written: dict[str, Any], field: str) -> dict[str, Any]:
-    """The serialised section `written` without `field` where that is null and was not in the config.
-
-    So an arm written before the field existed keeps its digest. A null that the user wrote stays: it may override a parent's value.
-    """
-    said = section.model_fields_set
-    return {key: value for key, value in written.items() if key != field or value is not None or key in said}

@@ -1,39 +1,26 @@
 """The section `data` and the names of the datasets that each mixture offers."""
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from mtkv.config.base import Name, Section, distinct, problem
+from mtkv.config.base import NAME_PATTERN, Name, Registered, Section, distinct, problem, without_unset
 from mtkv.config.errors import unknown
+from mtkv.registry import Registry
 
-PocketName = Literal[
-    "pocket_gsm8k",
-    "pocket_math500",
-    "pocket_bbh",
-    "pocket_gpqa",
-    "pocket_truthfulqa",
-    "pocket_cmmlu",
-    "pocket_ceval",
-]
-POCKET_DATASETS: tuple[str, ...] = get_args(PocketName)
-BENCHMARKS = ("gsm8k", "math500", "bbh", "gpqa", "truthfulqa", "cmmlu", "ceval")
+POCKET_TASKS = Registry("mtkv.data.pocket", "TASKS")
+REAL_SOURCES = Registry("mtkv.data.sources", "SOURCES")
+REAL_BENCHMARKS = Registry("mtkv.data.benchmarks", "BENCHMARKS")
+POCKET_DATASETS, SOURCES, BENCHMARKS = POCKET_TASKS.names, REAL_SOURCES.names, REAL_BENCHMARKS.names
+# The test sets of each mixture, and what its `data.sources` may name, besides those of `data.extra`.
 MIXTURES: dict[str, tuple[str, ...]] = {"pocket": POCKET_DATASETS, "multi_reasoning_cot_direct": BENCHMARKS}
-RealSource = Literal["gsm8k", "svamp", "strategyqa", "math23k", "math", "arc_challenge", "hotpotqa"]
-SOURCES: tuple[str, ...] = get_args(RealSource)
-# Not among the default sources, only used when named: GSM8k-AUG (arXiv 2311.01460), its chains as equations and in words.
-ExtraSource = Literal["gsm8k_aug", "gsm8k_aug_nl"]
-EXTRA_SOURCES: tuple[str, ...] = get_args(ExtraSource)
+SOURCES_OF: dict[str, tuple[str, ...]] = {"pocket": POCKET_DATASETS, "multi_reasoning_cot_direct": SOURCES}
 # Defaults of a mixture that differ from the fields' own.
 MIXTURE_DEFAULTS: dict[str, dict[str, Any]] = {
     "multi_reasoning_cot_direct": {"train_rows": 15_000, "validation_rows": 2_000, "test_items": None}
 }
-# What `data.sources` may name with each mixture.
-SOURCES_OF: dict[str, tuple[str, ...]] = {
-    "pocket": POCKET_DATASETS,
-    "multi_reasoning_cot_direct": SOURCES + EXTRA_SOURCES,
-}
-SourceName = Literal[RealSource, ExtraSource, PocketName]
+
+SourceName = Annotated[str, Registered(REAL_SOURCES, POCKET_TASKS, other=NAME_PATTERN)]
 
 
 class DataConfig(Section):
@@ -92,9 +79,24 @@ class DataConfig(Section):
         default={},
         description="Real benchmarks only: test questions of single datasets, instead of test_items. Drawn by the hash of seed and id.",
     )
+    extra: dict[Name, Annotated[str, Registered()]] = Field(
+        default={},
+        description="Datasets of your own: name → module:name. Mixture pocket: a Task, trained on and tested as the others. Real sources: "
+        "a Source where data.sources names it, else a Benchmark; its files lie in the folder <name> of data.folder.",
+    )
     revisions: dict[Name, str] = Field(
         default={}, description="Revision on the hub of single sources and benchmarks; main for the others."
     )
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The test sets that there are: those of the mixture and one's own."""
+        trained_on = () if self.mixture == "pocket" else self.sources or ()
+        return (*MIXTURES[self.mixture], *(name for name in self.extra if name not in trained_on))
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unset(self, handler(self), "extra")
 
     @model_validator(mode="before")
     @classmethod
@@ -114,12 +116,16 @@ class DataConfig(Section):
                 raise problem("null is not allowed with mixture pocket; allowed: a number", "test_items")
         elif self.evaluate_on != "test":
             raise problem("validation needs mixture pocket: real sources are not the benchmarks", "evaluate_on")
+        for name in self.extra:
+            if name in (*POCKET_DATASETS, *SOURCES, *BENCHMARKS):
+                raise problem("is a dataset of this package; choose another name", "extra", name)
+        allowed = (*SOURCES_OF[self.mixture], *self.extra)
         for place, name in enumerate(self.sources or []):
-            if name not in SOURCES_OF[self.mixture]:
-                raise problem(unknown(name, f"a source of {self.mixture}", SOURCES_OF[self.mixture]), "sources", place)
+            if name not in allowed:
+                raise problem(unknown(name, f"a source of {self.mixture}", allowed), "sources", place)
         for field, known in (
-            ("subsets", BENCHMARKS),
-            ("revisions", tuple(dict.fromkeys(SOURCES + EXTRA_SOURCES + BENCHMARKS))),
+            ("subsets", (*BENCHMARKS, *self.extra)),
+            ("revisions", tuple(dict.fromkeys((*SOURCES, *BENCHMARKS, *self.extra)))),
         ):
             for name in getattr(self, field):
                 if name not in known:

@@ -5,18 +5,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from mtkv.config.base import Name, Section, problem
+from mtkv.config.data import BENCHMARKS, REAL_BENCHMARKS
 from mtkv.config.errors import unknown
 
 # lm-eval's tasks for each benchmark; the first is the default.
-LM_EVAL_TASKS: dict[str, tuple[str, ...]] = {
-    "gsm8k": ("gsm8k", "gsm8k_cot_zeroshot"),
-    "math500": ("minerva_math500", "hendrycks_math500"),
-    "bbh": ("bbh_cot_zeroshot", "bbh_zeroshot", "bbh_cot_fewshot"),
-    "gpqa": ("gpqa_main_zeroshot", "gpqa_main_n_shot"),
-    "truthfulqa": ("truthfulqa_mc1",),
-    "cmmlu": ("cmmlu",),
-    "ceval": ("ceval-valid",),
-}
+LM_EVAL_TASKS = {name: REAL_BENCHMARKS.keys_of(name, "tasks") for name in BENCHMARKS}
 
 # lm-eval's tasks that can be asked as rows of style cot are written.
 COT_TASKS = ("gsm8k",)
@@ -67,6 +60,6 @@ class EvaluationConfig(Section):
                 raise problem(unknown(task, f"a task for {dataset}", LM_EVAL_TASKS[dataset]), "tasks", dataset)
         return self
 
-    def task_of(self, dataset: str) -> str:
-        """lm-eval's task for a benchmark. Raises KeyError for what is not one."""
-        return self.tasks.get(dataset, LM_EVAL_TASKS[dataset][0])
+    def task_of(self, dataset: str) -> str | None:
+        """lm-eval's task for a benchmark; None for one's own, which has its own."""
+        return self.tasks.get(dataset) or next(iter(LM_EVAL_TASKS.get(dataset, ())), None)

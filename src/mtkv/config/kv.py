@@ -1,19 +1,23 @@
 """The `kv` part of an arm: which teachers, how their KV is aligned and fused, and the loss that pulls the student to it."""
 
-from typing import Annotated, Literal, Self
+import ast
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from mtkv.config.base import Name, Section, distinct, problem
+from mtkv.config.base import Name, Registered, Section, distinct, duplicates, problem, without_unset
 from mtkv.provenance.digest import digest_of
+from mtkv.registry import ImportPath, Registry
 
 WEIGHT_TOLERANCE = 1e-6
 
-
-CLOSED_FORM_MAPS = ("identity", "ridge", "procrustes")
-TRAINED_MAPS = ("linear", "two_step", "elastic", "z_space")
-LIKELIHOOD_STRATEGIES = ("teacher_ce", "oracle")
-SELECTIONS_BY_ATTENTION = ("attention", "rkv", "rkv_decode")
+CLOSED_FORM_MAPS = Registry("mtkv.align.closed_form_maps", "MAP_FUNCTIONS")
+TRAINED_MAPS = Registry("mtkv.align.adapters", "ADAPTERS")
+SELECTORS = Registry("mtkv.kv.scores", "SCORES")
+ROUTERS = Registry("mtkv.fuse.routers", "ROUTERS")
+ROUTER_NETWORKS = Registry("mtkv.fuse.routers", "SCORERS")
+DISTANCES = Registry("mtkv.distill.kv_distance", "DISTANCES")
+CONTROLS = Registry("mtkv.distill.controls", "CONTROLS")
 OWN_TEACHER = "student"  # in `teachers` of an arm with latents: the student itself, reading the chain
 
 
@@ -32,10 +36,11 @@ class AlignConfig(Section):
         "cka: the most similar layers on the calibration rows.",
     )
     cka_top_k: int = Field(default=2, ge=1, description="Layers cka only: teacher layers mixed for each student layer.")
-    map: Literal["identity", "ridge", "procrustes", "linear", "two_step", "elastic", "z_space"] = Field(
+    map: Annotated[str, Registered(CLOSED_FORM_MAPS, TRAINED_MAPS)] = Field(
         default="ridge",
         description="identity, ridge, procrustes: closed form, fitted before training and frozen. linear, two_step (width, then "
-        "heads), elastic (bottleneck), z_space (both sides into a shared width): trained with the student.",
+        "heads), elastic (bottleneck), z_space (both sides into a shared width): trained with the student. Of your own: a function "
+        "is fitted in closed form, a class is trained.",
     )
     side: Literal["teacher", "student"] = Field(
         default="teacher",
@@ -51,42 +56,36 @@ class AlignConfig(Section):
 
     @model_validator(mode="after")
     def _side_fits_map(self) -> Self:
-        allowed = ("linear", "two_step", "elastic")
-        if self.side == "student" and self.map not in allowed:
+        if self.side == "student" and (not self.trained or self.both_sides):
+            allowed = [name for name in TRAINED_MAPS.names if "both sides" not in TRAINED_MAPS.needs(name)]
             raise problem(f"'student' needs a trained map; allowed with it: map {', '.join(allowed)}", "side")
         return self
 
     @property
     def trained(self) -> bool:
         """Whether the map learns together with the student."""
-        return self.map in TRAINED_MAPS
+        return self.map in TRAINED_MAPS.names or isinstance(TRAINED_MAPS.defined(self.map), ast.ClassDef)
+
+    @property
+    def both_sides(self) -> bool:
+        """Whether the map also maps the student, so that both are compared in a third space."""
+        return "both sides" in TRAINED_MAPS.needs(self.map)
 
     @property
     def measured(self) -> bool:
         """Whether the loss is normalised by the standard deviation of the map's output over the step's own rows (trained maps)."""
-        return self.trained and (self.side == "teacher" or self.map == "z_space")
+        return self.trained and (self.side == "teacher" or self.both_sides)
 
     @property
     def slug(self) -> str:
         """Readable and unique name for files that depend on these settings, such as `ratio-ridge-1a2b3c`."""
-        return f"{self.layers}-{self.map}-{digest_of(self)[:6]}"
+        return f"{self.layers}-{self.map.rpartition(':')[2]}-{digest_of(self)[:6]}"
 
 
 class SelectConfig(Section):
     """Which of a row's teacher tokens supervise the student (KV compression)."""
 
-    method: Literal[
-        "full",
-        "keep_first",
-        "keep_last",
-        "right_crop",
-        "uniform",
-        "random",
-        "attention",
-        "cosine",
-        "rkv",
-        "rkv_decode",
-    ] = Field(
+    method: Annotated[str, Registered(SELECTORS)] = Field(
         default="full",
         description="full: all. keep_first, keep_last (= right_crop), uniform, random: by place. attention: those the answer looks at. "
         "cosine: the least redundant. rkv: both, as KaVa does. rkv_decode: as R-KV does while decoding, but for a stored "
@@ -107,7 +106,7 @@ class SelectConfig(Section):
     @property
     def needs_attention(self) -> bool:
         """Whether the teacher's attention must be stored."""
-        return self.method in SELECTIONS_BY_ATTENTION
+        return "attention" in SELECTORS.needs(self.method)
 
 
 class EntropyConfig(Section):
@@ -123,7 +122,7 @@ class EntropyConfig(Section):
 class FusionConfig(Section):
     """How the KV of several teachers become one target."""
 
-    strategy: Literal["fixed", "similarity", "learnable", "teacher_ce", "random", "oracle"] = Field(
+    strategy: Annotated[str, Registered(ROUTERS)] = Field(
         default="fixed",
         description="Where the weights of the teachers come from. fixed: given. similarity: to the student's own KV. learnable: a "
         "trained router. teacher_ce: each teacher's likelihood of the row's text. Controls: random; oracle, the likeliest alone.",
@@ -141,7 +140,7 @@ class FusionConfig(Section):
         default="mean",
         description="What stands for a teacher's KV of a row: the mean over tokens, the first token, or cluster centres.",
     )
-    router: Literal["mlp", "gate", "attention"] = Field(
+    router: Annotated[str, Registered(ROUTER_NETWORKS)] = Field(
         default="mlp", description="Strategy learnable only: kind of router."
     )
     hidden: int = Field(default=32, ge=1, description="Hidden width of the learnable router.")
@@ -152,6 +151,11 @@ class FusionConfig(Section):
         "imitate. injected_ce: the student's cross-entropy when it attends to the fused KV.",
     )
     entropy: EntropyConfig = Field(default=EntropyConfig(), description="Entropy term of the learnable router.")
+
+    @property
+    def needs_likelihood(self) -> bool:
+        """Whether the likelihood that each teacher gives to a row must be stored."""
+        return "likelihood" in ROUTERS.needs(self.strategy)
 
     @model_validator(mode="after")
     def _learnable_only(self) -> Self:
@@ -175,7 +179,7 @@ class FusionConfig(Section):
 class KVLossConfig(Section):
     """Distance between the student's KV and the fused target."""
 
-    distance: Literal["mse", "l1", "smooth_l1", "relation"] = Field(
+    distance: Annotated[str, Registered(DISTANCES)] = Field(
         default="mse",
         description="Distance of keys and of values, per element. relation: of the dot products between a row's tokens.",
     )
@@ -190,6 +194,10 @@ class KVLossConfig(Section):
     )
     gamma: float = Field(
         default=0.01, ge=0, description="Weight of the KL between attention to the target's keys and to the student's."
+    )
+    terms: dict[Annotated[str, Registered()], Annotated[float, Field(ge=0)]] = Field(
+        default={},
+        description="Loss terms of your own, as module:name, each with its weight. The name behind the colon is that of the log.",
     )
     sharpness: float | None = Field(
         default=None,
@@ -213,6 +221,18 @@ class KVLossConfig(Section):
         le=1,
         description="Share of the steps in which only the first third of these layers is supervised.",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unset(self, handler(self), "terms")
+
+    @model_validator(mode="after")
+    def _terms_differ(self) -> Self:
+        if twice := duplicates([ImportPath(path).name for path in self.terms]):
+            raise problem(
+                f"{', '.join(twice)}: two terms of that name; rename one, the log has one line for each", "terms"
+            )
+        return self
 
     @model_validator(mode="after")
     def _relations_have_heads(self) -> Self:
@@ -247,7 +267,7 @@ class KVConfig(Section):
     select: SelectConfig = Field(default=SelectConfig(), description="Which tokens are supervised.")
     fusion: FusionConfig = Field(default=FusionConfig(), description="How teachers are fused.")
     loss: KVLossConfig = Field(default=KVLossConfig(), description="Loss between student and fused teachers.")
-    control: Literal["none", "shuffle_items", "shuffle_time", "gaussian", "zero_weight", "projector_only"] = Field(
+    control: Annotated[str, Registered(CONTROLS)] = Field(
         default="none",
         description="What replaces the teachers' KV to test whether its content matters; none: nothing does. zero_weight: the KV "
         "loss counts nothing. projector_only: it trains the map and not the student.",
@@ -286,10 +306,10 @@ class KVConfig(Section):
     def _map_fits(self) -> Self:
         if self.control == "projector_only" and not self.align.trained:
             raise problem(
-                f"'projector_only' needs a map that is trained: align.map {', '.join(TRAINED_MAPS)}", "control"
+                f"'projector_only' needs a map that is trained: align.map {', '.join(TRAINED_MAPS.names)}", "control"
             )
         if self.fusion.objective == "injected_ce" and self.align.trained:
-            allowed = ", ".join(CLOSED_FORM_MAPS)
+            allowed = ", ".join(CLOSED_FORM_MAPS.names)
             raise problem(
                 f"'injected_ce' needs a frozen map into the student's space: align.map {allowed}", "fusion", "objective"
             )

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtkv.config.data import MIXTURES
 from mtkv.config.errors import Loc, Problem, show, unknown
 from mtkv.config.evaluation import COT_TASKS, LM_EVAL_TASKS
-from mtkv.config.kv import LIKELIHOOD_STRATEGIES, KVConfig
+from mtkv.config.kv import KVConfig
 from mtkv.config.models import ModelConfig
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def reference_problems(study: "Study", arms: Iterable[str], teachers: Iterable[s
 
 
 def _dataset_problems(study: "Study") -> Iterator[Problem]:
-    known = MIXTURES[study.data.mixture]
+    known = study.data.datasets
     for index, dataset in enumerate(study.datasets):
         if dataset not in known:
             yield Problem(("datasets", index), unknown(dataset, f"a dataset of mixture {study.data.mixture}", known))
@@ -160,7 +159,7 @@ def _tier_problems(name: str, kv: KVConfig) -> Iterator[Problem]:
         ("align", "map"): kv.align.trained and kv.align.map,
         ("loss", "distance"): kv.loss.distance == "relation" and "relation",
         ("select", "method"): kv.select.method != "full" and kv.select.method,
-        ("fusion", "strategy"): kv.fusion.strategy in LIKELIHOOD_STRATEGIES and kv.fusion.strategy,
+        ("fusion", "strategy"): kv.fusion.needs_likelihood and kv.fusion.strategy,
     }
     for field, value in needs_raw.items():
         if value:

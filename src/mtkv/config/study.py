@@ -8,22 +8,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from mtkv.config.arms import Arm, Seeds
-from mtkv.config.base import Name, Section, distinct
+from mtkv.config.base import Name, Registered, Section, distinct
 from mtkv.config.claims import Claim, ComparisonConfig
 from mtkv.config.data import POCKET_DATASETS, DataConfig
 from mtkv.config.errors import ConfigError, Loc, Problem
 from mtkv.config.evaluation import EvaluationConfig
 from mtkv.config.extends import resolve
-from mtkv.config.kv import LIKELIHOOD_STRATEGIES, AlignConfig
+from mtkv.config.kv import AlignConfig
 from mtkv.config.models import ModelConfig, TeachersConfig
 from mtkv.config.overlay import ENTRY_SECTIONS, read_overlaid, without_deleted
 from mtkv.config.pydantic_errors import config_loc, problems_of
 from mtkv.config.raw_tree import plain_tree
 from mtkv.config.references import reference_problems
 from mtkv.config.resources import Resources
+from mtkv.registry import look_beside
+
+
+class ReportConfig(Section):
+    """What the report shows besides what it always does."""
+
+    figures: Annotated[list[Annotated[str, Registered()]], AfterValidator(distinct)] = Field(
+        default=[],
+        description="Figures of your own, as module:function of the results, which returns a list of figures.",
+    )
 
 
 class Study(Section):
@@ -46,7 +56,13 @@ class Study(Section):
     claims: dict[Name, Claim] = Field(
         default={}, description="Sentences the results support or refute, by id. In an overlay, null deletes a claim."
     )
+    report: ReportConfig = Field(default=ReportConfig(), description="What the report shows of your own.")
     resources: Resources = Field(default=Resources(), description="What jobs ask of the scheduler, by stage.")
+
+    @model_serializer(mode="wrap")
+    def _without_default_report(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `report` where it adds nothing, so that a study from before the section keeps its digests."""
+        return {key: value for key, value in handler(self).items() if key != "report" or self.report.figures}
 
     def arm(self, name: str) -> Arm:
         """The arm called `name`. Raises KeyError."""
@@ -94,11 +110,12 @@ class Study(Section):
     def needs_likelihood(self, teacher: str) -> bool:
         """Whether some arm weighs this teacher by the likelihood it gives to a row."""
         arms = (arm.kv for arm in self.arms.values() if arm.kv and teacher in arm.kv.teachers)
-        return any(kv.fusion.strategy in LIKELIHOOD_STRATEGIES for kv in arms)
+        return any(kv.fusion.needs_likelihood for kv in arms)
 
 
 def read_study(*yaml_paths: str | Path) -> Study:
-    """The study of a YAML file with later files overlaid. Raises ConfigError."""
+    """The study of a YAML file with later files overlaid; modules that it names may lie beside any of them. Raises ConfigError."""
+    look_beside(yaml_paths)
     return load_study(read_overlaid(*yaml_paths))
 
 

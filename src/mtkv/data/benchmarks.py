@@ -1,174 +1,36 @@
 """The seven real benchmarks as files: where their records are, what the fields mean, and which split few-shot prompts come from.
 
 lm-eval asks and scores them (`mtkv.evaluate.lm_eval_tasks`) and gets the records unchanged. Question, choices and gold answer are read
-here for the leakage check and for scoring every prediction a second time. First the names of the parts of those benchmarks that have
-many: BBH's 27 tasks, the 67 subjects of CMMLU and the 52 of C-Eval.
+here for the leakage check and for scoring every prediction a second time.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from mtkv.data.answers import AnswerError, as_text, boxed, number
+from mtkv.data.benchmark_parts import BBH_TASKS, CEVAL_SUBJECTS, CMMLU_SUBJECTS
 from mtkv.data.items import Item, Language
 from mtkv.data.loading import Origin, Record
 from mtkv.data.sources import GSM8K_ORIGIN
-
-BBH_TASKS = (
-    "boolean_expressions",
-    "causal_judgement",
-    "date_understanding",
-    "disambiguation_qa",
-    "dyck_languages",
-    "formal_fallacies",
-    "geometric_shapes",
-    "hyperbaton",
-    "logical_deduction_five_objects",
-    "logical_deduction_seven_objects",
-    "logical_deduction_three_objects",
-    "movie_recommendation",
-    "multistep_arithmetic_two",
-    "navigate",
-    "object_counting",
-    "penguins_in_a_table",
-    "reasoning_about_colored_objects",
-    "ruin_names",
-    "salient_translation_error_detection",
-    "snarks",
-    "sports_understanding",
-    "temporal_sequences",
-    "tracking_shuffled_objects_five_objects",
-    "tracking_shuffled_objects_seven_objects",
-    "tracking_shuffled_objects_three_objects",
-    "web_of_lies",
-    "word_sorting",
-)
-CMMLU_SUBJECTS = (
-    "agronomy",
-    "anatomy",
-    "ancient_chinese",
-    "arts",
-    "astronomy",
-    "business_ethics",
-    "chinese_civil_service_exam",
-    "chinese_driving_rule",
-    "chinese_food_culture",
-    "chinese_foreign_policy",
-    "chinese_history",
-    "chinese_literature",
-    "chinese_teacher_qualification",
-    "clinical_knowledge",
-    "college_actuarial_science",
-    "college_education",
-    "college_engineering_hydrology",
-    "college_law",
-    "college_mathematics",
-    "college_medical_statistics",
-    "college_medicine",
-    "computer_science",
-    "computer_security",
-    "conceptual_physics",
-    "construction_project_management",
-    "economics",
-    "education",
-    "electrical_engineering",
-    "elementary_chinese",
-    "elementary_commonsense",
-    "elementary_information_and_technology",
-    "elementary_mathematics",
-    "ethnology",
-    "food_science",
-    "genetics",
-    "global_facts",
-    "high_school_biology",
-    "high_school_chemistry",
-    "high_school_geography",
-    "high_school_mathematics",
-    "high_school_physics",
-    "high_school_politics",
-    "human_sexuality",
-    "international_law",
-    "journalism",
-    "jurisprudence",
-    "legal_and_moral_basis",
-    "logical",
-    "machine_learning",
-    "management",
-    "marketing",
-    "marxist_theory",
-    "modern_chinese",
-    "nutrition",
-    "philosophy",
-    "professional_accounting",
-    "professional_law",
-    "professional_medicine",
-    "professional_psychology",
-    "public_relations",
-    "security_study",
-    "sociology",
-    "sports_science",
-    "traditional_chinese_medicine",
-    "virology",
-    "world_history",
-    "world_religions",
-)
-CEVAL_SUBJECTS = (
-    "accountant",
-    "advanced_mathematics",
-    "art_studies",
-    "basic_medicine",
-    "business_administration",
-    "chinese_language_and_literature",
-    "civil_servant",
-    "clinical_medicine",
-    "college_chemistry",
-    "college_economics",
-    "college_physics",
-    "college_programming",
-    "computer_architecture",
-    "computer_network",
-    "discrete_mathematics",
-    "education_science",
-    "electrical_engineer",
-    "environmental_impact_assessment_engineer",
-    "fire_engineer",
-    "high_school_biology",
-    "high_school_chemistry",
-    "high_school_chinese",
-    "high_school_geography",
-    "high_school_history",
-    "high_school_mathematics",
-    "high_school_physics",
-    "high_school_politics",
-    "ideological_and_moral_cultivation",
-    "law",
-    "legal_professional",
-    "logic",
-    "mao_zedong_thought",
-    "marxism",
-    "metrology_engineer",
-    "middle_school_biology",
-    "middle_school_chemistry",
-    "middle_school_geography",
-    "middle_school_history",
-    "middle_school_mathematics",
-    "middle_school_physics",
-    "middle_school_politics",
-    "modern_chinese_history",
-    "operating_system",
-    "physician",
-    "plant_protection",
-    "probability_and_statistics",
-    "professional_tour_guide",
-    "sports_science",
-    "tax_accountant",
-    "teacher_qualification",
-    "urban_and_rural_planner",
-    "veterinary_medicine",
-)
-
+from mtkv.registry import registered
 
 LETTERS = ("A", "B", "C", "D")
+GPQA_OPTIONS = ("choice1", "choice2", "choice3", "choice4")
 GPQA_WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One of lm-eval's tasks: its file, with {part} where there are several, and the metric and filter that count.
+
+    `file` is below lm-eval's `tasks` folder, or an absolute path. `options`: fields of a record that hold the options in the order they
+    are asked, where that is not the study's.
+    """
+
+    file: str
+    metric: str
+    filter: str = "none"
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,6 +39,7 @@ class Benchmark:
 
     `item(document, config)` gives question, choices and gold answer; it raises AnswerError for a record that cannot be asked (a field
     that is no string). `examples`: the split that few-shot prompts are taken from, or None where lm-eval brings its own.
+    `tasks`: lm-eval's tasks that may ask it; the first is the default.
     """
 
     origin: Origin
@@ -184,6 +47,7 @@ class Benchmark:
     language: Language
     fields: tuple[str, ...]
     item: Callable[[Record, str], Item]
+    tasks: Mapping[str, Recipe]
     examples: str | None = None
     document: Callable[[Record], Record] = lambda record: record
 
@@ -284,53 +148,87 @@ def _targets(right: list[str], wrong: list[str]) -> Record:
 
 
 BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark
-    for benchmark in (
-        Benchmark(GSM8K_ORIGIN, "test", "en", ("question", "answer"), gsm8k, examples="train"),
-        Benchmark(
-            Origin("math500", "HuggingFaceH4/MATH-500", files=("{split}.jsonl",)),
-            "test",
-            "en",
-            ("problem", "solution", "answer"),
-            math500,
-        ),
-        Benchmark(
-            Origin("bbh", "SaylorTwift/bbh", BBH_TASKS, ("{config}.json",)),
-            "test",
-            "en",
-            ("input", "target"),
-            bbh,
-        ),
-        Benchmark(
-            Origin("gpqa", "Idavidrein/gpqa", ("gpqa_main",), ("{config}.csv", "{config}.jsonl"), gated=True),
-            "train",
-            "en",
-            ("Question", "Correct Answer", *GPQA_WRONG),
-            gpqa,
-        ),
-        Benchmark(
-            Origin("truthfulqa", "truthfulqa/truthful_qa", ("multiple_choice",), ("mc_task.json", "TruthfulQA.csv")),
-            "validation",
-            "en",
-            ("question", "mc1_targets", "mc2_targets"),
-            truthfulqa,
-            document=truthfulqa_document,
-        ),
-        Benchmark(
-            Origin("cmmlu", "haonan-li/cmmlu", CMMLU_SUBJECTS, ("data/{split}/{config}.csv", "{split}/{config}.csv")),
-            "test",
-            "zh",
-            ("Question", *LETTERS, "Answer"),
-            letters,
-            examples="dev",
-        ),
-        Benchmark(
-            Origin("ceval", "ceval/ceval-exam", CEVAL_SUBJECTS, ("{split}/{config}_{split}.csv",)),
-            "val",
-            "zh",
-            ("question", *LETTERS, "answer"),
-            letters,
-            examples="dev",
-        ),
-    )
+    "gsm8k": Benchmark(
+        GSM8K_ORIGIN,
+        "test",
+        "en",
+        ("question", "answer"),
+        gsm8k,
+        examples="train",
+        tasks={
+            "gsm8k": Recipe("gsm8k/gsm8k.yaml", "exact_match", "flexible-extract"),
+            "gsm8k_cot_zeroshot": Recipe("gsm8k/gsm8k-cot-zeroshot.yaml", "exact_match", "flexible-extract"),
+        },
+    ),
+    "math500": Benchmark(
+        Origin("math500", "HuggingFaceH4/MATH-500", files=("{split}.jsonl",)),
+        "test",
+        "en",
+        ("problem", "solution", "answer"),
+        math500,
+        tasks={
+            "minerva_math500": Recipe("minerva_math/minerva_math500.yaml", "math_verify"),
+            "hendrycks_math500": Recipe("hendrycks_math/hendrycks_math500.yaml", "exact_match"),
+        },
+    ),
+    "bbh": Benchmark(
+        Origin("bbh", "SaylorTwift/bbh", BBH_TASKS, ("{config}.json",)),
+        "test",
+        "en",
+        ("input", "target"),
+        bbh,
+        tasks={
+            "bbh_cot_zeroshot": Recipe("bbh/cot_zeroshot/{part}.yaml", "exact_match", "flexible-extract"),
+            "bbh_zeroshot": Recipe("bbh/zeroshot/{part}.yaml", "exact_match", "flexible-extract"),
+            "bbh_cot_fewshot": Recipe("bbh/cot_fewshot/{part}.yaml", "exact_match", "get-answer"),
+        },
+    ),
+    "gpqa": Benchmark(
+        Origin("gpqa", "Idavidrein/gpqa", ("gpqa_main",), ("{config}.csv", "{config}.jsonl"), gated=True),
+        "train",
+        "en",
+        ("Question", "Correct Answer", *GPQA_WRONG),
+        gpqa,
+        tasks={
+            "gpqa_main_zeroshot": Recipe("gpqa/zeroshot/gpqa_main_zeroshot.yaml", "acc", options=GPQA_OPTIONS),
+            "gpqa_main_n_shot": Recipe("gpqa/n_shot/gpqa_main_n_shot.yaml", "acc", options=GPQA_OPTIONS),
+        },
+    ),
+    "truthfulqa": Benchmark(
+        Origin("truthfulqa", "truthfulqa/truthful_qa", ("multiple_choice",), ("mc_task.json", "TruthfulQA.csv")),
+        "validation",
+        "en",
+        ("question", "mc1_targets", "mc2_targets"),
+        truthfulqa,
+        document=truthfulqa_document,
+        tasks={"truthfulqa_mc1": Recipe("truthfulqa/truthfulqa_mc1.yaml", "acc")},
+    ),
+    "cmmlu": Benchmark(
+        Origin("cmmlu", "haonan-li/cmmlu", CMMLU_SUBJECTS, ("data/{split}/{config}.csv", "{split}/{config}.csv")),
+        "test",
+        "zh",
+        ("Question", *LETTERS, "Answer"),
+        letters,
+        examples="dev",
+        tasks={"cmmlu": Recipe("cmmlu/cmmlu_{part}.yaml", "acc")},
+    ),
+    "ceval": Benchmark(
+        Origin("ceval", "ceval/ceval-exam", CEVAL_SUBJECTS, ("{split}/{config}_{split}.csv",)),
+        "val",
+        "zh",
+        ("question", *LETTERS, "answer"),
+        letters,
+        examples="dev",
+        tasks={"ceval-valid": Recipe("ceval/ceval-valid_{part}.yaml", "acc")},
+    ),
 }
+
+
+def benchmark_of(name: str, own: Mapping[str, str]) -> Benchmark:
+    """The benchmark of that name; `own`: import paths of one's own by name. Raises ValueError for what is none."""
+    benchmark = registered(BENCHMARKS, own.get(name, name))
+    if not isinstance(benchmark, Benchmark):
+        raise ValueError(
+            f"data.extra.{name}: {own[name]} is a {type(benchmark).__name__}; a dataset that data.sources does not name needs a Benchmark"
+        )
+    return replace(benchmark, origin=replace(benchmark.origin, name=name))

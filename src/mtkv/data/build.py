@@ -15,6 +15,7 @@ from mtkv.data.mixture import build_mixture
 from mtkv.data.pocket import pocket_task
 from mtkv.data.rows import Question, rows_frame, test_frame
 from mtkv.data.splits import draw_questions
+from mtkv.data.testsets import write_own
 from mtkv.data.validation import check_rows, split_facts
 from mtkv.provenance.files import write_parquet
 
@@ -45,7 +46,11 @@ def build_pocket(config: "DataConfig", datasets: list[str], folder: Path) -> dic
     for split, frame in frames.items():
         write_parquet(Path(folder) / f"{split}.parquet", frame)
     for dataset, frame in tests.items():
-        write_parquet(Path(folder) / "test" / f"{dataset}.parquet", frame)
+        path = Path(folder) / "test" / f"{dataset}.parquet"
+        if own := config.extra.get(dataset):
+            write_own(path, frame, own)
+        else:
+            write_parquet(path, frame)
     return facts
 
 
@@ -61,7 +66,7 @@ def draw_frames(config: "DataConfig", datasets: list[str]) -> tuple[dict[str, pd
     tests: dict[str, pd.DataFrame] = {}
     for dataset in datasets:
         sizes = {split: shares[split].get(dataset, 0) for split in ROW_SPLITS} | {"test": config.test_items or 0}
-        drawn = draw_questions(pocket_task(dataset), config.seed, sizes)
+        drawn = draw_questions(pocket_task(dataset, config.extra), config.seed, sizes)
         tests[dataset] = test_frame(_scored(config, dataset, drawn["test"], sizes["val"]))
         for split in ROW_SPLITS:
             questions[split] += drawn[split]
@@ -78,7 +83,9 @@ def _scored(config: "DataConfig", dataset: str, test: list[Question], validation
     `validation` questions, which are validation rows."""
     if config.evaluate_on == "test":
         return test
-    return draw_questions(pocket_task(dataset), config.seed, {"val": validation + len(test)})["val"][validation:]
+    return draw_questions(pocket_task(dataset, config.extra), config.seed, {"val": validation + len(test)})["val"][
+        validation:
+    ]
 
 
 def _shares(total: int, parts: int) -> list[int]:

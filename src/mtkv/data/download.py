@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtkv.data.benchmarks import BENCHMARKS
+from mtkv.data.benchmarks import benchmark_of
 from mtkv.data.loading import DataFileError, Origin, fetch
-from mtkv.data.sources import DEFAULT_SOURCES, SOURCES
+from mtkv.data.sources import DEFAULT_SOURCES, source_of
 
 if TYPE_CHECKING:
     from mtkv.config.data import DataConfig
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 def wanted_splits(config: "DataConfig", datasets: list[str]) -> list[tuple[Origin, str]]:
     """Data sets and splits that the sources of a study and the benchmarks `datasets` need, each once."""
-    needed = [(SOURCES[name].origin, SOURCES[name].split) for name in config.sources or DEFAULT_SOURCES]
-    for benchmark in (BENCHMARKS[name] for name in datasets):
+    sources = [source_of(name, config.extra) for name in config.sources or DEFAULT_SOURCES]
+    needed = [(source.origin, source.split) for source in sources]
+    for benchmark in (benchmark_of(name, config.extra) for name in datasets):
         needed += [(benchmark.origin, split) for split in (benchmark.split, benchmark.examples) if split]
     return list(dict.fromkeys(needed))
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mtkv.data.benchmarks import BENCHMARKS
+from mtkv.data.benchmarks import benchmark_of
 from mtkv.data.contamination import TestTexts
 from mtkv.data.loading import DataFileError, load_origin
 from mtkv.data.rows import ROW_COLUMNS, Question, row
-from mtkv.data.sources import DEFAULT_SOURCES, SOURCES, Source, Unusable, check_fields
+from mtkv.data.sources import DEFAULT_SOURCES, Source, Unusable, check_fields, source_of
 from mtkv.data.splits import BIN_COUNT, question_hash
 from mtkv.data.testsets import TestSet, read_benchmark, subset, write_examples, write_test
 from mtkv.data.validation import split_facts
@@ -73,7 +73,7 @@ def build_mixture(config: "DataConfig", datasets: list[str], folder: Path) -> di
     unusable = {f"{name} (examples)": str(test.unusable) for name, test in tests.items() if test.unusable}
     names: list[str] = [*(config.sources or DEFAULT_SOURCES)]
     for name in names:
-        pools[name], counts[name], bad = usable_questions(SOURCES[name], config, texts)
+        pools[name], counts[name], bad = usable_questions(source_of(name, config.extra), config, texts)
         unusable |= {name: str(bad)} if bad else {}
     _without_repeats(pools, counts)
     frames = {split: _draw(config, split, pools) for split in BINS}
@@ -147,15 +147,15 @@ def _write_tests(
     for name in datasets:
         path, examples_path = folder / "test" / f"{name}.parquet", folder / "examples" / f"{name}.parquet"
         try:
-            tests[name] = read_benchmark(BENCHMARKS[name], config)
+            tests[name] = read_benchmark(benchmark_of(name, config.extra), config)
         except DataFileError as error:
             missing[name] = str(error)
-            write_test(path, pd.DataFrame(), missing[name])
+            write_test(path, pd.DataFrame(), missing[name], config.extra.get(name))
             write_examples(examples_path, pd.DataFrame())
             continue
         chosen = subset(tests[name].questions, config.subsets.get(name, config.test_items), config.seed)
         asked[name] = len(chosen)
-        write_test(path, chosen)
+        write_test(path, chosen, own=config.extra.get(name))
         write_examples(examples_path, tests[name].examples, tests[name].dropped)
     return tests, asked, missing
 
@@ -182,7 +182,7 @@ def _draw(config: "DataConfig", split: str, pools: Mapping[str, list[Question]])
         for name, pool in pools.items()
     }
     available = {name: sum(len(styles_of(q, config.styles)) for q in pool) for name, pool in ordered.items()}
-    chinese = {name for name in pools if SOURCES[name].language == "zh"}
+    chinese = {name for name in pools if source_of(name, config.extra).language == "zh"}
     shares = quotas(wanted, available, chinese, config.chinese_share)
     if (total := sum(shares.values())) < wanted:
         raise ValueError(

@@ -7,12 +7,13 @@ is not what it claims to be); one whose answer is unusable is left out and count
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtkv.data.answers import AnswerError, as_fraction, as_text, boxed, number, text, without_calculations, yes_no
 from mtkv.data.items import Item, Language
 from mtkv.data.loading import DataFileError, Origin, Record, Records
+from mtkv.registry import registered
 
 MATH_SUBJECTS = (
     "algebra",
@@ -164,69 +165,72 @@ def _math23k_fraction(value: str) -> str:
 
 
 SOURCES: dict[str, Source] = {
-    source.name: source
-    for source in (
-        Source(GSM8K_ORIGIN, "train", "en", ("question", "answer"), gsm8k),
-        Source(
-            Origin("svamp", "ChilleD/SVAMP", files=("SVAMP.json", "{split}.json")),
-            "train",
-            "en",
-            ("Body", "Question", "Equation", "Answer"),
-            svamp,
-        ),
-        Source(
-            Origin("strategyqa", "ChilleD/StrategyQA", files=("{split}.json",)),
-            "train",
-            "en",
-            ("question", "answer", "facts"),
-            strategyqa,
-        ),
-        Source(
-            Origin("math23k", "Gxg/Math23K", files=("Math_23K.json", "{split}.json*"), hub_file="Math_23K.json"),
-            "train",
-            "zh",
-            ("original_text", "equation", "ans"),
-            math23k,
-        ),
-        Source(
-            Origin(
-                "math", "EleutherAI/hendrycks_math", MATH_SUBJECTS, ("{split}/{config}/*.json", "{config}/{split}.*")
-            ),
-            "train",
-            "en",
-            ("problem", "solution"),
-            math,
-        ),
-        Source(
-            Origin("arc_challenge", "allenai/ai2_arc", ("ARC-Challenge",), ("{split}.jsonl",)),
-            "train",
-            "en",
-            ("question", "choices", "answerKey"),
-            arc_challenge,
-        ),
-        Source(
-            Origin("hotpotqa", "hotpotqa/hotpot_qa", ("distractor",), ("hotpot_{split}*.json", "{split}.jsonl")),
-            "train",
-            "en",
-            ("question", "answer", "supporting_facts", "context"),
-            hotpotqa,
-        ),
-        Source(
-            Origin("gsm8k_aug", "zen-E/GSM8k-Aug", files=("{split}.jsonl",)),
-            "train",
-            "en",
-            ("question", "cot", "answer"),
-            gsm8k_aug,
-            extra=True,
-        ),
-        Source(
-            Origin("gsm8k_aug_nl", "zen-E/GSM8k-Aug-NL", files=("{split}.jsonl",)),
-            "train",
-            "en",
-            ("question", "cot", "answer"),
-            gsm8k_aug,
-            extra=True,
-        ),
-    )
+    "gsm8k": Source(GSM8K_ORIGIN, "train", "en", ("question", "answer"), gsm8k),
+    "svamp": Source(
+        Origin("svamp", "ChilleD/SVAMP", files=("SVAMP.json", "{split}.json")),
+        "train",
+        "en",
+        ("Body", "Question", "Equation", "Answer"),
+        svamp,
+    ),
+    "strategyqa": Source(
+        Origin("strategyqa", "ChilleD/StrategyQA", files=("{split}.json",)),
+        "train",
+        "en",
+        ("question", "answer", "facts"),
+        strategyqa,
+    ),
+    "math23k": Source(
+        Origin("math23k", "Gxg/Math23K", files=("Math_23K.json", "{split}.json*"), hub_file="Math_23K.json"),
+        "train",
+        "zh",
+        ("original_text", "equation", "ans"),
+        math23k,
+    ),
+    "math": Source(
+        Origin("math", "EleutherAI/hendrycks_math", MATH_SUBJECTS, ("{split}/{config}/*.json", "{config}/{split}.*")),
+        "train",
+        "en",
+        ("problem", "solution"),
+        math,
+    ),
+    "arc_challenge": Source(
+        Origin("arc_challenge", "allenai/ai2_arc", ("ARC-Challenge",), ("{split}.jsonl",)),
+        "train",
+        "en",
+        ("question", "choices", "answerKey"),
+        arc_challenge,
+    ),
+    "hotpotqa": Source(
+        Origin("hotpotqa", "hotpotqa/hotpot_qa", ("distractor",), ("hotpot_{split}*.json", "{split}.jsonl")),
+        "train",
+        "en",
+        ("question", "answer", "supporting_facts", "context"),
+        hotpotqa,
+    ),
+    "gsm8k_aug": Source(
+        Origin("gsm8k_aug", "zen-E/GSM8k-Aug", files=("{split}.jsonl",)),
+        "train",
+        "en",
+        ("question", "cot", "answer"),
+        gsm8k_aug,
+        extra=True,
+    ),
+    "gsm8k_aug_nl": Source(
+        Origin("gsm8k_aug_nl", "zen-E/GSM8k-Aug-NL", files=("{split}.jsonl",)),
+        "train",
+        "en",
+        ("question", "cot", "answer"),
+        gsm8k_aug,
+        extra=True,
+    ),
 }
 DEFAULT_SOURCES = tuple(name for name, source in SOURCES.items() if not source.extra)
+
+
+def source_of(name: str, own: Mapping[str, str]) -> Source:
+    """The source of that name; `own`: import paths of one's own by name. Raises ValueError for what is none."""
+    source = registered(SOURCES, own.get(name, name))
+    if not isinstance(source, Source):
+        raise ValueError(f"data.extra.{name}: {own[name]} is a {type(source).__name__}; data.sources needs a Source")
+    return replace(source, origin=replace(source.origin, name=name))

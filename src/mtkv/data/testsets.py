@@ -30,7 +30,7 @@ from mtkv.provenance.files import atomic_path
 if TYPE_CHECKING:
     from mtkv.config.data import DataConfig
 
-UNAVAILABLE, DROPPED = b"unavailable", b"dropped"
+UNAVAILABLE, DROPPED, OWN = b"unavailable", b"dropped", b"own"
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -120,10 +120,23 @@ def subset(frame: pd.DataFrame, size: int | None, seed: int) -> pd.DataFrame:
     return frame.loc[sorted(rank.sort_values().index[:size])]
 
 
-def write_test(path: Path, frame: pd.DataFrame, reason: str | None = None) -> None:
-    """Write questions, or with `reason` an empty table that says why there are none, atomically."""
-    schema = SCHEMA if reason is None else SCHEMA.with_metadata({UNAVAILABLE: reason.encode()})
+def write_test(path: Path, frame: pd.DataFrame, reason: str | None = None, own: str | None = None) -> None:
+    """Write questions, or with `reason` an empty table that says why there are none, atomically. `own`: see `own_path`."""
+    said = {key: value.encode() for key, value in ((UNAVAILABLE, reason), (OWN, own)) if value is not None}
+    schema = SCHEMA.with_metadata(said) if said else SCHEMA
     _write(path, pa.Table.from_pylist(frame.to_dict("records"), schema=schema))
+
+
+def write_own(path: Path, frame: pd.DataFrame, own: str) -> None:
+    """Write the test items of a `Task` of the user's own, whose import path is `own`."""
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    _write(path, table.replace_schema_metadata((table.schema.metadata or {}) | {OWN: own.encode()}))
+
+
+def own_path(path: Path) -> str | None:
+    """The import path of the user's own `Task` or `Benchmark` that a test file is of; None for one of this package."""
+    own = (pq.read_schema(path).metadata or {}).get(OWN)
+    return None if own is None else own.decode()
 
 
 def write_examples(path: Path, frame: pd.DataFrame, dropped: Mapping[str, int] | None = None) -> None:

@@ -20,10 +20,12 @@ from mtkv.kv.extract import packed_kv_at
 from mtkv.kv.patch import KVInjection, scattered
 from mtkv.models.cross_entropy import target_logits, target_loss
 from mtkv.models.tokenization import end_answers, frame_of
-from mtkv.training.data_parallel import summed
+from mtkv.training.data_parallel import LossTerm, summed
 
 if TYPE_CHECKING:
     from mtkv.config.kv import LogitConfig
+
+CE, KD, ROUTE_CE = LossTerm("ce", "targets"), LossTerm("kd", "targets"), LossTerm("route_ce", "targets")
 
 
 class LogitTeacher:
@@ -107,18 +109,15 @@ class Distiller(nn.Module):
         )
         fused = terms.pop("fused")
         if self.supervision.config.fusion.objective == "injected_ce":
-            terms["part.route_ce"] = terms["route_ce"] = self._injected_ce(
-                input_ids, labels, fused, kv_sample, kv_position
-            )
+            terms |= ROUTE_CE(self._injected_ce(input_ids, labels, fused, kv_sample, kv_position), 1.0)
         return summed(terms)
 
     def _text_terms(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         logits, following = target_logits(self.student, input_ids, labels)
         ce = F.cross_entropy(logits.float(), following) if len(following) else logits.sum()
         if self.logits is None:
-            return {"ce": ce, "part.ce": self.ce_weight * ce}
-        kd = self.logits.loss(logits, following, input_ids, labels)
-        return {"ce": ce, "kd": kd, "part.kd": self.ce_weight * kd}
+            return CE(ce, self.ce_weight)
+        return {"ce": ce} | KD(self.logits.loss(logits, following, input_ids, labels), self.ce_weight)
 
     def _injected_ce(
         self,

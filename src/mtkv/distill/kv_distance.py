@@ -14,14 +14,16 @@ from torch.nn import functional as F
 
 from mtkv.distill.layer_schedule import LayerWeight, layer_shares
 from mtkv.kv.store import KEY, VALUE
+from mtkv.registry import registered
 
 KV = Float[Tensor, "tokens layers 2 width"]
 
-# name → function (student, target, reduction="none") of the elements
+# name → function (student, target, reduction="none") of the elements; `relation` has other keys and values (`mtkv.distill.relation_kl`)
 DISTANCES: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
     "l1": F.l1_loss,
     "smooth_l1": F.smooth_l1_loss,
+    "relation": F.mse_loss,
 }
 
 
@@ -48,7 +50,7 @@ def kv_terms(
     counts = torch.ones_like(student[:, 0, 0, :1]) if token_weight is None else token_weight.reshape(len(student), -1)
     counts = counts.to(student).expand(-1, student.shape[1])
     pairs = list(zip(student.unbind(1), target.unbind(1), scales, counts.unbind(1), strict=True))
-    found = [_layer_terms(*pairs[layer], DISTANCES[distance], kinds) for layer in kept]
+    found = [_layer_terms(*pairs[layer], registered(DISTANCES, distance), kinds) for layer in kept]
     elements, angles = (torch.stack(parts) for parts in zip(*found, strict=True))
     share = share.to(student)
     return {

@@ -13,22 +13,24 @@ With `loss.unit: channel` the closed form and the fixed teacher of `side: studen
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mtkv.align.adapters import LinearAdapter, ZSpacePair, build_adapter
+from mtkv.align.adapters import AdapterShape, LinearAdapter, ZSpacePair, build_adapter
 from mtkv.align.closed_form_maps import KVMap
 from mtkv.distill.attention_kl import attention_kl
+from mtkv.distill.controls import control_of
 from mtkv.distill.kv_distance import kv_terms
-from mtkv.distill.layer_schedule import layer_range, layer_schedule
+from mtkv.distill.layer_schedule import LayerWeight, layer_range, layer_schedule
 from mtkv.distill.relation_kl import check_heads, relation_terms
 from mtkv.fuse.prototypes import prototypes_of, query_of
 from mtkv.fuse.routers import build_router, entropy, entropy_loss, fuse
 from mtkv.kv.store import KEY, VALUE
-from mtkv.training.data_parallel import world_size
+from mtkv.registry import ImportPath, load
+from mtkv.training.data_parallel import PART, LossTerm, world_size
 from mtkv.training.step_statistics import mean_of_step
 
 if TYPE_CHECKING:
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 
 SMALLEST_SPREAD = 0.1  # a trained map's output may start near zero
 SMALLEST_CHANNEL = 0.01  # of the spread of its layer and kind: a channel that hardly moves is not blown up to noise
-# Control arms that change how much the KV term counts (method.md §9).
-WEIGHT_OF_CONTROL = {"zero_weight": 0.0}
+KEYS, VALUES, COSINE = LossTerm("key", "tokens"), LossTerm("value", "tokens"), LossTerm("cosine", "tokens")
+ATTENTION, ENTROPY = LossTerm("attention", "tokens"), LossTerm("entropy", "rows")
 
 StudentKV = Float[Tensor, "tokens student_layers 2 width"]
 
@@ -51,6 +53,22 @@ class Comparison:
     target: Tensor
     weight: Tensor | None = None
     scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SupervisedKV:
+    """What a loss term of one's own (`kv.loss.terms`) is a function of: the KV at the supervised tokens of a batch, at least one.
+
+    `student`, with its gradient, and `target`, the fused teachers, in the student's space, centred and not normalised; `comparisons`: the
+    pairs that the built-in distances compare, with their scales; `sample`: each token's row, of `batch` rows.
+    """
+
+    student: StudentKV
+    target: StudentKV
+    comparisons: Sequence[Comparison]
+    sample: Int[Tensor, " tokens"]
+    batch: int
+    layer_weight: LayerWeight
 
 
 class FrozenMap(nn.Module):
@@ -102,6 +120,12 @@ class KVObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.control = control_of(config.control)
+        # `mean_over` is an attribute of the function, where the term is no mean over supervised tokens
+        self.own_terms = [
+            (LossTerm(ImportPath(path).name, getattr(term := load(path), "mean_over", "tokens"), path), term, weight)
+            for path, weight in config.loss.terms.items()
+        ]
         self.mapped = mapped
         self.progress = 1.0
         self.student_heads, teacher_heads = heads
@@ -138,10 +162,11 @@ class KVObjective(nn.Module):
         scaling: float | None = None,
         **context: Tensor,
     ) -> dict[str, Tensor]:
-        """Terms `key`, `value`, `cosine`, `attention`, `entropy` (scalars), `kv` their weighted sum, `part.*` what each adds to it,
-        `weights [batch, teachers, *layers]`, and `fused [tokens, student_layers, 2, width]`, the target in the student's own space."""
+        """Terms `key`, `value`, `cosine`, `attention`, `entropy` and one's own (scalars), `kv` their weighted sum, `part.*` what each
+        adds to it, `weights [batch, teachers, *layers]`, and `fused [tokens, student_layers, 2, width]`, the target in the student's own
+        space."""
         config = self.config
-        if config.control == "projector_only":
+        if self.control.map_only:
             student_kv = student_kv.detach()
         y_mean = torch.stack([kv_map.y_mean for kv_map in self.frozen]).mean(0)
         spread = torch.stack([kv_map.scale for kv_map in self.frozen]).mean(0)[..., None]
@@ -160,25 +185,29 @@ class KVObjective(nn.Module):
         if config.loss.gamma > 0 and queries is not None:
             # The mean that both lack would shift all logits of a query alike.
             own, other = (x[:, :, KEY].unflatten(-1, (self.student_heads, -1)) for x in (centred, target))
-            terms["attention"] = attention_kl(queries, own, other, sample, batch, layer_weight, scaling)
+            terms[ATTENTION.name] = attention_kl(queries, own, other, sample, batch, layer_weight, scaling)
+        seen = SupervisedKV(centred, target, comparisons, sample, batch, layer_weight)
+        for term, function, _ in self.own_terms:
+            terms[term.name] = function(seen) if len(centred) else 0.0 * centred.sum()
         parts = touching(self._parts(terms, routed), self.parameters())
         return (
             terms
-            | {f"part.{name}": value for name, value in parts.items()}
-            | {"entropy": entropy(weights), "kv": sum(parts.values(), start=0.0 * centred.sum())}
+            | {PART + name: value for name, value in parts.items()}
+            | {ENTROPY.name: entropy(weights), "kv": sum(parts.values(), start=0.0 * centred.sum())}
             | {"weights": weights.detach(), "fused": fused + y_mean}
         )
 
     def _unit(self, kv_map: FrozenMap, kv: Tensor) -> Tensor:
-        if self.config.control == "gaussian":
-            return torch.randn(kv.shape, device=kv.device)
-        return kv_map.unit(kv, self.config.loss.unit)
+        unit = kv_map.unit(kv, self.config.loss.unit)
+        return self.control.values(unit) if self.control.values else unit
 
     def _in_student_space(self, kv_map: FrozenMap, kv: Tensor) -> StudentKV:
         scale = kv_map.scale[..., None]
-        if self.config.control == "gaussian":
-            return torch.randn(len(kv), *kv_map.channel_std.shape, device=kv.device) * kv_map.channel_std * scale
-        return kv.float() * scale if self.mapped else kv_map(kv)
+        own = kv.float() * scale if self.mapped else kv_map(kv)
+        if not self.control.values:
+            return own
+        unit = own / (kv_map.channel_std.clamp_min(SMALLEST_CHANNEL) * scale)
+        return self.control.values(unit) * kv_map.channel_std * scale
 
     def _route(
         self, centred: StudentKV, kvs: Tensor, unit: Tensor, sample: Tensor, batch: int, context: dict[str, Tensor]
@@ -200,13 +229,15 @@ class KVObjective(nn.Module):
             scale = fuse(scales.expand(len(sample), *scales.shape), weights.detach(), sample) if mixed else scales[0]
             return [Comparison(centred, fused, scale=scale)]
         student = centred / torch.stack([kv_map.y_scale for kv_map in self.frozen]).mean(0)[..., None]
-        if align.side == "teacher" and align.map != "z_space":
+        if align.side == "teacher" and not align.both_sides:
             targets = torch.stack([adapter(unit) for adapter, unit in zip(self.adapters, units, strict=True)], 1)
             return [_in_units_of_target("fused", student, fuse(targets, weights, sample))]
         pairs = []
         for number, (adapter, unit) in enumerate(zip(self.adapters, units, strict=True)):
-            if isinstance(adapter, ZSpacePair):
-                pair = _in_units_of_target(f"pair {number}", adapter.project_student(student), adapter(unit))
+            if align.both_sides:
+                pair = _in_units_of_target(
+                    f"pair {number}", cast(ZSpacePair, adapter).project_student(student), adapter(unit)
+                )
             else:
                 pair = Comparison(adapter(student), unit)
             pairs.append(replace(pair, weight=weights[:, number][sample]))
@@ -223,8 +254,9 @@ class KVObjective(nn.Module):
     ) -> dict[str, Tensor]:
         loss = self.config.loss
         kinds = [kind for kind, weight in ((KEY, loss.lambda_k), (VALUE, loss.lambda_v)) if weight > 0]
-        distance = "mse" if loss.distance == "relation" else loss.distance
-        found = [kv_terms(c.student, c.target, distance, kinds, layer_weight, c.weight, c.scale) for c in comparisons]
+        found = [
+            kv_terms(c.student, c.target, loss.distance, kinds, layer_weight, c.weight, c.scale) for c in comparisons
+        ]
         terms = {name: sum((each[name] for each in found[1:]), start=found[0][name]) for name in found[0]}
         if loss.distance == "relation":
             student = centred / torch.stack([kv_map.y_scale for kv_map in self.frozen]).mean(0)[..., None]
@@ -234,11 +266,16 @@ class KVObjective(nn.Module):
     def _parts(self, terms: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
         """What each term adds to the loss; a term of weight 0 adds nothing and is left out."""
         loss, regulariser = self.config.loss, self.config.fusion.entropy
-        scale = WEIGHT_OF_CONTROL.get(self.config.control, 1.0)
-        factors = {"key": loss.lambda_k, "value": loss.lambda_v, "cosine": loss.beta, "attention": loss.gamma}
-        parts = {name: scale * factor * terms[name] for name, factor in factors.items() if factor > 0 and name in terms}
+        scale = self.control.weight
+        factors = [(KEYS, loss.lambda_k), (VALUES, loss.lambda_v), (COSINE, loss.beta), (ATTENTION, loss.gamma)]
+        factors += [(term, weight) for term, _, weight in self.own_terms]
+        parts = {
+            term.name: scale * factor * terms[term.name]
+            for term, factor in factors
+            if factor > 0 and term.name in terms
+        }
         if any(parameter.requires_grad for parameter in self.router.parameters()):
-            parts["entropy"] = scale * entropy_loss(weights, regulariser.target, regulariser.strength)
+            parts[ENTROPY.name] = scale * entropy_loss(weights, regulariser.target, regulariser.strength)
         return parts
 
     def _adapter(self, kv_map: KVMap, teacher_heads: int) -> nn.Module:
@@ -246,17 +283,8 @@ class KVObjective(nn.Module):
         teacher_width = kv_map.x_mean.shape[-1]
         sides = [(teacher_width, teacher_heads), (self.width, self.student_heads)]
         (width_in, heads_in), (width_out, heads_out) = sides if align.side == "teacher" else reversed(sides)
-        adapter = build_adapter(
-            align.map,
-            self.student_layers,
-            width_in,
-            width_out,
-            heads_in=heads_in,
-            heads_out=heads_out,
-            ratio=align.expansion,
-            dropout=align.dropout,
-            shared_width=align.shared_width,
-        )
+        sizes = (self.student_layers, width_in, width_out, heads_in, heads_out)
+        adapter = build_adapter(align.map, AdapterShape(*sizes, align.expansion, align.dropout, align.shared_width))
         if isinstance(adapter, LinearAdapter) and align.side == "teacher":
             start_from(adapter, kv_map)
         return adapter

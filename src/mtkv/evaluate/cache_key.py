@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtkv.data.testsets import own_path
 from mtkv.evaluate.lm_eval_tasks import examples_file, is_benchmark, questions_file, task_file, train_file
 from mtkv.provenance.digest import file_digest
 
@@ -37,7 +38,8 @@ def predictions_digest(
     if is_benchmark(questions):
         parts |= {"task": f"lm-eval {version('lm-eval')}", "examples": file_digest(examples_file(data_folder, name))}
     else:
-        parts["task"] = file_digest(task_file(name))
+        own = own_path(questions)  # whose source is in `code`
+        parts["task"] = own or file_digest(task_file(name))
         if config.num_fewshot:
             parts["examples"] = file_digest(train_file(data_folder))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -11,7 +11,6 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +22,11 @@ import yaml
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from mtkv.data.benchmarks import BENCHMARKS
+from mtkv.data.benchmarks import BENCHMARKS, Recipe, benchmark_of
+from mtkv.data.pocket import TASKS, pocket_task
 from mtkv.data.rows import STYLES
-from mtkv.data.testsets import dropped_examples, unavailable
-from mtkv.evaluate.question_styles import in_style, question_text
+from mtkv.data.testsets import dropped_examples, own_path, unavailable
+from mtkv.evaluate.question_styles import config_of, in_style, question_text
 
 if TYPE_CHECKING:
     from mtkv.config.evaluation import EvaluationConfig
@@ -139,7 +139,7 @@ def train_file(data_folder: Path) -> Path:
 
 
 def _load_task(name: str, data_folder: Path, num_fewshot: int, limit: int | None, style: str) -> StudyTask:
-    config = in_style(yaml.safe_load(task_file(name).read_text(encoding="utf-8")), style)
+    config = in_style(_config(name, questions_file(data_folder, name)), style)
     documents = pq.read_table(questions_file(data_folder, name)).slice(0, limit).to_pylist()
     if not documents:
         raise ValueError(f"{questions_file(data_folder, name)}: holds no questions")
@@ -150,6 +150,15 @@ def _load_task(name: str, data_folder: Path, num_fewshot: int, limit: int | None
             "samples": _solved_examples(config, train_file(data_folder), num_fewshot),
         }
     return StudyTask(config, {config["test_split"]: datasets.Dataset.from_list(documents)}, documents)
+
+
+def _config(name: str, questions: Path) -> dict[str, Any]:
+    """A small task in lm-eval's format: its YAML file, or what follows from its `Task` where it has none."""
+    own = own_path(questions) if questions.is_file() else None
+    if own or (name in TASKS and not (TASK_FOLDER / f"{name}.yaml").is_file()):
+        return config_of(pocket_task(name, {name: own} if own else None))
+    loaded: dict[str, Any] = yaml.safe_load(task_file(name).read_text(encoding="utf-8"))
+    return loaded
 
 
 def _solved_examples(config: dict[str, Any], path: Path, count: int) -> list[dict[str, Any]]:
@@ -172,36 +181,9 @@ def _solved_examples(config: dict[str, Any], path: Path, count: int) -> list[dic
 LM_EVAL_FOLDER = Path(lm_eval.tasks.__file__).parent
 # What lm-eval's `simple_evaluate` and command line set before they load tasks and draw examples.
 RANDOM_SEED, FEWSHOT_SEED = 0, 1234
-GPQA_OPTIONS = ("choice1", "choice2", "choice3", "choice4")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One of lm-eval's tasks: its file, with {part} where there are several, and the metric and filter that count.
-
-    `options`: fields of a record that hold the options in the order they are asked, where that is not the study's.
-    """
-
-    file: str
-    metric: str
-    filter: str = "none"
-    options: tuple[str, ...] = ()
-
-
-RECIPES: dict[str, Recipe] = {
-    "gsm8k": Recipe("gsm8k/gsm8k.yaml", "exact_match", "flexible-extract"),
-    "gsm8k_cot_zeroshot": Recipe("gsm8k/gsm8k-cot-zeroshot.yaml", "exact_match", "flexible-extract"),
-    "minerva_math500": Recipe("minerva_math/minerva_math500.yaml", "math_verify"),
-    "hendrycks_math500": Recipe("hendrycks_math/hendrycks_math500.yaml", "exact_match"),
-    "bbh_cot_zeroshot": Recipe("bbh/cot_zeroshot/{part}.yaml", "exact_match", "flexible-extract"),
-    "bbh_zeroshot": Recipe("bbh/zeroshot/{part}.yaml", "exact_match", "flexible-extract"),
-    "bbh_cot_fewshot": Recipe("bbh/cot_fewshot/{part}.yaml", "exact_match", "get-answer"),
-    "gpqa_main_zeroshot": Recipe("gpqa/zeroshot/gpqa_main_zeroshot.yaml", "acc", options=GPQA_OPTIONS),
-    "gpqa_main_n_shot": Recipe("gpqa/n_shot/gpqa_main_n_shot.yaml", "acc", options=GPQA_OPTIONS),
-    "truthfulqa_mc1": Recipe("truthfulqa/truthfulqa_mc1.yaml", "acc"),
-    "cmmlu": Recipe("cmmlu/cmmlu_{part}.yaml", "acc"),
-    "ceval-valid": Recipe("ceval/ceval-valid_{part}.yaml", "acc"),
-}
+RECIPES = {task: recipe for benchmark in BENCHMARKS.values() for task, recipe in benchmark.tasks.items()}
 # What `evaluation.style: cot` asks instead, of the tasks that it is possible for.
 COT_PROMPTS: dict[str, dict[str, Any]] = {"gsm8k": {"doc_to_text": question_text(STYLES["en", "cot"])}}
 
@@ -211,14 +193,17 @@ def is_benchmark(questions: Path) -> bool:
     return "document" in pq.read_schema(questions).names
 
 
-def load_benchmark(task: str, name: str, data_folder: Path, config: "EvaluationConfig") -> list[StudyTask]:
-    """lm-eval's tasks for the parts of a benchmark, on the first `config.limit` of its questions.
+def load_benchmark(task: str | None, name: str, data_folder: Path, config: "EvaluationConfig") -> list[StudyTask]:
+    """lm-eval's tasks for the parts of a benchmark, on the first `config.limit` of its questions; `task` None: its first.
 
     Raises UnanswerableError with the reason when the benchmark could not be loaded, when there are fewer solved examples than are
     asked for, or when its task needs a package that is not installed. A part that lost examples to the leakage check has as many as
     are left.
     """
-    recipe, path = RECIPES[task], questions_file(data_folder, name)
+    path = questions_file(data_folder, name)
+    own = own_path(path)
+    benchmark = benchmark_of(name, {name: own} if own else {})
+    recipe = benchmark.tasks[task] if task else next(iter(benchmark.tasks.values()))
     if reason := unavailable(path):
         raise UnanswerableError(reason)
     questions = pq.read_table(path).slice(0, config.limit).to_pylist()
@@ -229,10 +214,10 @@ def load_benchmark(task: str, name: str, data_folder: Path, config: "EvaluationC
             recipe,
             part,
             rows,
-            [json.loads(row["document"]) for row in examples.get(part, [])] if BENCHMARKS[name].examples else None,
+            [json.loads(row["document"]) for row in examples.get(part, [])] if benchmark.examples else None,
             dropped.get(part, 0),
             config.num_fewshot,
-            COT_PROMPTS[task] if config.style == "cot" else {},
+            COT_PROMPTS.get(task or "", {}) if config.style == "cot" else {},
         )
         for part, rows in _by_part(questions).items()
     ]

@@ -7,6 +7,7 @@ So a task of choices is asked for the reason too, and the answer it says is comp
 import re
 from typing import Any
 
+from mtkv.data.items import Task
 from mtkv.data.rows import STYLES, Style
 
 NO_ANSWER = "[no answer]"
@@ -37,6 +38,24 @@ def in_style(config: dict[str, Any], style: str) -> dict[str, Any]:
         return config
     kept = {key: value for key, value in config.items() if key not in OF_CHOICES}
     return kept | GENERATED | {"doc_to_text": question_text(row), "filter_list": [answer_filter(row)]}
+
+
+def config_of(task: Task) -> dict[str, Any]:
+    """A small task as lm-eval's config: asked for the reason and the answer behind it, or for one of its choices."""
+    common = {
+        "task": task.name,
+        "dataset_path": "parquet",
+        "test_split": "test",
+        "metadata": {"version": 1.0, "synthetic": True},
+    }
+    if task.answering == "generation":
+        row = STYLES[task.language, "cot"]
+        return common | GENERATED | {"doc_to_text": question_text(row), "filter_list": [answer_filter(row)]}
+    choices = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "gold"}
+    delimiter = "" if task.language == "zh" else " "
+    metric = {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}
+    asked = {"doc_to_text": question_text(STYLES[task.language, "direct"]), "target_delimiter": delimiter}
+    return common | choices | asked | metric
 
 
 def question_text(row: Style) -> str:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from mtkv.fuse.prototypes import pool, prototypes_of, query_of, similarity_to_teachers
 from mtkv.kv.row_rng import row_uniforms
+from mtkv.registry import needs, registered
 
 if TYPE_CHECKING:
     from mtkv.config.kv import FusionConfig
@@ -152,10 +153,8 @@ class LearnableRouter(nn.Module):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        if router_type not in SCORERS:
-            raise ValueError(f"router type {router_type!r} is unknown; there are {', '.join(SCORERS)}")
         self.hidden_dim, self.layers, self.temperature = hidden_dim, layers, temperature
-        self.scorer = SCORERS[router_type](hidden_dim, num_teachers, width, layers or 1)
+        self.scorer = registered(SCORERS, router_type)(hidden_dim, num_teachers, width, layers or 1)
 
     def forward(
         self,
@@ -254,16 +253,26 @@ def _learnable(config: "FusionConfig", teachers: int, layers: int, features: int
     )
 
 
+@needs("likelihood")
+def _teacher_ce(config: "FusionConfig", teachers: int, layers: int, features: int) -> nn.Module:
+    return TeacherCERouter(config.temperature)
+
+
+@needs("likelihood")
+def _oracle(config: "FusionConfig", teachers: int, layers: int, features: int) -> nn.Module:
+    return OracleRouter()
+
+
 ROUTERS: dict[str, Callable[["FusionConfig", int, int, int], nn.Module]] = {
     "fixed": lambda config, teachers, layers, features: FixedRouter(config.weights, teachers),
     "similarity": lambda config, teachers, layers, features: SimilarityRouter(config.similarity, config.temperature),
     "learnable": _learnable,
-    "teacher_ce": lambda config, teachers, layers, features: TeacherCERouter(config.temperature),
+    "teacher_ce": _teacher_ce,
     "random": lambda config, teachers, layers, features: RandomRouter(teachers, config.temperature),
-    "oracle": lambda config, teachers, layers, features: OracleRouter(),
+    "oracle": _oracle,
 }
 
 
 def build_router(config: "FusionConfig", teachers: int, layers: int, features_per_layer: int = 1) -> nn.Module:
     """The router of `config.strategy`. A query has layers·features_per_layer features, with `config.per_layer` features_per_layer."""
-    return ROUTERS[config.strategy](config, teachers, layers, features_per_layer)
+    return registered(ROUTERS, config.strategy)(config, teachers, layers, features_per_layer)

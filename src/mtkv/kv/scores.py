@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtkv.kv.row_rng import row_uniforms
+from mtkv.registry import needs
 
 Scores = Float[Tensor, "batch kv_heads time"]
 # R-KV (arXiv 2505.24133, section 4 and its released code).
@@ -74,6 +75,7 @@ def random(tokens: Tokens) -> Scores:
     return torch.rand(shape, generator=tokens.generator, device=tokens.generator.device).to(tokens.keys.device)
 
 
+@needs("attention")
 def attention(tokens: Tokens) -> Scores:
     """The importance of each token divided by its sum over the selectable tokens."""
     if tokens.importance is None:
@@ -89,6 +91,7 @@ def cosine(tokens: Tokens) -> Scores:
     return -total / tokens.length.clamp_min(1)
 
 
+@needs("attention")
 def rkv(tokens: Tokens) -> Scores:
     """KaVa's S = λ·I + (1 − λ)·R (arXiv 2510.02312, section 3.2 and its listing), λ = `rate`, R = softmax(−Σ cosine to the other keys / N).
 
@@ -98,6 +101,7 @@ def rkv(tokens: Tokens) -> Scores:
     return tokens.rate * attention(tokens) + (1 - tokens.rate) * redundancy
 
 
+@needs("attention")
 def rkv_decode(tokens: Tokens) -> Scores:
     """R-KV's own Z = λ·I − (1 − λ)·R with λ = 0.07 (arXiv 2505.24133). The last `window` tokens come first, latest before earlier.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mtkv.kv.importance import answer_importance, window_mask
 from mtkv.kv.scores import SCORES, Tokens
+from mtkv.registry import registered
 
 __all__ = [
     "METHODS",
@@ -67,7 +68,7 @@ def select(
     """
     candidates = mask & ~_sinks(mask, sinks)
     count = _count(method, budget, candidates)
-    scores = _scores(method)(Tokens(keys, candidates, count, importance, rate, window, generator, seeds))
+    scores = registered(SCORES, method)(Tokens(keys, candidates, count, importance, rate, window, generator, seeds))
     return _pick(scores, count, candidates, mask)
 
 
@@ -87,7 +88,7 @@ def token_scores(
     candidates = mask & ~_sinks(mask, sinks)
     count = _count(method, budget, candidates)
     found = [
-        _scores(method)(Tokens(layer, candidates, count, part, **options)).mean(1)
+        registered(SCORES, method)(Tokens(layer, candidates, count, part, **options)).mean(1)
         for layer, part in zip(layers, given, strict=True)
     ]
     return torch.stack(found).mean(0)
@@ -132,12 +133,6 @@ def budget_counts(budget: Budget, mask: Mask) -> Int[Tensor, " batch"]:
 
 def _count(method: str, budget: Budget, mask: Mask) -> Int[Tensor, " batch"]:
     return mask.sum(1) if method == "full" else budget_counts(budget, mask)
-
-
-def _scores(method: str) -> Any:
-    if method not in SCORES:
-        raise ValueError(f"selection method {method!r} is unknown; there are {', '.join(SCORES)}")
-    return SCORES[method]
 
 
 def _sinks(mask: Mask, sinks: int) -> Mask:

@@ -8,6 +8,7 @@ asked for its own (`causes_of`), so that a plan names all that changed.
 """
 
 import ast
+import os
 import re
 import subprocess
 from collections import Counter
@@ -223,8 +224,8 @@ def _modules(stage: Covered, package: Path, old: ReadOld) -> tuple[tuple[str, ..
         file = module_file(name)
         if file is None:
             continue
-        path = package / file.relative_to(code.PACKAGE_FOLDER)
-        before = old(path.relative_to(package).as_posix())
+        path = package / os.path.relpath(file, code.PACKAGE_FOLDER)  # one's own lies elsewhere
+        before = old(Path(os.path.relpath(path, package)).as_posix())
         if before is None:
             added.append(name)
         elif before != (now := path.read_bytes()) and source_digest(before) != source_digest(now):

@@ -2,9 +2,10 @@
 
 `code_digest("mtkv.stages.train")` hashes the abstract syntax tree, without comments and docstrings, of that module and of
 every mtkv module it imports, directly or not, together with the pins in `requirements.lock` of the third-party packages
-those modules import. Left out on purpose: `mtkv.config` (its effect on a result is the validated values, which are `params`
-of the rule already), `mtkv.provenance` (it records, it does not compute), imports for type checking only, and the re-exports of a
-package's `__init__` when a submodule is imported directly.
+those modules import; with a part of a study also the modules of the user's own that it names (`mtkv.registry`). Left out on
+purpose: `mtkv.config` (its effect on a result is the validated values, which are `params` of the rule already), `mtkv.provenance` (it
+records, it does not compute), imports for type checking only, and the re-exports of a package's `__init__` when a submodule is
+imported directly.
 """
 
 import ast
@@ -15,9 +16,10 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mtkv.provenance.files import write_json
+from mtkv.registry import import_paths, source_file
 
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 RECORDING_ONLY = ("mtkv.config", "mtkv.provenance", "mtkv.checkpointing")
@@ -36,7 +38,7 @@ class ImportStatement(NamedTuple):
 class Covered(NamedTuple):
     """The arguments of a `code_digest`."""
 
-    modules: tuple[str, ...]
+    modules: tuple[str, ...]  # those of one's own that the config names among them
     data: tuple[str, ...]
 
 
@@ -51,13 +53,17 @@ class Parsed(NamedTuple):
 _covered: dict[str, Covered] = {}
 
 
-def code_digest(*modules: str, data: tuple[str, ...] = ()) -> str:
+def code_digest(*modules: str, data: tuple[str, ...] = (), config: Any = None) -> str:
     """16 hex digits over the code that `modules` run and over the package files matching the globs in `data`.
+
+    `config`, a part of a validated study: the modules that its import paths name are covered too, with what they import of their own
+    folder or package.
 
     `data` holds globs relative to the package folder ("evaluate/tasks/*.yaml"), for files that steer a stage but are not Python.
     Raises ValueError for a module that does not exist.
     """
     hashed = hashlib.sha256()
+    modules += _own_modules(config)
     closure = _closure(modules)
     for name in sorted(closure):
         hashed.update(f"{name} {_parsed(name).digest}\n".encode())
@@ -81,7 +87,7 @@ def covered(digest: str) -> Covered | None:
 
 
 def module_file(name: str) -> Path | None:
-    """The source file of an mtkv module; None where there is none."""
+    """The source file of a module that a digest covers; None where there is none."""
     return _module_path(name)
 
 
@@ -111,15 +117,15 @@ def forget() -> None:
 def _closure(modules: tuple[str, ...]) -> frozenset[str]:
     for name in modules:
         if _module_path(name) is None:
-            raise ValueError(f"code digest: {name!r} is not a module of mtkv")
+            raise ValueError(f"code digest: {name!r} is not a module of mtkv, nor one's own")
     found: set[str] = set()
     queue = list(modules)
     while queue:
         name = queue.pop()
         if name not in found:
             found.add(name)
-            queue.extend(imported for imported in _imports(name) if imported.startswith("mtkv"))
-    _remember({name: _parsed(name) for name in found})
+            queue.extend(imported for imported in _imports(name) if _module_path(imported))
+    _remember({name: _parsed(name) for name in found if name.partition(".")[0] == "mtkv"})
     return frozenset(found)
 
 
@@ -145,11 +151,41 @@ def _normalise(distribution: str) -> str:
 def _module_path(name: str) -> Path | None:
     parts = name.split(".")
     if parts[0] != "mtkv":
-        return None
+        return _own_path(name)
     base = PACKAGE_FOLDER.joinpath(*parts[1:])
     if (base / "__init__.py").is_file():
         return base / "__init__.py"
     return base.with_suffix(".py") if len(parts) > 1 and base.with_suffix(".py").is_file() else None
+
+
+_own: dict[
+    str, Path
+] = {}  # of modules that a config names: their package (its first name), and the folder that it lies in
+
+
+def _own_modules(config: Any) -> tuple[str, ...]:
+    """The modules that the import paths in `config` name, sorted. Raises ValueError for one that is not there."""
+    modules = sorted({path.module for path in import_paths(config)})
+    for name in modules:
+        if (file := source_file(name)) is None:
+            raise ValueError(f"code digest: there is no module {name!r}")
+        if name.partition(".")[0] != "mtkv":
+            _own[name.partition(".")[0]] = _root(name, file)
+    return tuple(modules)
+
+
+def _own_path(name: str) -> Path | None:
+    """The source of a module of one of those packages, or that lies beside one which is not installed."""
+    if not _own or name.partition(".")[0] in sys.stdlib_module_names:
+        return None
+    file = source_file(name)
+    beside = {folder for folder in _own.values() if folder.name not in ("site-packages", "dist-packages")}
+    return file if file and (name.partition(".")[0] in _own or _root(name, file) in beside) else None
+
+
+def _root(name: str, file: Path) -> Path:
+    """The folder in which the first package of module `name` lies."""
+    return file.parents[name.count(".") + (file.name == "__init__.py")]
 
 
 # Parsing the whole library takes two seconds. The result is cached on disk, as Python caches bytecode, by the source's sha256.

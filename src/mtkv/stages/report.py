@@ -49,7 +49,7 @@ def render(study: "Study", root: Path, output: Path) -> dict[str, Any]:
     Raises FileNotFoundError when a file of `compare` is missing; everything else may be absent and is named on the page.
     """
     results = read_results(study, root)
-    figures = all_figures(results)
+    figures = all_figures(results, study.report.figures)
     browser = item_browser(results)
     pictures = {figure.id: picture(figure) for figure in figures}
     page = page_html(results, figures, pictures, study.data.mixture == "pocket", browser)

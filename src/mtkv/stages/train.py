@@ -23,6 +23,7 @@ from mtkv.distill.routing_table import routing_table
 from mtkv.distill.teacher_kv import TeacherKV, open_logit_teacher, open_sources
 from mtkv.kv.capture import check_keys
 from mtkv.latent.training.arm import latent_arm, latent_student
+from mtkv.latent.training.dataset import LatentArm
 from mtkv.latent.training.objective import LatentDistiller
 from mtkv.latent.training.teacher_kv import SelfTeacherKV
 from mtkv.models.adapters import add_lora, merge_lora
@@ -69,7 +70,7 @@ def train_arm(
     if run.latent:
         latents = latent_student(model, run.latent)
         distiller, (train, validation) = latent_arm(
-            latents, tokenizer, heads, training, run.latent, kv, run.seed, run.teachers, frames
+            latents, tokenizer, heads, LatentArm(training, run.latent, kv, run.seed), run.teachers, frames
         )
     else:
         distiller, (train, validation) = text_arm(run, model, tokenizer, heads, frames or files)

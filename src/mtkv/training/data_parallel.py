@@ -9,6 +9,7 @@ Every function also works in a process that is alone. The collective ones must b
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -78,21 +79,36 @@ class DeterministicSampler(Sampler[int]):
         return get_length_grouped_indices(self.lengths, self.group, generator=generator)
 
 
-# term of the loss → what it is a mean over: target tokens (of the rows with their chain), supervised tokens, or rows
-MEAN_OVER = {
-    "ce": "targets",
-    "chain_ce": "chain_targets",
-    "codi": "rows",
-    "kd": "targets",
-    "route_ce": "targets",
-    "key": "tokens",
-    "value": "tokens",
-    "cosine": "tokens",
-    "attention": "tokens",
-    "entropy": "rows",
-}
-KINDS = sorted(set(MEAN_OVER.values()))
+# what a term of the loss may be a mean over: target tokens (of the rows with their chain), supervised tokens, or rows
+KINDS = ("chain_targets", "rows", "targets", "tokens")
 PART = "part."
+LOSS_TERMS: dict[str, "LossTerm"] = {}  # all that are declared, by name
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A term of the loss, declared once, where it is computed: its name in the log and what its value is a mean over (`KINDS`).
+
+    Example: `CE = LossTerm("ce", "targets")`; then `CE(value, weight=0.5)` is {"ce": value, "part.ce": 0.5 · value}, the second
+    what it adds to the loss. `owner`: who declares it, where that is not this package. Raises ValueError for another kind, and where the
+    name is another term's already.
+    """
+
+    name: str
+    mean_over: str
+    owner: str = "mtkv"
+
+    def __post_init__(self) -> None:
+        if self.mean_over not in KINDS:
+            raise ValueError(f"loss term {self.name}: {self.mean_over!r} is not one of {', '.join(KINDS)}")
+        if (other := LOSS_TERMS.setdefault(self.name, self)) != self:
+            raise ValueError(
+                f"loss term {self.name} of {self.owner}: {other.owner} has another of that name; rename it"
+            )
+
+    def __call__(self, value: Tensor, weight: float) -> dict[str, Tensor]:
+        """The term, and its part of the loss."""
+        return {self.name: value, PART + self.name: weight * value}
 
 
 class Rows(Protocol):
@@ -154,7 +170,7 @@ def of_whole_step(
     """Terms of a part, weighted so that their mean over the parts is that over the whole step; other values as they are.
 
     `here`: what the part holds (`amounts`); `mean`: what the parts hold on average (`per_part`). Adds `row_share`, the weight of a mean
-    over rows. Raises KeyError for a part of the loss that `MEAN_OVER` does not know.
+    over rows. Raises KeyError for a part of the loss that no `LossTerm` declares.
     """
     share = {kind: here[kind] / mean[kind] if mean[kind] else 0.0 for kind in KINDS}
     weighted = {name: term if (kind := kind_of(name)) is None else term * share[kind] for name, term in terms.items()}
@@ -163,7 +179,9 @@ def of_whole_step(
 
 def kind_of(name: str) -> str | None:
     """What a term is a mean over; None for what is no term. Raises KeyError for a part of the loss that is not known."""
-    return MEAN_OVER[name.removeprefix(PART)] if name.startswith(PART) else MEAN_OVER.get(name)
+    if name.startswith(PART):
+        return LOSS_TERMS[name.removeprefix(PART)].mean_over
+    return LOSS_TERMS[name].mean_over if name in LOSS_TERMS else None
 
 
 def summed(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mtkv.training.data_parallel import (
-    MEAN_OVER,
+    LOSS_TERMS,
     PART,
     DeterministicSampler,
     amounts,
@@ -30,7 +30,6 @@ from mtkv.training.metrics import MetricAccumulator, sum_metrics
 from mtkv.training.resume import ResumableTrainer
 from mtkv.training.step_statistics import Pooled, looked_at, pooling
 
-LOGGED_TERMS = tuple(MEAN_OVER)
 GROUPED = "group_by_length"  # transformers' name
 DIVERGED = (
     "training stops, and no model is saved; lower training.learning_rate, or the weight of the term that is large"
@@ -160,7 +159,7 @@ class DistillationTrainer(ResumableTrainer):
         return metrics
 
     def _readable(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        values = {name: float(terms[name].detach()) for name in LOGGED_TERMS if name in terms}
+        values = {name: float(terms[name].detach()) for name in LOSS_TERMS if name in terms}
         if "weights" in terms:  # [batch, teachers, *layers]
             routed = terms["weights"].transpose(0, 1).flatten(1).mean(1) * terms.get("row_share", 1)
             values |= {f"route.{name}": float(weight) for name, weight in zip(self.teachers, routed, strict=True)}
@@ -182,6 +181,6 @@ def training_log(history: list[dict[str, float]]) -> pd.DataFrame:
         step = int(line["step"])
         for name, value in sorted(line.items()):  # a resumed run's log was read from a file that is sorted
             split, term = ("val", name.removeprefix("eval_")) if name.startswith("eval_") else ("train", name)
-            if term in TRAINER_NAMES or term in LOGGED_TERMS or term.startswith(("route.", "share.")):
+            if term in TRAINER_NAMES or term in LOSS_TERMS or term.startswith(("route.", "share.")):
                 rows.append({"step": step, "split": split, "term": term, "value": float(value)})
     return pd.DataFrame(rows, columns=["step", "split", "term", "value"])

@@ -19,7 +19,7 @@ from mtkv.distill.teacher_kv import TeacherFiles
 from mtkv.latent.model.student import LatentStudent
 from mtkv.latent.training.arm import latent_arm
 from mtkv.latent.training.chain_of_thought import chain_rows
-from mtkv.latent.training.dataset import LatentRows
+from mtkv.latent.training.dataset import LatentArm, LatentRows
 from mtkv.latent.training.self_teacher import SelfTeacherReading
 from mtkv.latent.training.teacher_kv import ChainTeacherKV, SelfTeacherKV
 from mtkv.models.device_placement import kv_heads
@@ -67,7 +67,7 @@ def kept_places(
     if kv is None or chained.empty:
         return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
     heads = (kv_heads(student.model), [model_kv_heads(teacher.config) for teacher in teachers])
-    _, (rows,) = latent_arm(student, tokenizer, heads, training, latent, kv, 0, teachers, [chained])
+    _, (rows,) = latent_arm(student, tokenizer, heads, LatentArm(training, latent, kv, 0), teachers, [chained])
     batches = [
         range(start, min(start + training.batch_size, len(rows))) for start in range(0, len(rows), training.batch_size)
     ]

@@ -11,14 +11,13 @@ from mtkv.align.closed_form_maps import KVMap
 from mtkv.distill.kv_objective import KVObjective
 from mtkv.distill.teacher_kv import TeacherFiles, open_store
 from mtkv.latent.model.student import LatentStudent
-from mtkv.latent.training.dataset import LatentRows
+from mtkv.latent.training.dataset import LatentArm, LatentRows
 from mtkv.latent.training.objective import LatentDistiller
 from mtkv.latent.training.self_teacher import own_map
 from mtkv.latent.training.teacher_kv import ChainTeacherKV, SelfTeacherKV
 from mtkv.models.device_placement import kv_shape
 
 if TYPE_CHECKING:
-    from mtkv.config.arms import TrainingConfig
     from mtkv.config.kv import KVConfig
     from mtkv.config.latent import LatentConfig
 
@@ -32,14 +31,12 @@ def latent_arm(
     student: LatentStudent,
     tokenizer: PreTrainedTokenizerBase,
     heads: tuple[int, Sequence[int]],
-    training: "TrainingConfig",
-    latent: "LatentConfig",
-    kv: "KVConfig | None",
-    seed: int,
+    arm: LatentArm,
     teachers: Sequence[TeacherFiles],
     frames: Sequence[pd.DataFrame],
 ) -> tuple[LatentDistiller, list[LatentRows]]:
     """The module to train, and a set of rows for each of `frames`. `heads`: KV heads of the student and of each teacher."""
+    kv = arm.kv
     maps = [KVMap.load(teacher.map) for teacher in teachers]
     supervision = None
     if kv and kv.own:
@@ -48,9 +45,9 @@ def latent_arm(
         supervision = KVObjective(kv, maps, (heads[0], [heads[0]]))
     elif kv:
         supervision = KVObjective(kv, maps, heads)
-    sources = _sources(kv, teachers, maps, heads[1], pd.concat(frames), training.batch_size) if kv else []
-    rows = [LatentRows(tokenizer, frame, student, latent, kv, sources, seed, training.max_length) for frame in frames]
-    return LatentDistiller(student, training.ce_weight, latent, supervision), rows
+    sources = _sources(kv, teachers, maps, heads[1], pd.concat(frames), arm.training.batch_size) if kv else []
+    rows = [LatentRows(tokenizer, frame, student, arm, sources) for frame in frames]
+    return LatentDistiller(student, arm.training.ce_weight, arm.latent, supervision), rows
 
 
 def _sources(

@@ -26,6 +26,7 @@ from mtkv.models.tokenization import NOT_A_BOUNDARY, EncodedRow, byte_ends, byte
 from mtkv.models.tokenizer_limits import check_lengths
 
 if TYPE_CHECKING:
+    from mtkv.config.arms import TrainingConfig
     from mtkv.config.kv import KVConfig
     from mtkv.config.latent import LatentConfig
 
@@ -113,6 +114,16 @@ def _value(byte_end: np.ndarray, row: ChainRow, answer_start: int) -> int:
     return int(np.flatnonzero(before).max(initial=0))
 
 
+@dataclass(frozen=True)
+class LatentArm:
+    """The settings of one training with latents."""
+
+    training: "TrainingConfig"
+    latent: "LatentConfig"
+    kv: "KVConfig | None"
+    seed: int
+
+
 class LatentRows(DistillationRows):
     """Rows of one split for one arm with latents; all must be of style cot.
 
@@ -126,12 +137,10 @@ class LatentRows(DistillationRows):
         tokenizer: PreTrainedTokenizerBase,
         rows: Any,
         student: LatentStudent,
-        config: "LatentConfig",
-        kv: "KVConfig | None",
+        arm: LatentArm,
         teachers: Sequence[ChainTeacherKV | SelfTeacherKV],
-        seed: int,
-        max_length: int | None,
     ) -> None:
+        config, kv, max_length = arm.latent, arm.kv, arm.training.max_length
         parts = chain_rows(rows, config.keep_last_step)
         self.encoded = encode_latent(tokenizer, student, parts, max_length)
         self.ids, self.datasets = list(rows["id"]), list(rows["dataset"])
@@ -154,7 +163,7 @@ class LatentRows(DistillationRows):
         if kv and teachers:
             slots = student.latent.tokens
             true = [self._slots(part, row, kv, slots) for part, row in zip(parts, self.encoded, strict=True)]
-            self.matches = list(controlled(true, kv.control, seed))
+            self.matches = list(controlled(true, kv.control, arm.seed))
         self.supervised = [len(match.position) for match in self.matches]
 
     @property

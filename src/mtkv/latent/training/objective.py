@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from mtkv.distill.distiller import CE, ROUTE_CE
 from mtkv.distill.kv_objective import KVObjective
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv_at
@@ -25,12 +26,13 @@ from mtkv.latent.model.student import LatentStudent
 from mtkv.latent.training.codi_loss import codi_loss, spreads, states_at
 from mtkv.latent.training.self_teacher import SelfTeacherReading, measure
 from mtkv.models.cross_entropy import IGNORED_LABEL, logits_only_at
-from mtkv.training.data_parallel import summed
+from mtkv.training.data_parallel import LossTerm, summed
 from mtkv.training.step_statistics import looking
 
 if TYPE_CHECKING:
     from mtkv.config.latent import LatentConfig
 
+CHAIN_CE, CODI = LossTerm("chain_ce", "chain_targets"), LossTerm("codi", "rows")
 States = list[Float[Tensor, "batch hidden"]] | None
 
 
@@ -68,16 +70,18 @@ class LatentDistiller(nn.Module):
     def forward(
         self,
         input_ids: Int[Tensor, "batch time"],
-        attention_mask: Int[Tensor, "batch time"],
         labels: Int[Tensor, "batch time"],
         latent_start: Int[Tensor, " batch"],
         value: Int[Tensor, " batch"],
         kv_sample: Int[Tensor, " tokens"] | None = None,
         kv_position: Int[Tensor, " tokens"] | None = None,
-        teacher_kv: list[Tensor] | None = None,
-        **context: Tensor,
+        **context: Any,
     ) -> dict[str, Tensor]:
-        """All loss terms of one batch of `LatentRows`: padded on the right, placeholders where begin, latents and end go."""
+        """All loss terms of one batch of `LatentRows`: padded on the right, placeholders where begin, latents and end go.
+
+        `context`: what else `LatentRows.collate` gives, the teachers' KV (teacher_kv) among it.
+        """
+        teacher_kv = context.pop("teacher_kv", None)
         text, own = (_taken(context, prefix) for prefix in ("text_", "own_"))
         reading = self._own_reading(own)
         reused = can_reuse(self.student) and not self._injects
@@ -106,10 +110,9 @@ class LatentDistiller(nn.Module):
             answer = self._pass(since(labels, first, IGNORED_LABEL), value - first, **inputs)
             places = None if kv_position is None else kv_position - first[kv_sample]
             captured = None if capture is None else self._captured(capture, kv_sample, places)
-        terms |= {"ce": answer.ce, "part.ce": self.ce_weight * answer.ce}
+        terms |= CE(answer.ce, self.ce_weight)
         if self.settings.codi_weight > 0 and answer.states and chain and chain.states:
-            terms["codi"] = codi_loss(answer.states, chain.states)
-            terms["part.codi"] = self.settings.codi_weight * terms["codi"]
+            terms |= CODI(codi_loss(answer.states, chain.states), self.settings.codi_weight)
         if captured is not None:
             terms |= self._kv_terms(captured, kv_sample, kv_position, teacher_kv, embeds, labels, context)
         return summed(terms)
@@ -138,7 +141,7 @@ class LatentDistiller(nn.Module):
                 chain = self._pass(since(text["labels"], first, IGNORED_LABEL), text["value"] - first, **inputs)
             else:
                 chain = self._pass(text["labels"], text["value"], input_ids=text["input_ids"], use_cache=False)
-        return chain, {"chain_ce": chain.ce, "part.chain_ce": weight * chain.ce} if weight > 0 else {}
+        return chain, CHAIN_CE(chain.ce, weight) if weight > 0 else {}
 
     def _pass(self, labels: Tensor, value: Tensor | None, **inputs: Any) -> Pass:
         following = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
@@ -170,14 +173,14 @@ class LatentDistiller(nn.Module):
         teacher_kv: Any,
         embeds: Tensor | None,
         labels: Tensor,
-        context: Mapping[str, Tensor],
+        context: Mapping[str, Any],
     ) -> dict[str, Tensor]:
         assert self.supervision is not None
         student_kv, queries, scaling = captured
         terms = self.supervision(student_kv, sample, teacher_kv, len(labels), queries, scaling, **context)
         fused = terms.pop("fused")
         if embeds is not None and self._injects:
-            terms["part.route_ce"] = terms["route_ce"] = self._injected_ce(embeds, labels, fused, sample, position)
+            terms |= ROUTE_CE(self._injected_ce(embeds, labels, fused, sample, position), 1.0)
         return terms
 
     def _injected_ce(
@@ -204,7 +207,7 @@ class _AnswerLoss(nn.Module):
         return self._read[0](labels, None, inputs_embeds=embeds, use_cache=False).ce
 
 
-def _taken(context: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _taken(context: dict[str, Any], prefix: str) -> dict[str, Tensor]:
     """Remove the entries of that prefix from `context`; returns them, named without it."""
     return {name.removeprefix(prefix): context.pop(name) for name in list(context) if name.startswith(prefix)}
 

@@ -92,13 +92,11 @@ def wanted(patient: DoctorContext) -> list[Wanted]:
 
 def _data_sets(patient: DoctorContext) -> list[Wanted]:
     """The data sets of the training sources and of the benchmarks that the study evaluates."""
-    from mtkv.data.benchmarks import BENCHMARKS
     from mtkv.data.download import wanted_splits
 
     study = patient.study
     sources = wanted_splits(study.data, [])
-    asked = [name for name in study.datasets if name in BENCHMARKS]
-    benchmarks = [pair for pair in wanted_splits(study.data, asked) if pair not in sources]
+    benchmarks = [pair for pair in wanted_splits(study.data, study.datasets) if pair not in sources]
     return [*_by_name(patient, sources, needed=True), *_by_name(patient, benchmarks, needed=False)]
 
 

@@ -7,7 +7,6 @@ A mirror of `workflow/rules`, so that looking at a study costs milliseconds and 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from mtkv.config.data import MIXTURES
 from mtkv.config.study import Study
 
 
@@ -34,7 +33,7 @@ def jobs_of(study: Study) -> list[Job]:
 
 
 def _data(study: Study) -> Iterator[Job]:
-    root, datasets = _root(study), MIXTURES[study.data.mixture]
+    root, datasets = _root(study), study.data.datasets
     examples = [] if study.data.mixture == "pocket" else [f"{root}/data/examples/{name}.parquet" for name in datasets]
     rows = [f"{root}/data/{split}.parquet" for split in ("train", "val", "calibration")]
     tests = [f"{root}/data/test/{name}.parquet" for name in datasets]

@@ -1,7 +1,8 @@
 """All figures of a report, in the order in which the page and the files show them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from mtkv.registry import load
 from mtkv.report.figures.ablations import ablation_figures
 from mtkv.report.figures.alignment import alignment_figures
 from mtkv.report.figures.cost import cost_figures
@@ -30,6 +31,6 @@ FIGURE_SECTIONS = ("plots", "ablations", "training", "routing", "alignment", "la
 OPTIONAL_SECTIONS = {"latents"}  # left out where there is nothing to show
 
 
-def all_figures(results: Results) -> list[Figure]:
-    """The figures of all modules whose data exist."""
-    return [figure for build in BUILDERS for figure in build(results)]
+def all_figures(results: Results, own: Sequence[str] = ()) -> list[Figure]:
+    """The figures of all modules whose data exist, then those of the study's own (`report.figures`, import paths)."""
+    return [figure for build in (*BUILDERS, *map(load, own)) for figure in build(results)]
