@@ -62,7 +62,7 @@ def test_a_study_that_was_written_is_read_again_as_it_was():
 REFUSED = {
     "latents of text": (with_arm({"latent": {"tokens": 4}}), "arms.new.latent", "student_view text"),
     "no training": (latent(training=None), "arms.new.student_view", "needs training"),
-    "logits": (latent(logits={"teacher": "qwen2"}), "arms.new.logits", "student_view is latent"),
+    "logits": (latent(logits={"teachers": ["qwen2"]}), "arms.new.logits", "student_view is latent"),
     "no slots": (latent(latent={"tokens": 0}, kv=KV), "arms.new.latent.tokens", "1 or more"),
     "full selection": (latent(kv={"teachers": ["qwen2"]}), "arms.new.kv.select.method", "24 latent tokens"),
     "own KV of text": (with_arm({"kv": KV | {"teachers": ["student"]}}), "arms.new.kv.teachers", "student_view latent"),

@@ -5,9 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from scipy.special import softmax
+from scipy.stats import entropy
 from tiny_study import TRAINING, TinyStudy, kv, same, weights
 
 from mtkv.config.kv import LogitConfig
+from mtkv.distill.distiller import LogitTeachers
+from mtkv.fuse.routers import task_number
+from mtkv.models.load import load_model
 
 # What differs from the arm `kv()`, by name.
 OPTIONS = {
@@ -27,6 +33,7 @@ OPTIONS = {
         f"fusion {name}": {"fusion": {"strategy": name}}
         for name in ("similarity", "learnable", "teacher_ce", "random", "oracle")
     },
+    "fusion task": {"fusion": {"strategy": "task", "by_task": {"sums": [1, 0], "apples": [0, 1]}}},
     "fusion weights": {"fusion": {"weights": [0.2, 0.8]}},
     **{f"similarity {name}": {"fusion": {"strategy": "similarity", "similarity": name}} for name in ("dot", "l2")},
     **{f"prototypes {name}": {"fusion": {"strategy": "similarity", "prototypes": name}} for name in ("cls", "kmeans")},
@@ -135,16 +142,54 @@ def test_the_mapped_tier_trains_the_model_of_the_raw_tier(study, references):
 
 
 def test_logit_distillation_with_a_teacher_of_the_same_vocabulary(study, references):
-    output, _ = study.train("kd", logits=LogitConfig(teacher="twin"), logit_teacher=study.models["twin"])
+    output, _ = study.train("kd", logits=LogitConfig(teachers=["twin"]), logit_teachers=[study.models["twin"]])
     log = pd.read_parquet(output / "training.parquet")
     assert {"kd", "ce", "share.kd"} <= set(log["term"])
     assert not same(weights(output), references[0])
     only_ce, _ = study.train(
-        "kd of CE", logits=LogitConfig(teacher="twin", alpha=1.0), logit_teacher=study.models["twin"]
+        "kd of CE", logits=LogitConfig(teachers=["twin"], alpha=1.0), logit_teachers=[study.models["twin"]]
     )
     assert same(weights(only_ce), references[0])
     with pytest.raises(ValueError, match="one vocabulary"):
-        study.train("strange", logits=LogitConfig(teacher="gpt2"), logit_teacher=study.models["gpt2"])
+        study.train("strange", logits=LogitConfig(teachers=["gpt2"]), logit_teachers=[study.models["gpt2"]])
+
+
+def test_logits_of_several_teachers_are_mixed_row_by_row(study, references):
+    """The loss against numpy: softened distributions of both teachers, weighed by the row's source."""
+    both, same_twice = ["twin", "student"], {"teachers": ["twin", "copy"], "alpha": 0.3, "temperature": 3.0}
+    one, _ = study.train(
+        "kd one",
+        logits=LogitConfig(teachers=["twin"], alpha=0.3, temperature=3.0),
+        logit_teachers=[study.models["twin"]],
+    )
+    two, _ = study.train("kd two", logits=LogitConfig(**same_twice), logit_teachers=[study.models["twin"]] * 2)
+    gap = max(float((a - b).abs().max()) for a, b in zip(weights(one).values(), weights(two).values(), strict=True))
+    assert gap < 1e-5
+    by_task = {"sums": [1.0, 0.0], "apples": [0.25, 0.75]}
+    config = LogitConfig.model_validate(
+        {"teachers": both, "fusion": {"strategy": "task", "by_task": by_task}, "alpha": 0.0}
+    )
+    torch.manual_seed(0)
+    models = [load_model(study.models[name]) for name in both]
+    ids = torch.randint(0, 300, (2, 7))
+    labels = ids.clone()
+    labels[0, :3] = labels[1, :5] = -100
+    logits = torch.randn(6, models[0].config.vocab_size)
+    task = torch.tensor([task_number("apples"), task_number("sums")])
+    found = LogitTeachers(config, models, 300).loss(
+        logits, labels[:, 1:][labels[:, 1:] != -100], ids, labels, task=task
+    )
+    with torch.no_grad():
+        theirs = [softmax(model(input_ids=ids).logits[..., :300].double().numpy() / 2.0, -1) for model in models]
+    places = [(0, place) for place in range(2, 6)] + [(1, place) for place in range(4, 6)]
+    mixed = [
+        sum(w * p[row, place] for w, p in zip(by_task[("apples", "sums")[row]], theirs, strict=True))
+        for row, place in places
+    ]
+    own = softmax(logits[:, :300].double().numpy() / 2.0, -1)
+    assert float(found) == pytest.approx(
+        4 * np.mean([entropy(p, q) for p, q in zip(mixed, own, strict=True)]), rel=1e-4
+    )
 
 
 def test_gradient_checkpointing_changes_nothing(study, references):

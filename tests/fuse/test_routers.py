@@ -10,7 +10,7 @@ from scipy.special import softmax
 from scipy.stats import kstest
 
 from mtkv.config.kv import FusionConfig
-from mtkv.fuse.routers import ROUTERS, build_router, fuse
+from mtkv.fuse.routers import ROUTERS, build_router, fuse, task_number
 
 DEFAULTS = {
     "weights": None,
@@ -20,11 +20,18 @@ DEFAULTS = {
     "prototypes": "mean",
     "router": "mlp",
     "per_layer": False,
+    "by_task": None,
 }
 TYPES = ("mlp", "gate", "attention")
 
 
-def config(strategy, **fields):
+TASK_NAMES = ("sums", "stories")
+
+
+def config(strategy, teachers=0, **fields):
+    if strategy == "task" and "by_task" not in fields:
+        last = [0.0] * (teachers - 1) + [1.0]
+        fields["by_task"] = {"sums": last, "stories": last[::-1]}
     return SimpleNamespace(**({"strategy": strategy} | DEFAULTS | fields))
 
 
@@ -34,7 +41,8 @@ def inputs(batch, teachers, *shape, seed=0):
     query = torch.randn(batch, *shape, generator=generator)
     prototypes = torch.randn(batch, teachers, *shape, generator=generator)
     likelihood = -3 * torch.rand(batch, teachers, generator=generator)
-    return query, prototypes, {"likelihood": likelihood, "row_seed": torch.arange(batch) + 100 * seed}
+    task = torch.tensor([task_number(TASK_NAMES[row % 2]) for row in range(batch)])
+    return query, prototypes, {"likelihood": likelihood, "row_seed": torch.arange(batch) + 100 * seed, "task": task}
 
 
 def trained(router, query, prototypes):
@@ -57,7 +65,7 @@ def test_the_defaults_of_these_tests_are_the_config_fields():
 def test_weights_are_distributions_for_any_number_of_teachers(strategy, teachers):
     torch.manual_seed(0)
     query, prototypes, context = inputs(4, teachers, 7)
-    weights = build_router(config(strategy), teachers, 7)(query, prototypes, **context)
+    weights = build_router(config(strategy, teachers), teachers, 7)(query, prototypes, **context)
     assert weights.shape == (4, teachers)
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights.sum(1), torch.ones(4))
@@ -211,3 +219,14 @@ def test_fusing_equals_a_loop_and_identical_kvs_are_unchanged(teachers, batch, p
             torch.testing.assert_close(fused[n, layer], sum(own[i] * kvs[n, i, layer] for i in range(teachers)))
     same = kvs[:, :1].expand(-1, teachers, -1, -1, -1)
     torch.testing.assert_close(fuse(same, weights, sample), kvs[:, 0])
+
+
+def test_task_router_gives_each_row_the_weights_of_its_source():
+    router = build_router(config("task", by_task={"sums": [0.75, 0.25], "stories": [0.0, 1.0]}), 2, 1)
+    query, prototypes, context = inputs(3, 2, 4)
+    assert router(query, prototypes, **context).tolist() == [[0.75, 0.25], [0.0, 1.0], [0.75, 0.25]]
+    strange = context | {"task": torch.tensor([task_number("riddles")])}
+    with pytest.raises(ValueError, match="no weights for the training source"):
+        router(query[:1], prototypes[:1], **strange)
+    with pytest.raises(ValueError, match="needs `task`"):
+        router(query, prototypes)

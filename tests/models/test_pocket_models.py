@@ -16,9 +16,11 @@ from mtkv.data.pocket import TASKS
 from mtkv.models.content_digest import POCKET, pocket_folder
 from mtkv.models.load import load_model, load_tokenizer
 from mtkv.models.pocket_measure import measure
+from mtkv.models.pocket_recipe import MODELS
 
 NAMES = ("student", "qwen2", "gpt2")
 TEACHERS = ("qwen2", "gpt2")
+EXPERTS = ("expert_reasoning", "expert_knowledge")
 RECIPE = json.loads((POCKET / "recipe.json").read_text())
 
 
@@ -33,7 +35,7 @@ def config(name: str, **changes):
     return ModelConfig.model_validate({"source": "pocket", "name": name} | changes)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *EXPERTS])
 def test_files_are_the_recorded_ones_and_small(name):
     files = {path.name: path for path in pocket_folder(name).iterdir()}
     assert {file: hashlib.sha256(path.read_bytes()).hexdigest() for file, path in files.items()} == RECIPE["models"][
@@ -124,7 +126,23 @@ def test_recorded_accuracies_keep_the_promise():
     assert macro["student"] <= 0.35
 
 
-@pytest.mark.parametrize("name", ["student", "qwen2"])
+def test_experts_are_complementary_and_of_the_students_origin():
+    """Each is far better than the student on its own tasks, and no better than it on the other's; shape and tokenizer are the student's."""
+    accuracy = {name: RECIPE["models"][name]["accuracy"] for name in ("student", *EXPERTS)}
+    tasks = {name: MODELS[name].tasks for name in EXPERTS}
+    assert set.union(*(set(own) for own in tasks.values())) == set(TASKS)
+    assert not set.intersection(*(set(own) for own in tasks.values()))
+    for name in EXPERTS:
+        for task in TASKS:
+            gain = accuracy[name][task] - accuracy["student"][task]
+            assert gain > 0.2 if task in tasks[name] else gain < 0.05, (name, task)
+        assert RECIPE["models"][name]["parameters"] == RECIPE["models"]["student"]["parameters"]
+        files = [pocket_folder(one) / "tokenizer.json" for one in (name, "student")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+        assert sum(path.stat().st_size for path in pocket_folder(name).iterdir()) < 420_000
+
+
+@pytest.mark.parametrize("name", ["student", "qwen2", *EXPERTS])
 def test_recorded_accuracies_can_be_measured_again(name):
     torch.set_num_threads(1)
     accuracy = measure(load_model(config(name)), load_tokenizer(config(name)))

@@ -2,16 +2,20 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from random import Random
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from mtkv.data.pocket import TASKS
 from mtkv.data.splits import question_hash, split_of
+from mtkv.models import pocket_recipe as recipe
+from mtkv.models.content_digest import pocket_folder
 from mtkv.models.pocket_measure import measure
 from mtkv.models.pocket_recipe import (
     MODELS,
@@ -67,6 +71,17 @@ def test_training_texts_come_from_the_train_bins_in_both_styles():
         assert split_of(question_hash(question)) == "train"
         styles[last] += 1
     assert set(styles) == {"Reason:", "Answer:", "推理：", "答案："}
+
+
+@pytest.mark.parametrize("name", [name for name, pocket in MODELS.items() if pocket.tasks])
+def test_an_expert_reads_its_own_tasks_only_and_goes_on_from_the_student(name, tmp_path):
+    questions = {TASKS[task].language for task in MODELS[name].tasks}
+    texts = [prompt for prompt, _ in islice(training_texts(Random(5), MODELS[name].tasks), 200)]
+    languages = {"zh" if prompt.startswith("问题") else "en" for prompt in texts}
+    assert languages == questions
+    recipe.make_model(replace(MODELS[name], schedule=replace(MODELS[name].schedule, steps=0)), 0, tmp_path / name, 1)
+    ours, start = (load_file(folder / "model.safetensors") for folder in (tmp_path / name, pocket_folder("student")))
+    assert all(np.array_equal(ours[key], start[key]) for key in start)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -41,7 +41,7 @@ ARM = {
     "teachers": [],
     "tier": "raw",
     "logits": None,
-    "logit_teacher": None,
+    "logit_teachers": [],
 }
 
 

@@ -125,6 +125,32 @@ def test_reaches_takes_the_weakest_and_a_margin(table_of):
     assert table.loc["weakest", "baseline"] == "raw"
 
 
+RECOVERS = {"statement": "Recovers half.", "kind": "recovers", "arm": "kv", "baseline": "sft", "reference": "twin"}
+
+
+def test_share_of_a_gain_has_fiellers_interval(table_of):
+    """Against the share itself, and Fieller's formula from the errors of the three arms, which are independent here."""
+    table = table_of({"half": RECOVERS, "most": RECOVERS | {"threshold": 90}}, {"kv": 0.65, "twin": 0.8}, items=400)
+    half = table.loc["half"]
+    difference = table_of({"own": BEATS, "full": BEATS | {"arm": "twin"}}, {"kv": 0.65, "twin": 0.8}, items=400)
+    own, full = difference.loc["own"], difference.loc["full"]
+    assert half["delta"] == pytest.approx(100 * own["delta"] / full["delta"])
+    a, b = own["delta"], full["delta"]
+    spread_a, spread_b = ((one["high"] - one["low"]) / 2 for one in (own, full))
+    shared = (spread_a**2 + spread_b**2) / 4  # both differences contain the error of sft, about half of each variance
+    roots = np.roots([b**2 - spread_b**2, -2 * (a * b - shared), a**2 - spread_a**2])
+    assert half[["low", "high"]].tolist() == pytest.approx(sorted(100 * roots), abs=3)
+    assert table["verdict"].to_dict() == {"half": "supported", "most": "refuted"}
+    assert "% of the gain of twin over sft" in half["why"]
+
+
+def test_no_share_of_a_gain_that_is_not_there(table_of):
+    table = table_of({"half": RECOVERS}, {"kv": 0.65, "twin": 0.5})
+    assert table.loc["half", "verdict"] == "undecided"
+    assert "twin does not gain on sft for sure" in table.loc["half", "why"]
+    assert np.isnan(table.loc["half", "delta"])
+
+
 def test_missing_data_leave_a_claim_undecided_and_are_named(table_of):
     claims = {"kv": BEATS, "twin": TWIN, "sets": IMPROVED | {"at_least": 1}, "gsm": ACCURATE | {"threshold": 10}}
     claims |= {"reach": REACHES, "untouched": BEATS | {"arm": "sft", "baseline": "raw"}}

@@ -31,7 +31,7 @@ ARMS = {
     "shared space": {"kv": kv(loss=EVERY, fusion=ROUTED, align={"map": "z_space"})},
     "trained map of the student": {"kv": kv(loss=EVERY, fusion=ROUTED, align={"map": "linear", "side": "student"})},
     "relation": {"kv": kv(loss={"distance": "relation"} | EVERY)},
-    "logits": {"logits": LogitConfig(teacher="twin")},
+    "logits": {"logits": LogitConfig(teachers=["twin"])},
     "its own teacher": {
         "kv": {"teachers": ["student"], "align": {"map": "identity"}, "select": {"method": "rkv"}, "loss": EVERY},
         "latent": {"codi_weight": 0.5, "chain_weight": 0.7},
@@ -65,7 +65,7 @@ def train(study, name, cut, kv=None, latent=None, logits=None):
     changes = {"batch_size": size, "gradient_accumulation": passes, "steps": 3, "logging_steps": 1, "eval_steps": 3}
     settings = {"latent": LatentConfig.model_validate({"tokens": 4, "iterations": 2} | latent)} if latent else {}
     if logits:
-        settings |= {"logits": logits, "logit_teacher": study.models["twin"]}
+        settings |= {"logits": logits, "logit_teachers": [study.models["twin"]]}
     config = KVConfig.model_validate(kv) if isinstance(kv, dict) else kv
     training = TRAINING.model_copy(update=changes)
     output, _ = study.train(f"{name} {size}", config, training=training, **settings)

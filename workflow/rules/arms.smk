@@ -20,7 +20,7 @@ rule train:
         workers=STUDY.resources.train.workers,
     params:
         study=STUDY.study,
-        student=model_params(STUDY.student),
+        student=lambda wildcards: model_params(model_of(wildcards.arm)),
         arm=arm_params,
         code=code(
             "mtkv.stages.train", own=lambda wildcards: STUDY.arms[wildcards.arm]

@@ -170,11 +170,10 @@ def arm_params(wildcards):
         "teachers": [model_params(STUDY.teachers.models[name]) for name in teachers],
         "tier": STUDY.teachers.tier if STUDY.teachers.mode == "stored" else "online",
         "logits": written(arm.logits) if arm.logits else None,
-        "logit_teacher": (
-            model_params(STUDY.teachers.models[arm.logits.teacher])
-            if arm.logits
-            else None
-        ),
+        "logit_teachers": [
+            model_params(STUDY.teachers.models[name])
+            for name in (arm.logits.teachers if arm.logits else [])
+        ],
     }
 
 

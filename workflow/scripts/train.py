@@ -22,6 +22,6 @@ with Card.for_job(snakemake, "arms") as card:
         log_path=snakemake.output.log,
         routing_path=snakemake.output.routing,
         **{name: arm.get(name) or None for name in ("training", "kv", "latent", "logits")},
-        logit_teacher=arm["logits"] and arm["logit_teacher"]["config"],
+        logit_teachers=[teacher["config"] for teacher in arm["logit_teachers"]],
     )
     card.result = train(snakemake, run)

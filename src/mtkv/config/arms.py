@@ -98,7 +98,8 @@ class Arm(Section):
         default=None, description="Arm whose entry this one starts from; what is written here overrides it."
     )
     model: Name = Field(
-        default="student", description="Model to start from: student, or a teacher id to evaluate that teacher."
+        default="student",
+        description="Model to start from: student, or a teacher id: to evaluate that teacher, or to train it if it is merged.",
     )
     student_view: Literal["text", "latent"] = Field(
         default="text",
@@ -125,10 +126,6 @@ class Arm(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.model != "student" and self.training is not None:
-            raise problem(
-                f"given, but model {self.model!r} is a teacher, which is only evaluated; allowed: null", "training"
-            )
         for field in ("kv", "logits"):
             if getattr(self, field) is not None and self.training is None:
                 raise problem("given, but training is null; distillation needs training", field)

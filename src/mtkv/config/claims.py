@@ -42,7 +42,7 @@ class _Claim(Section):
 
     @model_validator(mode="after")
     def _arms_differ(self) -> Self:
-        for field in ("baseline", "twin"):
+        for field in ("baseline", "twin", "reference"):
             if getattr(self, field, None) == self.arm:
                 raise problem(f"{self.arm!r} is the claim's own arm; another arm is needed", field)
         others: list[str] = getattr(self, "baselines", [])
@@ -106,7 +106,22 @@ class DifferClaim(_Claim):
     )
 
 
+class RecoversClaim(_Claim):
+    """(arm − baseline) ÷ (reference − baseline) in macro accuracy exceeds the threshold: how much of a known gain an arm gets."""
+
+    kind: Literal["recovers"] = Field(description="Kind of claim: the share of another arm's gain.")
+    baseline: Name = Field(description="Arm that both gains are counted from, such as equal weights.")
+    reference: Name = Field(description="Arm whose gain is 100 %, such as the oracle.")
+    threshold: float = Field(default=0.0, ge=-100, le=200, description="Share of the gain to exceed, in percent.")
+
+
 Claim = Annotated[
-    DifferenceClaim | EquivalentClaim | DatasetsImprovedClaim | AccuracyClaim | ReachesClaim | DifferClaim,
+    DifferenceClaim
+    | EquivalentClaim
+    | DatasetsImprovedClaim
+    | AccuracyClaim
+    | ReachesClaim
+    | DifferClaim
+    | RecoversClaim,
     Field(discriminator="kind"),
 ]

@@ -3,7 +3,14 @@
 import ast
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from mtkv.config.base import Name, Registered, Section, distinct, duplicates, problem, without_unset
 from mtkv.provenance.digest import digest_of
@@ -37,15 +44,16 @@ class AlignConfig(Section):
     )
     cka_top_k: int = Field(default=2, ge=1, description="Layers cka only: teacher layers mixed for each student layer.")
     map: Annotated[str, Registered(CLOSED_FORM_MAPS, TRAINED_MAPS)] = Field(
-        default="ridge",
-        description="identity, ridge, procrustes: closed form, fitted before training and frozen. linear, two_step (width, then "
-        "heads), elastic (bottleneck), z_space (both sides into a shared width): trained with the student. Of your own: a function "
-        "is fitted in closed form, a class is trained.",
+        default="linear",
+        description="identity (for a teacher of the student's own origin), ridge, procrustes: closed form, fitted before training and "
+        "frozen. linear, two_step (width, then heads), elastic (bottleneck), z_space (both sides into a shared width): trained with the "
+        "student. ridge and procrustes are fitted to the *untrained* student's KV, so they pull the student back to its beginning: "
+        "for ablations. Of your own: a function is fitted in closed form, a class is trained.",
     )
     side: Literal["teacher", "student"] = Field(
-        default="teacher",
-        description="teacher: the map turns the teacher's KV into a target in the student's space. student: a trained map turns the "
-        "student's KV towards the fixed teacher.",
+        default="student",
+        description="student: a trained map turns the student's KV towards the fixed teacher. teacher: the map turns the teacher's KV into "
+        "a target in the student's space, which closed-form maps and z_space always do: their default.",
     )
     ridge: float = Field(
         default=1.0e-3, ge=0, description="Strength of the ridge, relative to the mean variance of the channels."
@@ -54,9 +62,17 @@ class AlignConfig(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Map elastic only: dropout in its middle.")
     shared_width: int = Field(default=64, ge=1, description="Map z_space only: width of the shared space.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _side_of_the_map(cls, given: Any) -> Any:
+        name = given.get("map") if isinstance(given, dict) else None
+        if not isinstance(name, str) or cls.model_construct(map=name).maps_student:
+            return given
+        return {"side": "teacher"} | given
+
     @model_validator(mode="after")
     def _side_fits_map(self) -> Self:
-        if self.side == "student" and (not self.trained or self.both_sides):
+        if self.side == "student" and not self.maps_student:
             allowed = [name for name in TRAINED_MAPS.names if "both sides" not in TRAINED_MAPS.needs(name)]
             raise problem(f"'student' needs a trained map; allowed with it: map {', '.join(allowed)}", "side")
         return self
@@ -65,6 +81,11 @@ class AlignConfig(Section):
     def trained(self) -> bool:
         """Whether the map learns together with the student."""
         return self.map in TRAINED_MAPS.names or isinstance(TRAINED_MAPS.defined(self.map), ast.ClassDef)
+
+    @property
+    def maps_student(self) -> bool:
+        """Whether the map may turn the student's KV towards the teacher."""
+        return self.trained and not self.both_sides
 
     @property
     def both_sides(self) -> bool:
@@ -125,10 +146,15 @@ class FusionConfig(Section):
     strategy: Annotated[str, Registered(ROUTERS)] = Field(
         default="fixed",
         description="Where the weights of the teachers come from. fixed: given. similarity: to the student's own KV. learnable: a "
-        "trained router. teacher_ce: each teacher's likelihood of the row's text. Controls: random; oracle, the likeliest alone.",
+        "trained router. teacher_ce: each teacher's likelihood of the row's text. task: given, for each training source. Controls: random; "
+        "oracle, the likeliest alone.",
     )
     weights: list[Annotated[float, Field(ge=0)]] | None = Field(
         default=None, description="Strategy fixed only: one weight per teacher, summing to 1. null: equal weights."
+    )
+    by_task: dict[Name, list[Annotated[float, Field(ge=0)]]] | None = Field(
+        default=None,
+        description="Strategy task only: one weight per teacher, summing to 1, for the rows of each training source; null takes a source out.",
     )
     temperature: float = Field(
         default=1.0, gt=0, description="Temperature of the softmax over teachers (similarity, learnable, teacher_ce)."
@@ -165,6 +191,22 @@ class FusionConfig(Section):
                     raise problem(f"{getattr(self, field)!r} needs strategy learnable; allowed: {default!r}", field)
         return self
 
+    @field_validator("by_task", mode="before")
+    @classmethod
+    def _deleted_tasks(cls, given: Any) -> Any:
+        """In an overlay, null deletes a source."""
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _by_task_fits(self) -> Self:
+        if (self.by_task is not None) != (self.strategy == "task"):
+            need = "strategy task needs it" if self.by_task is None else f"strategy is {self.strategy}; allowed: null"
+            raise problem(f"{'null' if self.by_task is None else 'given'}, but {need}", "by_task")
+        for task, weights in (self.by_task or {}).items():
+            if abs(sum(weights) - 1) > WEIGHT_TOLERANCE:
+                raise problem(f"{weights} sums to {sum(weights):.6g}, not to 1", "by_task", task)
+        return self
+
     @model_validator(mode="after")
     def _weights_fit(self) -> Self:
         if self.weights is None:
@@ -180,20 +222,23 @@ class KVLossConfig(Section):
     """Distance between the student's KV and the fused target."""
 
     distance: Annotated[str, Registered(DISTANCES)] = Field(
-        default="mse",
+        default="smooth_l1",
         description="Distance of keys and of values, per element. relation: of the dot products between a row's tokens.",
     )
     unit: Literal["layer", "channel"] = Field(
-        default="layer",
-        description="What one unit of distance is: the spread of a layer's keys or values as a whole, or that of each channel.",
+        default="channel",
+        description="What one unit of distance is: that of each channel, or the spread of a layer's keys or values as a whole (the default "
+        "where channels have no fixed spread: distance relation, and trained maps on the teacher's side).",
     )
     lambda_k: float = Field(default=1.0, ge=0, description="Weight of the keys' distance.")
     lambda_v: float = Field(default=1.0, ge=0, description="Weight of the values' distance.")
     beta: float = Field(
-        default=0.1, ge=0, description="Weight of 1 − centred cosine similarity, over keys and values together."
+        default=0.0, ge=0, description="Weight of 1 − centred cosine similarity, over keys and values together."
     )
     gamma: float = Field(
-        default=0.01, ge=0, description="Weight of the KL between attention to the target's keys and to the student's."
+        default=0.0,
+        ge=0,
+        description="Weight of the KL between attention to the target's keys, in the student's space, and to the student's.",
     )
     terms: dict[Annotated[str, Registered()], Annotated[float, Field(ge=0)]] = Field(
         default={},
@@ -248,11 +293,39 @@ class KVLossConfig(Section):
 
 
 class LogitConfig(Section):
-    """Distillation of a teacher's next-token distribution, which needs the student's own vocabulary."""
+    """Distillation of the next-token distribution of one or several teachers, which needs the student's own vocabulary."""
 
-    teacher: Name = Field(description="Id of a teacher with the student's tokenizer. Needs teachers.mode online.")
+    teachers: Annotated[list[Name], AfterValidator(distinct)] = Field(
+        min_length=1,
+        description="Ids of teachers with the student's tokenizer, in the order of fusion's weights; they read along in training.",
+    )
+    fusion: FusionConfig = Field(
+        default=FusionConfig(),
+        description="How several teachers' distributions are mixed into one, row by row: fixed, teacher_ce, task, random or oracle.",
+    )
     alpha: float = Field(default=0.5, ge=0, le=1, description="Weight of the cross-entropy; the rest is the teacher's.")
     temperature: float = Field(default=2.0, gt=0, description="Temperature of both distributions.")
+
+    @model_validator(mode="after")
+    def _fusion_fits(self) -> Self:
+        _check_fusion(self.fusion, len(self.teachers))
+        if self.fusion.strategy in ("similarity", "learnable"):
+            message = f"{self.fusion.strategy!r} weighs teachers by their KV; allowed for logits: fixed, teacher_ce, task, random, oracle"
+            raise problem(message, "fusion", "strategy")
+        return self
+
+
+def _check_fusion(fusion: FusionConfig, count: int) -> None:
+    """Raises where a fusion's weights or strategy do not fit the number of teachers."""
+    lists = {("weights",): fusion.weights} | {
+        ("by_task", task): given for task, given in (fusion.by_task or {}).items()
+    }
+    for place, weights in lists.items():
+        if weights is not None and len(weights) != count:
+            message = f"{weights} has length {len(weights)}, but there are {count} teachers; one weight each"
+            raise problem(message if place != ("weights",) else f"{message}, or null", "fusion", *place)
+    if count == 1 and fusion.strategy != "fixed":
+        raise problem(f"{fusion.strategy!r} needs two teachers or more; allowed for one: fixed", "fusion", "strategy")
 
 
 class KVConfig(Section):
@@ -278,22 +351,31 @@ class KVConfig(Section):
         """Whether the student is its own teacher (`teachers: [student]`): the targets are its own KV of the written chain."""
         return self.teachers == [OWN_TEACHER]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _unit_of_the_target(cls, given: Any) -> Any:
+        """Where nothing is said, the spread of a layer is the unit for targets whose channels have no fixed spread."""
+        parts = [given.get(name, {}) if isinstance(given, dict) else None for name in ("align", "loss")]
+        align, loss = (part.model_dump(exclude_unset=True) if isinstance(part, Section) else part for part in parts)
+        if not (isinstance(align, dict) and isinstance(loss, dict)) or "unit" in loss:
+            return given
+        name = align.get("map", "linear")
+        shape = AlignConfig.model_construct(map=name) if isinstance(name, str) else AlignConfig()
+        moving = shape.both_sides or (shape.trained and align.get("side") == "teacher")
+        return given | {"loss": loss | {"unit": "layer"}} if moving or loss.get("distance") == "relation" else given
+
+    @property
+    def _moving_target(self) -> bool:
+        return (self.align.trained and self.align.side == "teacher") or self.loss.distance == "relation"
+
     @model_validator(mode="after")
     def _fusion_fits_teachers(self) -> Self:
-        count, weights = len(self.teachers), self.fusion.weights
-        if weights is not None and len(weights) != count:
-            message = f"{weights} has length {len(weights)}, but there are {count} teachers; one weight each, or null"
-            raise problem(message, "fusion", "weights")
-        if count == 1 and self.fusion.strategy != "fixed":
-            raise problem(
-                f"{self.fusion.strategy!r} needs two teachers or more; allowed for one: fixed", "fusion", "strategy"
-            )
+        _check_fusion(self.fusion, len(self.teachers))
         return self
 
     @model_validator(mode="after")
     def _unit_fits(self) -> Self:
-        moving = self.align.trained and self.align.side == "teacher"
-        if self.loss.unit == "channel" and (moving or self.loss.distance == "relation"):
+        if self.loss.unit == "channel" and self._moving_target:
             raise problem(
                 "'channel' needs a target whose channels have a fixed spread: a map of closed form or align.side student, and not "
                 "distance relation; allowed: layer",

@@ -2,14 +2,14 @@
 
 import re
 from datetime import date
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from mtkv.config.base import Name, Section, problem
 from mtkv.config.errors import show, unknown
 
-POCKET_MODELS = ("student", "qwen2", "gpt2")
+POCKET_MODELS = ("student", "qwen2", "gpt2", "expert_reasoning", "expert_knowledge")
 DATE = "2024-07-26"  # the day that Llama 3's template falls back to
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -28,14 +28,18 @@ class RopeScaling(Section):
 class ModelConfig(Section):
     """One language model and its tokenizer."""
 
-    source: Literal["pocket", "path", "hub", "gguf"] = Field(
+    source: Literal["pocket", "path", "hub", "gguf", "merged"] = Field(
         default="pocket",
         description="pocket: a small model inside this package. path: a Hugging Face model folder. hub: a model of the Hugging Face "
-        "hub, fetched by `snakemake assets`. gguf: a GGUF file, de-quantised on first use.",
+        "hub, fetched by `snakemake assets`. gguf: a GGUF file, de-quantised on first use. merged: the average of the weights of `merge`.",
     )
     name: str = Field(
         min_length=1,
-        description="Pocket model, path of a model folder or of a GGUF file, or id on the hub (owner/name).",
+        description="Pocket model, path of a model folder or of a GGUF file, id on the hub (owner/name), or what a merged model is called.",
+    )
+    merge: list["ModelConfig"] = Field(
+        default=[],
+        description="Source merged only: the models of one architecture whose weights are averaged, each by the id of a teacher.",
     )
     revision: str | None = Field(
         default=None, min_length=1, description="Branch, tag or commit of a hub model; null for its main branch."
@@ -64,6 +68,11 @@ class ModelConfig(Section):
         description="Longer context for texts beyond the model's own; it does not translate keys between models. null: as trained.",
     )
 
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        return written if self.merge else {key: value for key, value in written.items() if key != "merge"}
+
     @field_validator("date")
     @classmethod
     def _date_is_a_day(cls, value: str) -> str:
@@ -85,6 +94,10 @@ class ModelConfig(Section):
             raise problem(f"{show(self.name)} is not an id of the hub; allowed: owner/name", "name")
         if self.source == "gguf" and self.gguf_file is None and not self.name.endswith(".gguf"):
             raise problem(f"{show(self.name)} is not a .gguf file; with a folder, name the file in gguf_file", "name")
+        if self.source == "merged" and len(self.merge) < 2:
+            raise problem(f"{len(self.merge)} given; source merged averages two models or more", "merge")
+        if self.source != "merged" and self.merge:
+            raise problem(f"given, but source is {self.source}; only merged models have it", "merge")
         for field, source in (("revision", "hub"), ("gguf_file", "gguf")):
             if getattr(self, field) is not None and self.source != source:
                 raise problem(f"given, but source is {self.source}; only {source} models have one", field)
@@ -122,6 +135,25 @@ class TeachersConfig(Section):
         """Format of the teachers' own KV: where only mapped targets stay in a coarse format, they are made from a finer one."""
         coarse = self.tier == "mapped" and self.dtype in ("int8", "int4", "float8_e4m3fn")
         return "float16" if coarse else self.dtype
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_by_id(cls, given: Any) -> Any:
+        """The ids in `merge` replaced by what the study says of those teachers."""
+        models = given.get("models") if isinstance(given, dict) else None
+        if not isinstance(models, dict):
+            return given
+        merged = {}
+        for name, model in models.items():
+            parts = model.get("merge") if isinstance(model, dict) else None
+            if isinstance(parts, list):
+                for index, part in enumerate(parts):
+                    if isinstance(part, str) and (part == name or part not in models):
+                        known = [other for other in models if other != name]
+                        raise problem(unknown(part, "another teacher's id", known), "models", name, "merge", index)
+                model = model | {"merge": [models.get(part, part) if isinstance(part, str) else part for part in parts]}
+            merged[name] = model
+        return given | {"models": merged}
 
     @model_validator(mode="after")
     def _student_is_reserved(self) -> Self:

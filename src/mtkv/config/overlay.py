@@ -27,7 +27,8 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_deleted(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` without the entries whose value is null."""
+    """`config` without the entries whose value is null, and without all claims where that section itself is null."""
+    config = {key: value for key, value in config.items() if (key, value) != ("claims", None)}
     for loc in ENTRY_SECTIONS:
         config = _drop_nulls(config, loc)
     return config

@@ -4,16 +4,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtkv.config.data import SOURCES_OF
 from mtkv.config.errors import Loc, Problem, show, unknown
 from mtkv.config.evaluation import COT_TASKS, LM_EVAL_TASKS
-from mtkv.config.kv import KVConfig
+from mtkv.config.kv import KVConfig, LogitConfig
 from mtkv.config.models import ModelConfig
 
 if TYPE_CHECKING:
     from mtkv.config.study import Study
 
 ASSETS = "assets"  # folder for models and data that a study brings along; not in git
-CLAIM_ARMS = ("arm", "baseline", "twin")
+CLAIM_ARMS = ("arm", "baseline", "twin", "reference")
 
 
 def reference_problems(study: "Study", arms: Iterable[str], teachers: Iterable[str]) -> list[Problem]:
@@ -87,12 +88,15 @@ def _arm_problems(study: "Study", teachers: list[str]) -> Iterator[Problem]:
             yield Problem(
                 ("arms", name, "model"), unknown(arm.model, "student or a teacher id", ["student", *teachers])
             )
-        if arm.logits and arm.logits.teacher not in teachers:
-            yield Problem(("arms", name, "logits", "teacher"), unknown(arm.logits.teacher, "a teacher id", teachers))
-        if arm.logits and study.teachers.mode != "online":
-            yield Problem(
-                ("arms", name, "logits"), "given, but teachers.mode is stored, which keeps no logits; allowed: online"
-            )
+        start = study.teachers.models.get(arm.model)
+        if start is not None and start.source != "merged" and arm.training is not None:
+            message = f"given, but model {arm.model!r} is a teacher, which is only evaluated; allowed: null"
+            yield Problem(("arms", name, "training"), message)
+        for index, teacher in enumerate(arm.logits.teachers if arm.logits else []):
+            if teacher not in teachers:
+                yield Problem(("arms", name, "logits", "teachers", index), unknown(teacher, "a teacher id", teachers))
+        for part in ("kv", "logits"):
+            yield from _task_problems(study, (name, part), getattr(arm, part))
         if arm.kv and arm.kv.own:
             continue  # neither a store nor a map
         if arm.kv and study.teachers.tier == "mapped":
@@ -104,6 +108,22 @@ def _arm_problems(study: "Study", teachers: list[str]) -> Iterator[Problem]:
         for index, teacher in enumerate(arm.kv.teachers if arm.kv else []):
             if teacher not in teachers:
                 yield Problem(("arms", name, "kv", "teachers", index), unknown(teacher, "a teacher id", teachers))
+
+
+def _task_problems(study: "Study", place: tuple[str, str], part: KVConfig | LogitConfig | None) -> Iterator[Problem]:
+    """Weights by task: one entry for each training source, and for nothing else."""
+    given = part.fusion.by_task if part else None
+    if given is None:
+        return
+    data = study.data
+    known = (*SOURCES_OF[data.mixture], *data.extra)
+    used = data.sources or (
+        known if data.mixture == "pocket" else ()
+    )  # which real sources are the default, the data's code knows
+    loc: Loc = ("arms", place[0], place[1], "fusion", "by_task")
+    yield from (Problem((*loc, task), unknown(task, "a training source", known)) for task in given if task not in known)
+    if absent := [source for source in used if source not in given]:
+        yield Problem(loc, f"has no weights for {', '.join(absent)}; each training source needs some")
 
 
 def _dtype_problems(study: "Study") -> Iterator[Problem]:

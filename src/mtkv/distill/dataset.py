@@ -22,6 +22,7 @@ from mtkv.distill.controls import controlled
 from mtkv.distill.list_on_disk import ListOnDisk
 from mtkv.distill.row_match import RowMatch
 from mtkv.distill.teacher_kv import Source, TeacherFiles, row_seed
+from mtkv.fuse.routers import task_number
 from mtkv.models.cross_entropy import padded_labels
 from mtkv.models.tokenization import EncodedRow, encode_rows, pad_batch
 
@@ -84,10 +85,14 @@ class DistillationRows(Dataset[int]):
         return index
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        """input_ids, attention_mask, labels `[batch, time]`; for KV arms kv_sample, kv_position `[tokens]`, row_seed `[batch]`,
-        likelihood `[batch, teachers]` and teacher_kv, a list of `[tokens, student_layers, 2, teacher_width]` in the stores' dtype."""
-        batch = self._text_batch([self.encoded[index] for index in indices])
+        """input_ids, attention_mask, labels `[batch, time]`, task `[batch]`; for KV arms kv_sample, kv_position `[tokens]`, row_seed
+        `[batch]`, likelihood `[batch, teachers]`, teacher_kv, a list of `[tokens, student_layers, 2, teacher_width]` in the stores' dtype.
+        """
+        batch = self._text_batch([self.encoded[index] for index in indices]) | self._task(indices)
         return batch | (self._teacher_batch(indices) if self.teachers else {})
+
+    def _task(self, indices: Sequence[int]) -> dict[str, Any]:
+        return {"task": torch.tensor([task_number(self.datasets[index]) for index in indices])}
 
     def _text_batch(self, rows: Sequence[EncodedRow]) -> dict[str, Any]:
         return {

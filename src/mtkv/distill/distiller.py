@@ -4,6 +4,7 @@ L = δ·CE + λ_K·d(K) + λ_V·d(V) + β·(1 − centred cos) + γ·KL(attentio
 vocabulary α·CE + (1 − α)·T²·KL in place of CE. Saving `student` alone gives a plain Hugging Face model.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.distill.kv_objective import KVObjective
 from mtkv.distill.logit_kd import kd_loss
+from mtkv.fuse.routers import build_router
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv_at
 from mtkv.kv.patch import KVInjection, scattered
-from mtkv.models.cross_entropy import target_logits, target_loss
+from mtkv.models.cross_entropy import row_of_targets, target_logits, target_loss
 from mtkv.models.tokenization import end_answers, frame_of
 from mtkv.training.data_parallel import LossTerm, summed
 
@@ -28,17 +30,39 @@ if TYPE_CHECKING:
 CE, KD, ROUTE_CE = LossTerm("ce", "targets"), LossTerm("kd", "targets"), LossTerm("route_ce", "targets")
 
 
-class LogitTeacher:
-    """A frozen teacher whose next-token distributions the student learns; `vocabulary`: how many leading logits both share (`logit_kd`)."""
+class LogitTeachers:
+    """Frozen teachers whose next-token distributions, mixed row by row, the student learns; `vocabulary`: how many leading logits all
+    share (`logit_kd`)."""
 
-    def __init__(self, config: "LogitConfig", model: PreTrainedModel, vocabulary: int) -> None:
-        self.config, self.model, self.vocabulary = config, model, vocabulary
+    def __init__(self, config: "LogitConfig", models: Sequence[PreTrainedModel], vocabulary: int) -> None:
+        self.config, self.models, self.vocabulary = config, list(models), vocabulary
+        self.router = build_router(config.fusion, len(self.models), layers=1)
 
-    def loss(self, logits: Tensor, labels: Tensor, input_ids: Tensor, all_labels: Tensor) -> Float[Tensor, ""]:
-        """α·CE + (1 − α)·T²·KL on the batch's target tokens."""
+    def loss(
+        self, logits: Tensor, labels: Tensor, input_ids: Tensor, all_labels: Tensor, **context: Tensor
+    ) -> Float[Tensor, ""]:
+        """α·CE + (1 − α)·T²·KL on the batch's target tokens; `context` is the router's (row_seed, task)."""
         with torch.no_grad():
-            theirs, _ = target_logits(self.model, input_ids, all_labels)
-        return kd_loss(logits, theirs, labels, self.config.alpha, self.config.temperature, self.vocabulary)
+            theirs = torch.stack([target_logits(model, input_ids, all_labels)[0] for model in self.models], 1)
+            mixed = theirs[:, 0] if len(self.models) == 1 else self._mixed(theirs, labels, all_labels, context)
+        return kd_loss(logits, mixed, labels, self.config.alpha, self.config.temperature, self.vocabulary)
+
+    def _mixed(
+        self,
+        theirs: Float[Tensor, "targets teachers vocabulary"],
+        labels: Int[Tensor, " targets"],
+        all_labels: Int[Tensor, "batch time"],
+        context: dict[str, Tensor],
+    ) -> Float[Tensor, "targets vocabulary"]:
+        """Logits whose softmax at the config's temperature is Σᵢ αᵢ·pᵢ, the mixture of the teachers' softened distributions."""
+        row, batch = row_of_targets(all_labels), len(all_labels)
+        chosen = theirs.float().log_softmax(-1).gather(-1, labels[:, None, None].expand(-1, theirs.shape[1], 1))[..., 0]
+        count = torch.bincount(row, minlength=batch).clamp_min(1)
+        likelihood = chosen.new_zeros(batch, theirs.shape[1]).index_add_(0, row, chosen) / count[:, None]
+        nothing = chosen.new_zeros(batch, 0)  # a router by KV is refused
+        weights = self.router.to(chosen.device)(nothing, nothing[:, None], likelihood=likelihood, **context)[row]
+        soft = (theirs.float()[..., : self.vocabulary] / self.config.temperature).log_softmax(-1)
+        return (soft + weights.log()[..., None]).logsumexp(1) * self.config.temperature
 
 
 class Distiller(nn.Module):
@@ -49,7 +73,7 @@ class Distiller(nn.Module):
         student: PreTrainedModel,
         ce_weight: float,
         supervision: KVObjective | None = None,
-        logits: LogitTeacher | None = None,
+        logits: LogitTeachers | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -89,10 +113,10 @@ class Distiller(nn.Module):
         the right. `attention_mask` only counts tokens: causal attention does not need it.
         """
         if self.supervision is None or kv_sample is None or kv_position is None or teacher_kv is None:
-            return summed(self._text_terms(input_ids, labels))
+            return summed(self._text_terms(input_ids, labels, **context))
         wants_queries = self.supervision.config.loss.gamma > 0
         with KVCapture(self.student, queries=wants_queries) as capture:
-            terms = self._text_terms(input_ids, labels)
+            terms = self._text_terms(input_ids, labels, **context)
             layers = range(self.supervision.student_layers)
             student_kv = packed_kv_at(capture, layers, kv_sample, kv_position)
             queries = None
@@ -112,12 +136,12 @@ class Distiller(nn.Module):
             terms |= ROUTE_CE(self._injected_ce(input_ids, labels, fused, kv_sample, kv_position), 1.0)
         return summed(terms)
 
-    def _text_terms(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _text_terms(self, input_ids: Tensor, labels: Tensor, **context: Tensor) -> dict[str, Tensor]:
         logits, following = target_logits(self.student, input_ids, labels)
         ce = F.cross_entropy(logits.float(), following) if len(following) else logits.sum()
         if self.logits is None:
             return CE(ce, self.ce_weight)
-        return {"ce": ce} | KD(self.logits.loss(logits, following, input_ids, labels), self.ce_weight)
+        return {"ce": ce} | KD(self.logits.loss(logits, following, input_ids, labels, **context), self.ce_weight)
 
     def _injected_ce(
         self,

@@ -2,7 +2,7 @@
 
 Three kinds with one interface (`Source`): a store of the teacher's own KV and an online teacher, which computes them when asked (both
 `TeacherKV`), and a store of targets that are already in the student's space and time (`ProjectedTeacherKV`). `open_sources` and
-`open_logit_teacher` make an arm's teachers from their config and files.
+`open_logit_teachers` make an arm's teachers from their config and files.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtkv.align.closed_form_maps import KVMap, combine_layers
 from mtkv.align.token_alignment import Segments, TimeMatch, match_row
 from mtkv.config.models import ModelConfig  # pydantic reads the annotations of TeacherFiles
-from mtkv.distill.distiller import LogitTeacher
+from mtkv.distill.distiller import LogitTeachers
 from mtkv.distill.logit_kd import shared_vocabulary
 from mtkv.kv.online_teacher import OnlineTeacher
 from mtkv.kv.select import select_tokens
@@ -195,10 +195,20 @@ def open_store(teacher: TeacherFiles, kv_map: KVMap, rows: pd.DataFrame, batch_s
     return OnlineTeacher(load_model(teacher.config), load_tokenizer(teacher.config), rows, needed, batch_size)
 
 
-def open_logit_teacher(
-    config: "LogitConfig", teacher: "ModelConfig", student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> LogitTeacher:
-    """The frozen teacher; ValueError when its vocabulary is not the student's."""
-    model = load_model(teacher)
-    sizes = [each.get_output_embeddings().weight.shape[0] for each in (student, model)]
-    return LogitTeacher(config, model, shared_vocabulary(tokenizer, load_tokenizer(teacher), *sizes))
+def open_logit_teachers(
+    config: "LogitConfig",
+    teachers: "Sequence[ModelConfig]",
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> LogitTeachers:
+    """The frozen teachers; ValueError when the vocabulary of one is not the student's."""
+    models = [load_model(teacher) for teacher in teachers]
+    shared = [
+        shared_vocabulary(
+            tokenizer,
+            load_tokenizer(teacher),
+            *(each.get_output_embeddings().weight.shape[0] for each in (student, model)),
+        )
+        for teacher, model in zip(teachers, models, strict=True)
+    ]
+    return LogitTeachers(config, models, min(shared))

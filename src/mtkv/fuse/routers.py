@@ -5,8 +5,10 @@ A router is a module `(query, prototypes, *, likelihood=None, row_seed=None) -> 
 With `per_layer` all three have a layers axis: `[batch, layers, features]`, `[batch, teachers, layers, features]`, and the weights of
 `learnable` and `similarity` are `[batch, teachers, layers]`. `likelihood [batch, teachers]`: each teacher's mean log-likelihood of the
 row's gold answer, in nats per token. `row_seed [batch]`: a seed that belongs to the row, the same whenever the row is seen.
+`task [batch]`: the `task_number` of the row's training source.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,11 @@ from mtkv.registry import needs, registered
 
 if TYPE_CHECKING:
     from mtkv.config.kv import FusionConfig
+
+
+def task_number(name: str) -> int:
+    """A number of 56 bits that stands for a training source in a batch."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
 
 
 def fuse(
@@ -224,6 +231,24 @@ class OracleRouter(nn.Module):
         return best / best.sum(1, keepdim=True)
 
 
+class TaskRouter(nn.Module):
+    """The given weights of the row's training source. `by_task`: source → one weight per teacher."""
+
+    tasks: Tensor
+    weights: Tensor
+
+    def __init__(self, by_task: dict[str, list[float]]) -> None:
+        super().__init__()
+        self.register_buffer("tasks", torch.tensor([task_number(task) for task in by_task]), persistent=False)
+        self.register_buffer("weights", torch.tensor(list(by_task.values())), persistent=False)
+
+    def forward(self, query: Tensor, prototypes: Tensor, *, task: Tensor | None = None, **context: Any) -> Weights:
+        known = _given(task, "task", "task")[:, None] == self.tasks
+        if not known.any(1).all():
+            raise ValueError("fusion.by_task has no weights for the training source of some rows")
+        return self.weights[known.float().argmax(1)]
+
+
 class RandomRouter(nn.Module):
     """Control: softmax(log Eᵢ / τ) with Eᵢ ~ Exp(1), hashed from the row's seed.
 
@@ -268,6 +293,7 @@ ROUTERS: dict[str, Callable[["FusionConfig", int, int, int], nn.Module]] = {
     "similarity": lambda config, teachers, layers, features: SimilarityRouter(config.similarity, config.temperature),
     "learnable": _learnable,
     "teacher_ce": _teacher_ce,
+    "task": lambda config, teachers, layers, features: TaskRouter(config.by_task or {}),
     "random": lambda config, teachers, layers, features: RandomRouter(teachers, config.temperature),
     "oracle": _oracle,
 }

@@ -79,9 +79,15 @@ def _of_gguf(config: "ModelConfig") -> str:
     return sampled_digest([path]) if path.is_file() else MISSING
 
 
+def _of_merged(config: "ModelConfig") -> str:
+    parts = [content_digest(each) for each in config.merge]
+    return MISSING if MISSING in parts else hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 DIGESTS: dict[str, Callable[["ModelConfig"], str]] = {
     "pocket": _recorded,
     "path": _of_folder,
     "hub": _of_hub,
     "gguf": _of_gguf,
+    "merged": _of_merged,
 }

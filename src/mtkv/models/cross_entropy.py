@@ -55,6 +55,12 @@ def target_logits(
     return logits, following[keep]
 
 
+def row_of_targets(labels: Int[Tensor, "batch time"]) -> Int[Tensor, " targets"]:
+    """The row of each label that `target_logits` returns."""
+    counts = (labels[:, 1:] != IGNORED_LABEL).sum(1)
+    return torch.arange(len(labels), device=labels.device).repeat_interleave(counts)
+
+
 def target_loss(
     model: PreTrainedModel, input_ids: Int[Tensor, "batch time"], labels: Int[Tensor, "batch time"]
 ) -> Float[Tensor, ""]:

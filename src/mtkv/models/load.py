@@ -25,6 +25,7 @@ from mtkv.models.content_digest import pocket_folder
 from mtkv.models.device_placement import SINGLE, kv_shape, placement_arguments
 from mtkv.models.gguf import converted_folder
 from mtkv.models.integrity import check_tokenizer, check_vocabulary, load_checked
+from mtkv.models.merged import merged_folder
 from mtkv.models.paths import LATENT_FILE, cached_commit, cached_snapshot, hub_folder, is_latent, read_card
 from mtkv.models.rope_scaling import context_length, scale_rope
 from mtkv.models.tokenizer_limits import Reading
@@ -56,6 +57,7 @@ FOLDERS: dict[str, Callable[["ModelConfig"], Path]] = {
     "path": lambda config: Path(config.name),
     "hub": fetched_folder,
     "gguf": converted_folder,
+    "merged": merged_folder,
 }
 
 

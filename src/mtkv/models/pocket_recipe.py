@@ -26,6 +26,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from mtkv.models.content_digest import pocket_folder
 from mtkv.models.pocket_measure import measure
 from mtkv.models.pocket_tokenizers import TOKENIZERS
 from mtkv.models.pocket_training import Schedule, train_model, training_texts
@@ -40,13 +41,15 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 @dataclass(frozen=True)
 class PocketModel:
-    """One model to make: its tokenizer and vocabulary, its architecture and how long it is trained."""
+    """One model to make: its tokenizer and vocabulary, its architecture, how long it is trained and on what."""
 
     tokenizer: str
     vocabulary: int
     architecture: Callable[..., PreTrainedConfig]
     sizes: dict[str, Any]
     schedule: Schedule
+    start: str | None = None  # goes on from this model of the package; None: from random weights
+    tasks: tuple[str, ...] = ()  # what it is trained on; none: all tasks
 
 
 TEACHER_SCHEDULE = Schedule(steps=5000, batch_size=32, learning_rate=2e-3, warmup=100)
@@ -108,6 +111,21 @@ MODELS: dict[str, PocketModel] = {
     ),
 }
 
+# The student, tuned further on some tasks each: complementary teachers of its own origin, whose KV is in its own basis.
+EXPERT_SCHEDULE = Schedule(steps=2000, batch_size=32, learning_rate=2e-3, warmup=100)
+MODELS["expert_reasoning"] = replace(
+    MODELS["student"],
+    schedule=EXPERT_SCHEDULE,
+    start="student",
+    tasks=("pocket_gsm8k", "pocket_math500", "pocket_bbh"),
+)
+MODELS["expert_knowledge"] = replace(
+    MODELS["student"],
+    schedule=EXPERT_SCHEDULE,
+    start="student",
+    tasks=("pocket_gpqa", "pocket_truthfulqa", "pocket_cmmlu", "pocket_ceval"),
+)
+
 
 def make_pocket_models(
     output: Path,
@@ -146,12 +164,14 @@ def collect_recipes(records: Sequence[Path], output: Path) -> None:
 
 
 def make_model(pocket: PocketModel, seed: int, folder: Path, test_items: int = TEST_ITEMS) -> dict[str, Any]:
-    """Make one model in `folder`; returns its entry of the record."""
+    """Make one model in `folder`; returns its entry of the record. A model that goes on from another takes the one in the package."""
     started = time.monotonic()
     tokenizer = make_tokenizer(pocket, seed)
     torch.manual_seed(seed)
     model = untrained_model(pocket, tokenizer)
-    losses = train_model(model, tokenizer, pocket.schedule, seed)
+    if pocket.start:
+        model = AutoModelForCausalLM.from_pretrained(pocket_folder(pocket.start), dtype=torch.float32)
+    losses = train_model(model, tokenizer, pocket.schedule, seed, names=pocket.tasks)
     save_model(model, tokenizer, folder)
     seconds = time.monotonic() - started
     # Measured on what was saved: half precision may have changed the weights.

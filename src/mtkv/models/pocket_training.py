@@ -6,7 +6,7 @@ calibration bins is ever seen (`mtkv.data.splits`).
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -41,9 +41,9 @@ class Schedule:
         return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
-def training_texts(random: Random) -> Iterator[tuple[str, str]]:
-    """Endless (prompt, target) pairs of questions from the train bins, all tasks alike often."""
-    tasks = [TASKS[name] for name in sorted(TASKS)]
+def training_texts(random: Random, names: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """Endless (prompt, target) pairs of questions from the train bins of the tasks `names` (none: all), each task alike often."""
+    tasks = [TASKS[name] for name in sorted(names or TASKS)]
     while True:
         task = random.choice(tasks)
         item = task.draw(random)
@@ -54,9 +54,11 @@ def training_texts(random: Random) -> Iterator[tuple[str, str]]:
             yield str(written["prompt"]), str(written["target"])
 
 
-def training_batches(tokenizer: PreTrainedTokenizerBase, batch_size: int, random: Random) -> Iterator[list[EncodedRow]]:
-    """Endless batches of rows of similar length."""
-    texts = training_texts(random)
+def training_batches(
+    tokenizer: PreTrainedTokenizerBase, batch_size: int, random: Random, names: Sequence[str] = ()
+) -> Iterator[list[EncodedRow]]:
+    """Endless batches of rows of similar length, of the tasks `names` (none: all)."""
+    texts = training_texts(random, names)
     while True:
         prompts, targets = zip(*(next(texts) for _ in range(batch_size * BATCHES_AT_ONCE)), strict=True)
         rows = sorted(encode_rows(tokenizer, prompts, targets), key=lambda encoded: len(encoded.input_ids))
@@ -67,11 +69,16 @@ def training_batches(tokenizer: PreTrainedTokenizerBase, batch_size: int, random
 
 
 def train_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, schedule: Schedule, seed: int, log_every: int = 100
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    schedule: Schedule,
+    seed: int,
+    log_every: int = 100,
+    names: Sequence[str] = (),
 ) -> list[float]:
-    """Train in place; returns the mean loss of every `log_every` steps."""
+    """Train in place, on the tasks `names` (none: all); returns the mean loss of every `log_every` steps."""
     torch.manual_seed(seed)
-    batches = training_batches(tokenizer, schedule.batch_size, Random(f"pocket model {seed}"))
+    batches = training_batches(tokenizer, schedule.batch_size, Random(f"pocket model {seed}"), names)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
     losses, recent, started = [], 0.0, time.monotonic()

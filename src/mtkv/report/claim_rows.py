@@ -57,6 +57,7 @@ UNITS = {
     "datasets_improved": Unit(0, False, "{value} datasets", "≥ {needed}"),
     "equivalent": Unit(1, True, "{value} pts", "within ±{needed}"),
     "differ": Unit(1, True, "{value} pts", "≠ {needed}"),
+    "recovers": Unit(0, False, "{value} %", "> {needed}"),
 }
 
 

@@ -20,7 +20,7 @@ from mtkv.distill.dataset import DistillationRows, check_streamable
 from mtkv.distill.distiller import Distiller
 from mtkv.distill.kv_objective import KVObjective
 from mtkv.distill.routing_table import routing_table
-from mtkv.distill.teacher_kv import TeacherKV, open_logit_teacher, open_sources
+from mtkv.distill.teacher_kv import TeacherKV, open_logit_teachers, open_sources
 from mtkv.kv.capture import check_keys
 from mtkv.latent.training.arm import latent_arm, latent_student
 from mtkv.latent.training.dataset import LatentArm
@@ -153,10 +153,8 @@ def text_arm(
     if kv:
         mapped = any(teacher.tier == "mapped" for teacher in run.teachers)
         objective = KVObjective(kv, maps, heads, mapped=mapped)
-    teacher = None
-    if run.logits and run.logit_teacher:
-        teacher = open_logit_teacher(run.logits, run.logit_teacher, model, tokenizer)
-    return Distiller(model, training.ce_weight, objective, teacher), datasets
+    logits = open_logit_teachers(run.logits, run.logit_teachers, model, tokenizer) if run.logits else None
+    return Distiller(model, training.ce_weight, objective, logits), datasets
 
 
 def of_styles(rows: Path, styles: Sequence[str] | None) -> pd.DataFrame:

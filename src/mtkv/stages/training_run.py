@@ -16,7 +16,7 @@ from mtkv.training.world_layout import WorldLayout
 class TrainingRun(BaseModel):
     """One arm with one seed: who is trained, how, on which rows, taught by whom, and where the results go.
 
-    `teachers` are in the order of `kv.teachers`; `logit_teacher` is the one that `logits` names; `latent` is given in the student view of
+    `teachers` are in the order of `kv.teachers`; `logit_teachers` in that of `logits.teachers`; `latent` is given in the student view of
     that name. Paths are read as they stand: relative ones from the working directory.
     """
 
@@ -33,7 +33,7 @@ class TrainingRun(BaseModel):
     kv: KVConfig | None = None
     teachers: list[TeacherFiles] = []
     logits: LogitConfig | None = None
-    logit_teacher: ModelConfig | None = None
+    logit_teachers: list[ModelConfig] = []
     latent: LatentConfig | None = None
 
 

@@ -7,6 +7,7 @@ the others.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from zlib import crc32
 
@@ -60,6 +61,21 @@ class Resamples:
         self._rows[dataset], self._means[dataset] = {arm: row for row, arm in enumerate(arms)}, means
         self.means[dataset] = dict(zip(arms, means, strict=True))
         self.flips[dataset] = dict(zip(arms, flips, strict=True))
+
+    def with_mixture(self, name: str, arms: Sequence[str], weights: Sequence[float]) -> "Resamples":
+        """The same draws with one more arm `name`, Σ weightᵢ·armᵢ (all that is kept of an arm is linear in its answers)."""
+        found = copy(self)
+        for field in ("means", "flips"):
+            old = getattr(self, field)
+            new = {
+                dataset: of | {name: sum(w * of[arm] for w, arm in zip(weights, arms, strict=True))}
+                for dataset, of in old.items()
+                if all(arm in of for arm in arms)
+            }
+            setattr(found, field, old | new)
+        found._rows = {dataset: {arm: row for row, arm in enumerate(of)} for dataset, of in found.means.items()}
+        found._means = {dataset: np.stack(list(of.values())) for dataset, of in found.means.items()}
+        return found
 
     def of(self, arms: Sequence[str], dataset: str) -> Vector:
         """A copy of the `means` of several arms, [arms, resamples]."""

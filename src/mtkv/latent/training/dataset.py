@@ -176,7 +176,11 @@ class LatentRows(DistillationRows):
         text_input_ids and text_labels `[batch, text_time]` and text_value `[batch]`, and text_start where all rows with their chain
         begin with the question's own tokens; for the student's own KV, see `_own_batch`."""
         rows = [self.encoded[index] for index in indices]
-        batch = self._text_batch(rows) | {name: _numbers(rows, name) for name in ("latent_start", "value")}
+        batch = (
+            self._text_batch(rows)
+            | self._task(indices)
+            | {name: _numbers(rows, name) for name in ("latent_start", "value")}
+        )
         if self.reads_chain:
             traces = [self.traces[index] for index in indices]
             batch |= {

@@ -93,6 +93,8 @@ def _first(settings: Mapping[str, Any], names: tuple[str, ...]) -> int:
 
 
 def local_folder(config: "ModelConfig") -> Path | None:
+    if config.source == "merged":
+        return local_folder(config.merge[0])
     if config.source == "pocket":
         return pocket_folder(config.name)
     if config.source == "path":

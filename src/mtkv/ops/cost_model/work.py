@@ -102,7 +102,7 @@ def _train(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...]
     looked = rows * steps * per_row if measured and training["gradient_accumulation"] > 1 else 0
     checked = (steps // training["eval_steps"] + 1) * min(training["eval_rows"], amounts.validation) * per_row
     readers = arm["teachers"] if kv and arm["tier"] == "online" else []
-    readers = [*readers, *([arm["logit_teacher"]] if arm["logit_teacher"] else [])]
+    readers = [*readers, *arm["logit_teachers"]]
     along = 2 * sum(_size(reader).parameters for reader in readers) * (tokens + checked)
     state = ADAM_NUMBERS * 4 * student.parameters * CHECKPOINTS_KEPT
     written = student.parameters * BYTES[params["student"]["config"]["dtype"]]

@@ -102,7 +102,7 @@ def along(patient: DoctorContext, arm: "Arm") -> list["ModelConfig"]:
     teachers = patient.study.teachers
     names = [
         *(arm.kv.teachers if arm.kv and teachers.mode == "online" else []),
-        *([arm.logits.teacher] if arm.logits else []),
+        *(arm.logits.teachers if arm.logits else []),
     ]
     return [teachers.models[name] for name in dict.fromkeys(names) if name in teachers.models]
 

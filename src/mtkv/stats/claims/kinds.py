@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import brentq
 
 from mtkv.stats.cells import cell, is_binary
 from mtkv.stats.claims.evidence import Evidence, Weighing, evidence_of, interval, macro_difference, sample
 from mtkv.stats.items import MACRO
+from mtkv.stats.mixture import MIXTURE, mixture
 from mtkv.stats.multiplicity import holm, partial_conjunction
 from mtkv.stats.paired_tests import Difference, difference, two_level_p
 from mtkv.stats.power import equivalence_p
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
         DifferenceClaim,
         EquivalentClaim,
         ReachesClaim,
+        RecoversClaim,
     )
+
+SHARE_LIMIT = 5.0  # shares farther than this from the estimate are not looked for: the gain is then hardly known
 
 
 def weigh_difference(claim: "DifferenceClaim", on: Weighing) -> Evidence:
@@ -177,6 +182,54 @@ def weigh_differ(claim: "DifferClaim", on: Weighing) -> Evidence:
     return evidence.with_(p=min(1.0, evidence.p * len(pairs)))
 
 
+def weigh_recovers(claim: "RecoversClaim", on: Weighing) -> Evidence:
+    """(arm − baseline) ÷ (reference − baseline) > threshold, all in percent of the reference's gain.
+
+    The share τ is weighed through the contrast arm − [(1 − τ)·baseline + τ·reference], which is linear; its interval holds the τ at
+    which that contrast's interval holds 0 (Fieller 1954). Without a sure gain of the reference there is no share, and so no interval.
+    """
+    gain = difference(on.answers, on.resamples, claim.reference, claim.baseline, MACRO, on.confidence)
+    own = difference(on.answers, on.resamples, claim.arm, claim.baseline, MACRO, on.confidence)
+    if gap := next((found for found in (gain, own) if isinstance(found, str)), None):
+        return Evidence("", claim.threshold, baseline=claim.baseline, missing=gap)
+    assert isinstance(gain, Difference)
+    assert isinstance(own, Difference)
+    if gain.estimate.low <= 0:
+        nothing = tell(
+            "{reference} does not gain on {baseline} for sure", reference=claim.reference, baseline=claim.baseline
+        )
+        return Evidence("", claim.threshold, baseline=claim.baseline, missing=nothing)
+
+    def against(share: float) -> Difference:
+        mixed = mixture(on.answers, on.resamples, (claim.baseline, claim.reference), share)
+        found = difference(*mixed, claim.arm, MIXTURE, MACRO, on.confidence)
+        assert isinstance(found, Difference)
+        return found
+
+    share = own.estimate.value / gain.estimate.value
+    limits = []
+    for side in (-1, 1):
+        far = share + side * SHARE_LIMIT
+        edge = (lambda tau: against(tau).estimate.low) if side < 0 else (lambda tau: against(tau).estimate.high)
+        limits.append(float(brentq(edge, *sorted((share, far)), xtol=1e-3)) if edge(far) * side < 0 else far)
+    delta, low, high = (100 * value for value in (share, *limits))
+    return Evidence(
+        tell(
+            "{arm} has {share} % of the gain of {reference} over {baseline} ({interval}, {sample})",
+            arm=claim.arm,
+            share=f"{delta:.0f}",
+            reference=claim.reference,
+            baseline=claim.baseline,
+            interval=interval(on.confidence, low, high),
+            sample=sample(own.estimate.n_items, own.estimate.n_seeds),
+        ),
+        claim.threshold,
+        *(delta, low, high, against(claim.threshold / 100).p, own.estimate.n_items),
+        baseline=claim.baseline,
+        n_seeds=own.estimate.n_seeds,
+    )
+
+
 KINDS: dict[str, Callable[[Any, Weighing], Evidence]] = {
     "difference": weigh_difference,
     "equivalent": weigh_equivalent,
@@ -184,4 +237,5 @@ KINDS: dict[str, Callable[[Any, Weighing], Evidence]] = {
     "accuracy": weigh_accuracy,
     "reaches": weigh_reaches,
     "differ": weigh_differ,
+    "recovers": weigh_recovers,
 }
