@@ -43,6 +43,8 @@ OPTIONS = {
     "diverse": {"fusion": {"strategy": "learnable", "entropy": {"target": "diverse", "strength": 5.0}}},
     **{f"distance {name}": {"loss": {"distance": name}} for name in ("l1", "smooth_l1", "relation")},
     "relation heads": {"loss": {"distance": "relation", "relation_heads": 4}},
+    "share": {"loss": {"share": 0.5}},
+    "random direction": {"control": "random_direction"},
     "keys only": {"loss": {"lambda_v": 0}},
     "values only": {"loss": {"lambda_k": 0}},
     "no cosine": {"loss": {"beta": 0}},

@@ -7,7 +7,7 @@ from torch import nn
 from mtkv.distill.attention_kl import attention_kl
 from mtkv.distill.kv_distance import kv_terms
 from mtkv.distill.relation_kl import relation_terms
-from mtkv.training.gradient_shares import gradient_norm, gradient_shares
+from mtkv.training.gradient_shares import balanced_loss, gradient_norm, gradient_shares
 
 
 def test_shares_of_known_gradients_and_the_graph_survives():
@@ -31,6 +31,33 @@ def test_nothing_to_share():
     assert gradient_shares({"ce": torch.tensor(1.0)}, [parameter]) == {"ce": 0.0}
     assert gradient_shares({"ce": parameter.sum()}, []) == {"ce": 0.0}
     assert gradient_norm(nn.Parameter(torch.ones(1)).sum(), [parameter]) == 0.0
+
+
+@pytest.mark.parametrize("share", [0.3, 2.0])
+def test_kv_gets_its_share_of_the_gradient_whatever_its_weight(share):
+    a, b = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor(3.0))
+    for weight in (1e-3, 7.0):
+        ce, kv = 3 * a[0] + 4 * b, weight * (a.square()).sum() * 0.5  # gradients of norm 5 and weight·√5
+        loss, factor = balanced_loss(ce + kv, kv, [a, b], share)
+        assert factor == pytest.approx(share * 5 / (weight * 5**0.5))
+        found = torch.autograd.grad(loss, [a, b], retain_graph=True)
+        assert found[0].tolist() == pytest.approx([3 + share * 5 / 5**0.5, share * 10 / 5**0.5])
+        assert found[1].item() == pytest.approx(4)
+    alone, factor = balanced_loss(ce + kv, kv, [a, b], None)
+    assert (alone.item(), factor) == (pytest.approx((ce + kv).item()), 1.0)
+    assert balanced_loss(ce + 0 * kv, 0 * kv, [a, b], share)[1] == 1.0
+
+
+def test_a_random_direction_has_the_norm_and_not_the_direction_of_the_kv_gradient():
+    torch.manual_seed(0)
+    a, b = nn.Parameter(torch.randn(4000)), nn.Parameter(torch.tensor(3.0))
+    ce, kv = 5 * b, a.sum()
+    loss, factor = balanced_loss(ce + kv, kv, [a, b], 0.4, random=True)
+    assert loss.item() == pytest.approx((ce + factor * kv).item(), rel=1e-5)
+    toward_a, toward_b = torch.autograd.grad(loss, [a, b])
+    drawn = torch.cat([toward_a, (toward_b - 5)[None]])
+    assert drawn.norm().item() == pytest.approx(0.4 * 5, rel=1e-4)
+    assert abs(float(toward_a.mean() / toward_a.std())) < 0.1  # along the KV gradient all would be alike
 
 
 def test_low_precision_gradients_are_added_up_in_float32():

@@ -154,7 +154,7 @@ class FusionConfig(Section):
     )
     by_task: dict[Name, list[Annotated[float, Field(ge=0)]]] | None = Field(
         default=None,
-        description="Strategy task only: one weight per teacher, summing to 1, for the rows of each training source; null takes a source out.",
+        description="Strategy task only: one weight per teacher, summing to 1, for the rows of each training source; null takes one out.",
     )
     temperature: float = Field(
         default=1.0, gt=0, description="Temperature of the softmax over teachers (similarity, learnable, teacher_ce)."
@@ -232,6 +232,12 @@ class KVLossConfig(Section):
     )
     lambda_k: float = Field(default=1.0, ge=0, description="Weight of the keys' distance.")
     lambda_v: float = Field(default=1.0, ge=0, description="Weight of the values' distance.")
+    share: float | None = Field(
+        default=None,
+        gt=0,
+        description="The KV loss is weighed anew at every step, so that the norm of its gradient on the student is this share of that of "
+        "the other losses; the weights then only say what counts within it. null: by its weights. Costs two more backward passes.",
+    )
     beta: float = Field(
         default=0.0, ge=0, description="Weight of 1 − centred cosine similarity, over keys and values together."
     )
@@ -269,7 +275,7 @@ class KVLossConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unset(self, handler(self), "terms")
+        return without_unset(self, handler(self), "terms", "share")
 
     @model_validator(mode="after")
     def _terms_differ(self) -> Self:
@@ -343,7 +349,8 @@ class KVConfig(Section):
     control: Annotated[str, Registered(CONTROLS)] = Field(
         default="none",
         description="What replaces the teachers' KV to test whether its content matters; none: nothing does. zero_weight: the KV "
-        "loss counts nothing. projector_only: it trains the map and not the student.",
+        "loss counts nothing. projector_only: it trains the map and not the student. random_direction: the student gets a gradient of "
+        "the KV loss's norm in a random direction.",
     )
 
     @property

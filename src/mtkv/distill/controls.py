@@ -21,7 +21,7 @@ class Control:
     `row(match, rng)`: a row's match, row by row. `partner(supervised, rng)`: from the numbers of supervised tokens `[rows]`, the number of
     the row whose tokens each row gets. `matches(matches, rng)`: all of them, in memory or on disk, for the new ones one after the other.
     `values(kv)`: the teachers' KV, of about unit spread. `weight`: a factor of the KV loss. `map_only`: the KV loss trains the map and not
-    the student.
+    the student. `random_direction`: the student gets a gradient of the KV loss's norm in a random direction.
     """
 
     row: Callable[[RowMatch, np.random.Generator], RowMatch] | None = None
@@ -30,6 +30,7 @@ class Control:
     values: Callable[[Tensor], Tensor] | None = None
     weight: float = 1.0
     map_only: bool = False
+    random_direction: bool = False
 
     def __call__(self, true: Sequence[RowMatch], rng: np.random.Generator) -> Iterable[RowMatch]:
         """The matches of all rows, changed one after the other; `true` itself where nothing is."""
@@ -97,6 +98,7 @@ CONTROLS: dict[str, Control] = {
     "gaussian": Control(values=gaussian),
     "zero_weight": Control(weight=0.0),
     "projector_only": Control(map_only=True),
+    "random_direction": Control(random_direction=True),
 }
 
 

@@ -152,6 +152,11 @@ class KVObjective(nn.Module):
         """Whether a term divides by a statistic of the step's own tokens, as the root mean square of a trained map's output."""
         return self.config.align.measured
 
+    @property
+    def matching_terms(self) -> list[str]:
+        """Names of the terms that pull the student's KV to the teachers'; the router's own are not among them."""
+        return [term.name for term in (KEYS, VALUES, COSINE, ATTENTION, *(term for term, _, _ in self.own_terms))]
+
     def forward(
         self,
         student_kv: StudentKV,

@@ -25,7 +25,7 @@ from mtkv.training.data_parallel import (
     per_part,
     share_loader,
 )
-from mtkv.training.gradient_shares import gradient_shares
+from mtkv.training.gradient_shares import KV_FACTOR, balanced_loss, gradient_shares
 from mtkv.training.metrics import MetricAccumulator, sum_metrics
 from mtkv.training.resume import ResumableTrainer
 from mtkv.training.step_statistics import Pooled, looked_at, pooling
@@ -104,6 +104,7 @@ class DistillationTrainer(ResumableTrainer):
         terms = of_whole_step(terms, here, self.mean_amounts)
         check_finite(f"step {self.state.global_step + 1}", terms)
         if model.training:
+            terms |= self._balanced(terms)
             self.terms = self._readable(terms)
             self.counters.add_batch(int(inputs["attention_mask"].sum()), here["rows"], self.terms)
             if self.state.global_step % self.shares_every == 0 and not (
@@ -113,6 +114,27 @@ class DistillationTrainer(ResumableTrainer):
                 shares = gradient_shares(parts, self.distiller.student.parameters())
                 self.log({name.replace("part.", "share."): share for name, share in shares.items()})
         return (terms["loss"], terms) if return_outputs else terms["loss"]
+
+    def _balanced(self, terms: dict[str, Any]) -> dict[str, Any]:
+        """`loss` with the KV terms at their share of the gradient, and `kv_factor`; nothing where neither share nor control asks for it.
+
+        Raises NotImplementedError where a process has a part of the weights only."""
+        supervision = self.distiller.supervision
+        if supervision is None or (supervision.config.loss.share is None and not supervision.control.random_direction):
+            return {}
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise NotImplementedError(
+                "kv.loss.share and control random_direction need whole weights: strategy single or ddp"
+            )
+        kv = sum(terms[PART + name] for name in supervision.matching_terms if PART + name in terms)
+        loss, factor = balanced_loss(
+            terms["loss"],
+            kv,
+            self.distiller.student.parameters(),
+            supervision.config.loss.share,
+            supervision.control.random_direction,
+        )
+        return {"loss": loss, KV_FACTOR.name: factor * terms["row_share"]}
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The Trainer's, before the weights are changed by it. Raises FloatingPointError."""
