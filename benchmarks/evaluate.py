@@ -23,13 +23,14 @@ import sys
 from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from mtkv.config.evaluation import EvaluationConfig
-from mtkv.stages.predict import predict
+from mtkv.config.models import DATE
+from mtkv.stages.predict import ModelSource, predict
 folder, dtype, data, settings, out, chat, names = sys.argv[1:]
 names = names.split(",")
 outputs = {name: Path(out) / f"{name}.parquet" for name in names}
 settings = EvaluationConfig.model_validate_json(settings)
 load = lambda folder: (AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), AutoTokenizer.from_pretrained(folder))
-predict(Path(folder), names, Path(data), settings, outputs, load=load, dtype=dtype, chat=chat == "1")
+predict(ModelSource(Path(folder), load, dtype, DATE if chat == "1" else None), Path(data), settings, outputs)
 """
 
 

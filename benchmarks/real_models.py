@@ -19,13 +19,12 @@ from mtkv.config.arms import TrainingConfig
 from mtkv.config.kv import AlignConfig, KVConfig
 from mtkv.config.models import ModelConfig
 from mtkv.distill.teacher_kv import TeacherFiles
-from mtkv.kv.extract import extract_shard
+from mtkv.kv.extract import StorePlan, extract_shard
 from mtkv.kv.store import write_index
 from mtkv.models.load import model_layers
 from mtkv.provenance.files import read_json, write_json, write_parquet
-from mtkv.stages.fit_map import calibrate_map
-from mtkv.stages.train import train_arm
-from mtkv.stages.training_run import TrainingRun
+from mtkv.stages.fit_map import MapFiles, calibrate_map
+from mtkv.stages.train import TrainingRun, train_arm
 
 COUNTS = {"train": 200, "val": 24, "calibration": 48}
 LONGEST = 700  # characters; longer rows are left out
@@ -92,7 +91,12 @@ def main(
         shard = store / "shard-0000.safetensors"
         layers = stored_layers(["ratio"], model_layers(model), model_layers(base))
         if not shard.exists():
-            print(name, extract_shard(model, layers, list(paths.values()), 0, 1, "float16", 8, shard, likelihood=False))
+            print(
+                name,
+                extract_shard(
+                    model, list(paths.values()), 0, StorePlan(layers, 1, "float16", 8, likelihood=False), shard
+                ),
+            )
         if not (store / "index.parquet").exists():
             write_index([shard], store / "index.parquet")
         if not kv_map.exists():
@@ -102,10 +106,8 @@ def main(
                 model,
                 AlignConfig(),
                 store,
-                paths["calibration"],
-                paths["val"],
-                kv_map,
-                output / f"{name}.probe",
+                output,
+                MapFiles(kv_map, output / f"{name}.probe"),
             )
             write_json(output / f"{name}.json", facts)
         probes.append(probe_row(name, pd.read_parquet(output / f"{name}.probe"), read_json(output / f"{name}.json")))

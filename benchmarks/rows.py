@@ -22,11 +22,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mtkv.config.models import ModelConfig
-from mtkv.data.parquet_rows import RowFile, check_files
-from mtkv.data.validation import check_rows
+from mtkv.data.rows import RowFile, check_files, check_rows
 from mtkv.distill.dataset import DistillationRows
 from mtkv.distill.teacher_kv import TeacherKV
-from mtkv.kv.store import KVStore, StoredRow, write_index, write_shard
+from mtkv.kv.shards import StoredRow, write_shard
+from mtkv.kv.store import KVStore, write_index
 from mtkv.models.load import load_tokenizer
 from mtkv.models.tokenization import encode_rows
 from mtkv.training.data_parallel import DeterministicSampler

@@ -36,7 +36,8 @@ from mtkv.distill.kv_objective import KVObjective
 from mtkv.distill.teacher_kv import ProjectedTeacherKV, TeacherKV
 from mtkv.kv.extract import read_rows
 from mtkv.kv.select import select_tokens
-from mtkv.kv.store import KEY, KVStore, MappedStore, StoredRow, mapped_rows, write_index, write_mapped, write_shard
+from mtkv.kv.shards import KEY, StoredRow, write_mapped, write_shard
+from mtkv.kv.store import KVStore, MappedStore, mapped_rows, write_index
 from mtkv.models.load import load_tokenizer
 from mtkv.models.tokenization import EncodedRow
 
@@ -172,8 +173,10 @@ def capture_ratio(size: str, device: str, steps: int) -> dict[str, float]:
         student.base_model(tokens, use_cache=False)
 
     def written(select: bool) -> None:
-        readings = list(read_rows(student, rows, layers, ROWS, False, asking if select else None, torch.float16))
-        stored = [StoredRow(str(n), found.kv, ends, ends - 1, importance=found.importance) for n, found in readings]
+        readings = list(read_rows(student, rows, layers, ROWS, False, asking if select else None))
+        stored = [
+            StoredRow(str(n), found.kv.half(), ends, ends - 1, importance=found.importance) for n, found in readings
+        ]
         with tempfile.TemporaryDirectory() as scratch:
             write_shard(Path(scratch) / "shard.safetensors", stored, layers)
         if select:

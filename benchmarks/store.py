@@ -26,8 +26,8 @@ from mtkv.config.models import ModelConfig
 from mtkv.data.build import draw_frames
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv, read_kv
-from mtkv.kv.quantize import LARGEST_CODE
-from mtkv.kv.store import MappedStore, StoredRow, write_index, write_mapped, write_shard
+from mtkv.kv.shards import LARGEST_CODE, StoredRow, write_mapped, write_shard
+from mtkv.kv.store import MappedStore, write_index
 from mtkv.models.load import load_model, load_tokenizer, model_layers
 from mtkv.models.tokenization import EncodedRow, encode_rows, pad_batch
 

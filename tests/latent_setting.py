@@ -13,7 +13,8 @@ from mtkv.config.kv import KVConfig
 from mtkv.config.latent import LatentConfig
 from mtkv.distill.kv_objective import KVObjective
 from mtkv.kv.extract import answer_tokens, read_rows
-from mtkv.kv.store import KVStore, StoredRow, write_index, write_shard
+from mtkv.kv.shards import StoredRow, write_shard
+from mtkv.kv.store import KVStore, write_index
 from mtkv.latent.model.student import LatentStudent
 from mtkv.latent.training.dataset import LatentArm, LatentRows
 from mtkv.latent.training.objective import LatentDistiller

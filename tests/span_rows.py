@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtkv.kv.store import KVStore, StoredRow, write_index, write_shard
+from mtkv.kv.shards import StoredRow, write_shard
+from mtkv.kv.store import KVStore, write_index
 from mtkv.models.tokenization import EncodedRow
 
 SIZE = 60  # bytes of a row

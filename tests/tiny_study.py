@@ -16,13 +16,12 @@ from mtkv.config.arms import TrainingConfig
 from mtkv.config.kv import AlignConfig, KVConfig
 from mtkv.config.models import ModelConfig
 from mtkv.distill.teacher_kv import TeacherFiles
-from mtkv.kv.extract import extract_shard
+from mtkv.kv.extract import StorePlan, extract_shard
 from mtkv.kv.store import write_index
 from mtkv.provenance.files import write_parquet
-from mtkv.stages.fit_map import calibrate_map
+from mtkv.stages.fit_map import MapFiles, calibrate_map
 from mtkv.stages.project_targets import write_targets
-from mtkv.stages.train import train_arm
-from mtkv.stages.training_run import TrainingRun
+from mtkv.stages.train import TrainingRun, train_arm
 
 STEPS = 6
 TRAINING = TrainingConfig.model_validate(
@@ -96,7 +95,7 @@ class TinyStudy:
             layers = range(MODELS[teacher][2])
             for i, shard in enumerate(shards):
                 paths = list(self.paths.values())
-                extract_shard(self.models[teacher], layers, paths, i, 2, dtype, 8, shard, importance=True)
+                extract_shard(self.models[teacher], paths, i, StorePlan(layers, 2, dtype, 8, importance=True), shard)
             write_index(shards, folder / "index.parquet")
         return folder
 
@@ -109,11 +108,8 @@ class TinyStudy:
                 self.models[teacher],
                 align,
                 self.store(teacher) if stored else None,
-                calibration=self.paths["calibration"],
-                validation=self.paths["val"],
-                output=path,
-                probe=path.with_suffix(".probe"),
-                example=path.with_suffix(".example"),
+                self.folder,
+                MapFiles(path, path.with_suffix(".probe"), path.with_suffix(".example")),
             )
         return path
 

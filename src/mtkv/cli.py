@@ -163,7 +163,7 @@ def _probed(study: Study, teachers: list[str]) -> "pd.DataFrame":
 
     from mtkv.config.kv import AlignConfig
     from mtkv.data.build import build_data
-    from mtkv.stages.fit_map import calibrate_map
+    from mtkv.stages.fit_map import MapFiles, calibrate_map
 
     tables = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -172,18 +172,9 @@ def _probed(study: Study, teachers: list[str]) -> "pd.DataFrame":
         for name in teachers:
             aligns: list[AlignConfig] = study.aligns(name) or [AlignConfig()]
             for align in aligns:
-                facts = calibrate_map(
-                    study.student,
-                    name,
-                    study.teachers.models[name],
-                    align,
-                    None,
-                    calibration=folder / "calibration.parquet",
-                    validation=folder / "val.parquet",
-                    output=folder / "map.safetensors",
-                    probe=folder / "probe.parquet",
-                )
-                found = pd.read_parquet(folder / "probe.parquet")
+                files = MapFiles(folder / "map.safetensors", folder / "probe.parquet")
+                facts = calibrate_map(study.student, name, study.teachers.models[name], align, None, folder, files)
+                found = pd.read_parquet(files.probe)
                 tables.append(found.assign(align=align.slug, coverage=facts["coverage"]))
     return pd.concat(tables, ignore_index=True)
 

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from benchmark_files import math23k_text, table
 
-from mtkv.data.fingerprint import state_of
 from mtkv.data.loading import DataFileError, Origin, load_origin, read_records
 from mtkv.data.rows import write_jsonl
 from mtkv.data.sources import SOURCES
+from mtkv.provenance.digest import state_of
 
 RECORDS = [{"a": "1", "b": "é 中"}, {"a": "2", "b": "x\ny"}]
 

@@ -16,12 +16,11 @@ from mtkv.config.data import BENCHMARKS as BENCHMARK_NAMES
 from mtkv.config.data import DataConfig
 from mtkv.data.benchmarks import BENCHMARKS
 from mtkv.data.build import build_data
-from mtkv.data.contamination import TestTexts, words
 from mtkv.data.loading import DataFileError, Records, load_origin
 from mtkv.data.mixture import _write_tests, quotas, usable_questions
 from mtkv.data.rows import ROW_COLUMNS
 from mtkv.data.sources import SOURCES
-from mtkv.data.splits import LeakageError, question_hash
+from mtkv.data.splits import LeakageError, TestTexts, question_hash, words
 from mtkv.data.testsets import dropped_examples, subset, unavailable
 
 NAMES = list(BENCHMARK_NAMES)
@@ -445,7 +444,7 @@ def test_all_questions_are_kept_from_training_not_just_those_asked(tmp_path, fil
 
 
 def test_a_leak_would_stop_the_build(built):
-    from mtkv.data.validation import split_facts
+    from mtkv.data.splits import split_facts
 
     _, rows, _ = built
     test = pd.DataFrame({"question": [rows["train"]["question"].iloc[0].upper()]})

@@ -15,7 +15,8 @@ from mtkv.distill.kv_objective import KVObjective
 from mtkv.distill.row_match import RowMatch
 from mtkv.distill.teacher_kv import TeacherKV
 from mtkv.kv.extract import read_kv
-from mtkv.kv.store import KVStore, StoredRow, write_index, write_shard
+from mtkv.kv.shards import StoredRow, write_shard
+from mtkv.kv.store import KVStore, write_index
 from mtkv.models.tokenization import encode_rows
 from mtkv.training.gradient_shares import gradient_shares
 from mtkv.training.trainer import training_log

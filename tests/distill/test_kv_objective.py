@@ -10,7 +10,7 @@ import torch
 from mtkv.align.closed_form_maps import KVMap
 from mtkv.config.kv import KVConfig
 from mtkv.distill.kv_objective import SMALLEST_SPREAD, FrozenMap, KVObjective
-from mtkv.kv.store import KEY, VALUE
+from mtkv.kv.shards import KEY, VALUE
 
 LAYERS, WIDTH, HEADS, WIDTHS = 3, 4, 2, (6, 5)
 SAMPLE = [0, 0, 0, 1, 3, 3]  # row 2 has no supervised token

@@ -12,7 +12,7 @@ from mtkv.evaluate.batch_size import row_bytes
 from mtkv.evaluate.lm_eval_model import EvaluationModel, load_folder
 from mtkv.kv import extract
 from mtkv.kv.capture import KVCapture
-from mtkv.kv.extract import extract_shard, packed_kv, packed_kv_at
+from mtkv.kv.extract import StorePlan, extract_shard, packed_kv, packed_kv_at
 from mtkv.models.device_placement import kv_shape
 
 FORMS = {  # what five sliding layers and one of full attention have: heads of each width
@@ -47,7 +47,9 @@ def test_as_a_teacher_it_is_refused_by_name_before_it_is_loaded(study, form, mon
     with pytest.raises(
         ValueError, match=r"Gemma4TextConfig: its layers differ in KV heads .*\(5 with 2 of 8, 1 with . of 16"
     ):
-        extract_shard(study.models[form], [0, 5], [study.paths["val"]], 0, 1, "float16", 8, tmp_path / "shard")
+        extract_shard(
+            study.models[form], [study.paths["val"]], 0, StorePlan([0, 5], 1, "float16", 8), tmp_path / "shard"
+        )
 
 
 @pytest.mark.parametrize("form", FORMS)

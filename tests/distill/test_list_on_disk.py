@@ -24,8 +24,7 @@ from mtkv.align.closed_form_maps import KVMap
 from mtkv.checkpointing.store import Checkpoint
 from mtkv.config.errors import ConfigError
 from mtkv.config.study import load_study
-from mtkv.data.parquet_rows import RowFile, check_files
-from mtkv.data.validation import check_rows
+from mtkv.data.rows import RowFile, check_files, check_rows
 from mtkv.distill import list_on_disk
 from mtkv.distill.controls import partners
 from mtkv.distill.dataset import DistillationRows

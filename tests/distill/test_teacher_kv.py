@@ -12,7 +12,8 @@ from mtkv.align.closed_form_maps import KVMap, combine_layers
 from mtkv.align.layers import layer_weights
 from mtkv.distill.dataset import DistillationRows
 from mtkv.distill.teacher_kv import ProjectedTeacherKV, TeacherKV
-from mtkv.kv.store import MappedStore, mapped_rows, write_index, write_mapped
+from mtkv.kv.shards import write_mapped
+from mtkv.kv.store import MappedStore, mapped_rows, write_index
 from mtkv.models.tokenization import encode_rows
 
 TEACHER_LAYERS, STUDENT_LAYERS, WIDTH = 6, 4, 5

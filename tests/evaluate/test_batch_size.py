@@ -8,7 +8,7 @@ import torch
 
 from mtkv.evaluate import batch_size as memory
 from mtkv.evaluate.batch_size import free_bytes, in_batches, row_bytes, rows_at_once
-from mtkv.evaluate.generation import generate, next_tokens
+from mtkv.evaluate.generation import GreedyDecoder, next_tokens
 from mtkv.evaluate.lm_eval_tasks import UnanswerableError
 from mtkv.evaluate.loglikelihood import ChoiceQuestion, score_choices
 
@@ -99,11 +99,10 @@ def texts(count):
 def test_answers_are_the_same_on_a_small_machine(model):
     """It runs out in the middle of answers: complete ones are kept, the others begun again, fewer at a time."""
     ended = lambda said: sum(said) % 9 == 0  # noqa: E731
-    arguments = (texts(17), 8, 20, next_tokens(model), ended, True)
+    small = Small(model, 160)
+    plenty, little = (GreedyDecoder(model, forward, next_tokens(model), ended, 20) for forward in (model, small))
     with torch.inference_mode():
-        expected = generate(model, model, *arguments)
-        small = Small(model, 160)
-        assert generate(model, small, *arguments) == expected
+        assert little.generate(texts(17), 8, True) == plenty.generate(texts(17), 8, True)
     assert small.refused >= 1
 
 
@@ -122,7 +121,7 @@ def test_scores_are_the_same_on_a_small_machine(model):
 
 def test_a_machine_for_no_question_is_a_missing_cell(model):
     with torch.inference_mode(), pytest.raises(UnanswerableError, match="single question"):
-        generate(model, Small(model, 3), texts(2), 8, 20, next_tokens(model), lambda said: False, False)
+        GreedyDecoder(model, Small(model, 3), next_tokens(model), lambda said: False, 20).generate(texts(2), 8, False)
 
 
 def test_cuda_counts_what_torch_has_reserved_and_not_used(monkeypatch):

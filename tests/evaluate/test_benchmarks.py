@@ -26,14 +26,13 @@ from mtkv.data.build import build_data
 from mtkv.data.mixture import _write_tests
 from mtkv.evaluate.answer_matching import Rules, take
 from mtkv.evaluate.answer_rows import answer_row, rules_of
-from mtkv.evaluate.cache_key import predictions_digest
 from mtkv.evaluate.lm_eval_model import EvaluationModel
 from mtkv.evaluate.lm_eval_tasks import LM_EVAL_FOLDER, RECIPES, UnanswerableError, load_benchmark
 from mtkv.evaluate.predictions import read_metric, read_predictions
-from mtkv.evaluate.scoring import score
+from mtkv.evaluate.scoring import ScoredRun, score
 from mtkv.models.load import load_model, load_tokenizer
 from mtkv.models.tokenization import encode_rows
-from mtkv.stages.predict import predict
+from mtkv.stages.predict import ModelSource, predict, predictions_digest
 
 NAMES = list(BENCHMARKS)
 WITHOUT_EXTRAS = {"math500": "hendrycks_math500"}  # lm-eval's other task for it needs math_verify
@@ -87,7 +86,7 @@ def model_folder(model_folders, tmp_path_factory):
 
 def answers(data, model_folder, folder, names, settings, **options):
     outputs = {name: folder / f"{name}.parquet" for name in names}
-    facts = predict(model_folder, names, data, settings, outputs, **options)
+    facts = predict(ModelSource(model_folder, **options), data, settings, outputs)
     return facts, {name: read_predictions(path)[0].set_index("item") for name, path in outputs.items()}
 
 
@@ -211,9 +210,11 @@ def test_scores_of_all_seven(answered, data, tmp_path):
     for name in NAMES:
         metric = read_metric(answered[0] / f"{name}.parquet")
         facts = score(
-            answered[0] / f"{name}.parquet", tmp_path / f"{name}.json", study="s", arm="a", seed=1, dataset=name,
-            expected_items=data / "test" / f"{name}.parquet",
-        )  # fmt: skip
+            ScoredRun("s", "a", 1, name),
+            answered[0] / f"{name}.parquet",
+            tmp_path / f"{name}.json",
+            data / "test" / f"{name}.parquet",
+        )
         assert (facts["status"], facts["n"], facts["metric"]) == ("ok", len(answered[1][name]), metric)
         assert facts["correct"] == answered[1][name]["correct"].sum()
     assert len(set(json.loads((tmp_path / "bbh.json").read_text())["items"]["cluster"])) == 27
@@ -265,15 +266,7 @@ def run_score(folder, task, questions, rows):
 
     pd.DataFrame(questions).to_parquet(folder / "test.parquet")
     write_predictions(folder / "p.parquet", rows, task.metric, {task.part: rules_of(task)})
-    return score(
-        folder / "p.parquet",
-        folder / "s.json",
-        study="s",
-        arm="a",
-        seed=1,
-        dataset="x",
-        expected_items=folder / "test.parquet",
-    )
+    return score(ScoredRun("s", "a", 1, "x"), folder / "p.parquet", folder / "s.json", folder / "test.parquet")
 
 
 def second_look(folder, task, index, outputs):
@@ -411,9 +404,11 @@ def test_equally_likely_options_are_lm_eval_s_choice(files, data, model_folder, 
     assert 0 < sum(rows["gpqa"]["correct"]) < len(samples)
     for name in names:
         facts = score(
-            tmp_path / f"{name}.parquet", tmp_path / f"{name}.json", study="s", arm="a", seed=1, dataset=name,
-            expected_items=data / "test" / f"{name}.parquet",
-        )  # fmt: skip
+            ScoredRun("s", "a", 1, name),
+            tmp_path / f"{name}.parquet",
+            tmp_path / f"{name}.json",
+            data / "test" / f"{name}.parquet",
+        )
         assert (facts["status"], facts["correct"]) == ("ok", rows[name]["correct"].sum())
 
 
@@ -503,9 +498,11 @@ def test_a_benchmark_that_could_not_be_loaded_is_a_missing_cell(files, model_fol
     facts, _ = answers(tmp_path / "data", model_folder, tmp_path, ["gpqa"], study_tools.config(), load=None)
     assert "load_seconds" not in facts, "no model is loaded for nothing"
     result = score(
-        tmp_path / "gpqa.parquet", tmp_path / "gpqa.json", study="s", arm="a", seed=1, dataset="gpqa",
-        expected_items=tmp_path / "data" / "test" / "gpqa.parquet",
-    )  # fmt: skip
+        ScoredRun("s", "a", 1, "gpqa"),
+        tmp_path / "gpqa.parquet",
+        tmp_path / "gpqa.json",
+        tmp_path / "data" / "test" / "gpqa.parquet",
+    )
     assert (result["status"], result["accuracy"], result["n"]) == ("failed", None, 0)
     assert "Idavidrein/gpqa" in result["reason"]
 
@@ -549,7 +546,7 @@ def test_what_decides_an_answer_decides_the_digest(data, model_folder, study_too
 
     def digest(chat=None, **changes):
         settings = study_tools.config(**changes)
-        return predictions_digest(model_folder, None, "gsm8k", tmp_path / "data", settings, "c", chat)
+        return predictions_digest(ModelSource(model_folder, chat=chat), "gsm8k", tmp_path / "data", settings, "c")
 
     first = digest()
     found = {

@@ -20,9 +20,9 @@ from mtkv.config.models import ModelConfig
 from mtkv.data.mixture import _write_tests
 from mtkv.evaluate.lm_eval_tasks import LM_EVAL_FOLDER, RECIPES
 from mtkv.evaluate.predictions import read_predictions
-from mtkv.evaluate.scoring import score
+from mtkv.evaluate.scoring import ScoredRun, score
 from mtkv.models.load import model_folder
-from mtkv.stages.predict import predict
+from mtkv.stages.predict import ModelSource, predict
 
 ITEMS, NEW_TOKENS = 10, 16
 # lm-eval's task: (its file, our dataset, the item names that are its, its splits and files)
@@ -59,12 +59,12 @@ def ours(folder):
 
     settings = EvaluationConfig(batch_size=7, max_new_tokens=NEW_TOKENS, num_fewshot=None)
     outputs = {name: folder / f"{name}.parquet" for name in DATASETS}
-    assert predict(folder / "model", DATASETS, folder / "data", settings, outputs)["failed"] == {}
+    assert predict(ModelSource(folder / "model"), folder / "data", settings, outputs)["failed"] == {}
     scores = {}
     for name, path in outputs.items():
         test = folder / "data" / "test" / f"{name}.parquet"
         where = folder / f"{name}.json"
-        score(path, where, study="s", arm="a", seed=1, dataset=name, expected_items=test)
+        score(ScoredRun("s", "a", 1, name), path, where, test)
         items = json.loads(where.read_text())["items"]
         scores[name] = dict(zip(items["id"], items["correct"], strict=True))
     return {name: read_predictions(path)[0].set_index("item") for name, path in outputs.items()}, scores

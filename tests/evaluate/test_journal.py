@@ -12,11 +12,11 @@ import pytest
 from mtkv.checkpointing.lock import LockedError
 from mtkv.checkpointing.store import Checkpoint, checkpoint_folder
 from mtkv.evaluate import lm_eval_model as evaluation_model
-from mtkv.evaluate.generation import generate
+from mtkv.evaluate.generation import GreedyDecoder
 from mtkv.evaluate.journal import Journal, in_chunks, read_journal
 from mtkv.evaluate.lm_eval_model import EvaluationModel, load_folder
 from mtkv.provenance.files import DiskFullError, read_json
-from mtkv.stages.predict import predict
+from mtkv.stages.predict import ModelSource, predict
 
 SAID, SCORED = "pocket_gsm8k", "pocket_gpqa"
 IDENTITY = {"stage": "predictions"}
@@ -37,13 +37,14 @@ def study(tmp_path_factory, data_folder, model_folders, study_tools):
     def run(root, **changes):
         folder = root or tmp_path_factory.mktemp("undisturbed")
         outputs = {name: folder / f"{name}.parquet" for name in (SAID, SCORED)}
-        arguments = (model_folders["llama"], list(outputs), data_folder, study_tools.config(batch_size=3), outputs)
+        source = ModelSource(model_folders["llama"], lambda _: loaded)
+        arguments = (source, data_folder, study_tools.config(batch_size=3), outputs)
         study.passes = 0
         if root is None:
-            facts = predict(*arguments, load=lambda _: loaded, **changes)
+            facts = predict(*arguments, **changes)
         else:
             with Checkpoint(root, IDENTITY, {}) as checkpoint:
-                facts = predict(*arguments, checkpoint=checkpoint, load=lambda _: loaded, **changes)
+                facts = predict(*arguments, checkpoint=checkpoint, **changes)
         return facts, {name: path.read_bytes() for name, path in outputs.items()}
 
     study.run, study.items = run, study_tools.items
@@ -223,9 +224,8 @@ def test_whatever_is_known_the_answers_are_the_same(model_folders):
                 said[place] = list(answer)
 
         said = {}
-        found = generate(
-            model, wrapped._forward, prompts, 2, 8, choose, lambda tokens: tokens[-1] % 5 == 0, True, journal=Some()
-        )
+        decoder = GreedyDecoder(model, wrapped._forward, choose, lambda tokens: tokens[-1] % 5 == 0, 8)
+        found = decoder.generate(prompts, 2, True, Some())
         assert said.keys() == set(range(6)) - known.keys()
         assert all(found[place] == answer for place, answer in said.items())
         return found

@@ -9,14 +9,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mtkv.config.evaluation import EvaluationConfig
 from mtkv.evaluate import batch_size as memory
-from mtkv.evaluate.lm_eval_model import EvaluationModel, load_folder
+from mtkv.evaluate.lm_eval_model import EvaluationModel
 from mtkv.evaluate.lm_eval_tasks import UnanswerableError
 from mtkv.evaluate.predictions import read_predictions
 from mtkv.latent.evaluation.lm_eval_model import LatentEvaluationModel
 from mtkv.latent.model.interventions import Swapped, Truncated, Zeroed
 from mtkv.latent.model.student import LatentStudent
-from mtkv.stages.evaluation_model import evaluation_model
-from mtkv.stages.predict import predict
+from mtkv.stages.predict import ModelSource, evaluation_model, predict
 
 # name: architecture, (M, T, projection, markers)
 STUDENTS = {
@@ -207,7 +206,7 @@ def test_predict_reads_a_latent_folder(tmp_path, data_folder, student, tokenizer
     names = ["pocket_bbh", "pocket_gpqa"]
     outputs = {name: tmp_path / f"{name}.parquet" for name in names}
     config = study_tools.config(max_new_tokens=NEW, limit=4)
-    facts = predict(tmp_path / "model", names, data_folder, config, outputs)
+    facts = predict(ModelSource(tmp_path / "model"), data_folder, config, outputs)
     said, chosen = (read_predictions(outputs[name])[0] for name in names)
     items = pd.read_parquet(data_folder / "test" / "pocket_bbh.parquet").head(4)
     prompts = [study_tools.expected_prompt("pocket_bbh", question) for question in items["question"]]
@@ -230,19 +229,19 @@ def test_no_latents_give_the_files_of_the_plain_folder(tmp_path, data_folder, mo
     written = {}
     for what, folder in {"plain": model_folders["llama"], "latent": tmp_path / "latent"}.items():
         outputs = {name: tmp_path / f"{what}-{name}.parquet" for name in names}
-        predict(folder, names, data_folder, config, outputs)
+        predict(ModelSource(folder), data_folder, config, outputs)
         written[what] = [path.read_bytes() for path in outputs.values()]
     assert written["plain"] == written["latent"]
 
 
 def test_the_backend_takes_the_class_that_fits(tmp_path, student, tokenizer, model_folders):
     student().save(tmp_path, tokenizer)
-    made = evaluation_model(tmp_path, load_folder, None, EvaluationConfig(batch_size=3))
+    made = evaluation_model(ModelSource(tmp_path), EvaluationConfig(batch_size=3))
     assert isinstance(made, LatentEvaluationModel)
-    plain = evaluation_model(model_folders["llama"], load_folder, None, EvaluationConfig(batch_size=3))
+    plain = evaluation_model(ModelSource(model_folders["llama"]), EvaluationConfig(batch_size=3))
     assert type(plain) is EvaluationModel
     with pytest.raises(ValueError, match=r"evaluation.backend: 'vllm' cannot run the latent student"):
-        evaluation_model(tmp_path, load_folder, None, EvaluationConfig(backend="vllm"))
+        evaluation_model(ModelSource(tmp_path), EvaluationConfig(backend="vllm"))
 
 
 def test_memory_is_asked_for_rows_with_their_slots(student, tokenizer, monkeypatch):

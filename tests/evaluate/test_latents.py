@@ -12,11 +12,12 @@ from mtkv.config.arms import TrainingConfig
 from mtkv.config.latent import LatentConfig
 from mtkv.evaluate.lm_eval_model import load_folder
 from mtkv.evaluate.predictions import read_predictions
+from mtkv.latent.evaluation.selected_positions import LatentTeaching
 from mtkv.latent.model.interventions import Swapped
 from mtkv.latent.model.student import LatentStudent
 from mtkv.stages import diagnose_latents as latents
 from mtkv.stages.diagnose_latents import diagnose_latents
-from mtkv.stages.predict import predict
+from mtkv.stages.predict import ModelSource, predict
 
 DATASETS = ["pocket_gpqa", "pocket_gsm8k"]
 TRAINING = TrainingConfig(steps=1, eval_rows=4)
@@ -54,7 +55,13 @@ def data(data_folder, tmp_path_factory):
 def diagnosed(folder, data, output, study_tools, datasets=DATASETS, **config):
     asked = study_tools.config(**config)
     facts = diagnose_latents(
-        folder, datasets, data, asked, LatentConfig(tokens=TOKENS, iterations=2), TRAINING, None, [], output, 42
+        ModelSource(folder),
+        LatentTeaching(training=TRAINING, latent=LatentConfig(tokens=TOKENS, iterations=2), kv=None, teachers=[]),
+        datasets,
+        data,
+        asked,
+        output,
+        42,
     )
     return facts, *(pd.read_parquet(output / f"{name}.parquet") for name in ("accuracy", "decoded", "kept"))
 
@@ -105,7 +112,7 @@ def test_choices_under_every_condition_are_those_made_by_hand(found, folder, dat
 def test_as_they_are_is_what_predict_says_and_so_are_the_passes(found, folder, data, study_tools, tmp_path):
     facts, accuracy, _, _ = found
     outputs = {name: tmp_path / f"{name}.parquet" for name in DATASETS}
-    predicted = predict(folder, DATASETS, data, study_tools.config(), outputs)
+    predicted = predict(ModelSource(folder), data, study_tools.config(), outputs)
     for name in DATASETS:
         rows, _ = read_predictions(outputs[name])
         assert correct(accuracy, name, "none") == dict(zip(rows["item"], rows["correct"], strict=True))

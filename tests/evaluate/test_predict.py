@@ -15,7 +15,7 @@ from mtkv.config.models import ModelConfig
 from mtkv.evaluate.lm_eval_tasks import TASK_FOLDER
 from mtkv.evaluate.predictions import read_predictions
 from mtkv.models.load import load_model, load_tokenizer, model_folder
-from mtkv.stages.predict import predict
+from mtkv.stages.predict import ModelSource, predict
 
 MODELS = ["llama", "gpt2"]
 
@@ -26,7 +26,7 @@ def predicted(tmp_path_factory, data_folder, model_folders, study_tools):
     frames = {}
     for name in MODELS:
         outputs = {dataset: tmp_path_factory.mktemp(name) / f"{dataset}.parquet" for dataset in study_tools.datasets}
-        facts = predict(model_folders[name], study_tools.datasets, data_folder, study_tools.config(), outputs)
+        facts = predict(ModelSource(model_folders[name]), data_folder, study_tools.config(), outputs)
         assert facts["failed"] == {}
         frames[name] = {dataset: read_predictions(path)[0].set_index("item") for dataset, path in outputs.items()}
     return frames
@@ -91,7 +91,7 @@ def test_a_choice_merged_with_its_prompt_is_scored_whole(tmp_path, data_folder, 
     """Choices of a question differ by what the whole texts differ by, whatever tokens the prompt's end becomes part of."""
     model, tokenizer = loaded(model_folders["merging"])
     outputs = {dataset: tmp_path / f"{dataset}.parquet" for dataset in study_tools.choice}
-    predict(model_folders["merging"], study_tools.choice, data_folder, study_tools.config(), outputs)
+    predict(ModelSource(model_folders["merging"]), data_folder, study_tools.config(), outputs)
     merged = 0
     for dataset, path in outputs.items():
         rows = read_predictions(path)[0].set_index("item")
@@ -120,12 +120,10 @@ def test_packaged_models_are_read_the_same_way(name, tmp_path, data_folder, stud
     model, tokenizer = load_model(config), load_tokenizer(config)
     outputs = {dataset: tmp_path / f"{dataset}.parquet" for dataset in ["pocket_bbh", "pocket_gpqa", "pocket_ceval"]}
     predict(
-        model_folder(config),
-        list(outputs),
+        ModelSource(model_folder(config), lambda _: (model, tokenizer)),
         data_folder,
         study_tools.config(limit=4, max_new_tokens=12),
         outputs,
-        load=lambda _: (model, tokenizer),
     )
     for dataset, path in outputs.items():
         rows = read_predictions(path)[0].set_index("item")
@@ -151,7 +149,7 @@ def test_a_trained_model_knows_the_half_it_was_shown(predicted, study_tools):
 def test_batch_size_changes_nothing(batch_size, predicted, tmp_path, data_folder, model_folders, study_tools):
     datasets = ["pocket_gsm8k", "pocket_ceval"]
     outputs = {dataset: tmp_path / f"{dataset}.parquet" for dataset in datasets}
-    predict(model_folders["gpt2"], datasets, data_folder, study_tools.config(batch_size=batch_size), outputs)
+    predict(ModelSource(model_folders["gpt2"]), data_folder, study_tools.config(batch_size=batch_size), outputs)
     for dataset in datasets:
         rows, expected = read_predictions(outputs[dataset])[0].set_index("item"), predicted["gpt2"][dataset]
         same = ["cluster", "prompt_hash", "output", "filtered", "gold", "correct"]
@@ -190,7 +188,7 @@ def test_lm_eval_alone_says_the_same(dataset, predicted, tmp_path, data_folder, 
 def test_facts_count_what_was_computed(tmp_path, data_folder, model_folders, study_tools):
     model, tokenizer = loaded(model_folders["llama"])
     outputs = {"pocket_bbh": tmp_path / "out.parquet"}
-    facts = predict(model_folders["llama"], ["pocket_bbh"], data_folder, study_tools.config(batch_size=1), outputs)
+    facts = predict(ModelSource(model_folders["llama"]), data_folder, study_tools.config(batch_size=1), outputs)
     prompts = [
         study_tools.expected_prompt("pocket_bbh", item["question"]) for item in questions(data_folder, "pocket_bbh")
     ]
@@ -203,7 +201,7 @@ def test_facts_count_what_was_computed(tmp_path, data_folder, model_folders, stu
 
 def test_limit_takes_the_first_items(tmp_path, data_folder, model_folders, study_tools):
     outputs = {"pocket_gpqa": tmp_path / "out.parquet"}
-    predict(model_folders["llama"], ["pocket_gpqa"], data_folder, study_tools.config(limit=3), outputs)
+    predict(ModelSource(model_folders["llama"]), data_folder, study_tools.config(limit=3), outputs)
     expected = [item["id"] for item in questions(data_folder, "pocket_gpqa")[:3]]
     assert read_predictions(outputs["pocket_gpqa"])[0]["item"].tolist() == expected
 
@@ -212,7 +210,7 @@ def test_nothing_is_cut_when_a_prompt_is_too_long(tmp_path, data_folder, model_f
     """Generation has no room for 140 tokens in a context of 160; multiple choice needs none. The rest of the run goes on."""
     outputs = {dataset: tmp_path / f"{dataset}.parquet" for dataset in ["pocket_gsm8k", "pocket_gpqa"]}
     config, cache = study_tools.config(max_new_tokens=140), tmp_path / "cache"
-    facts = predict(model_folders["gpt2"], list(outputs), data_folder, config, outputs, cache)
+    facts = predict(ModelSource(model_folders["gpt2"]), data_folder, config, outputs, cache)
     rows, reason = read_predictions(outputs["pocket_gsm8k"])
     assert rows.empty
     assert reason == facts["failed"]["pocket_gsm8k"]
@@ -232,7 +230,7 @@ def test_the_longest_fitting_answer_fits(tmp_path, data_folder, model_folders, s
     for max_new_tokens, failed in [(room, False), (room + 1, True)]:
         outputs = {"pocket_bbh": tmp_path / "out.parquet"}
         config = study_tools.config(max_new_tokens=max_new_tokens, batch_size=64)
-        facts = predict(model_folders["llama"], ["pocket_bbh"], data_folder, config, outputs)
+        facts = predict(ModelSource(model_folders["llama"]), data_folder, config, outputs)
         assert bool(facts["failed"]) == failed
 
 
@@ -244,12 +242,10 @@ def test_a_model_without_eos_is_refused(tmp_path, data_folder, model_folders, st
 
     with pytest.raises(ValueError, match="eos_token_id"):
         predict(
-            model_folders["llama"],
-            ["pocket_gpqa"],
+            ModelSource(model_folders["llama"], load),
             data_folder,
             study_tools.config(),
             {"pocket_gpqa": tmp_path / "out.parquet"},
-            load=load,
         )
 
 
@@ -260,7 +256,7 @@ def test_infinite_loglikelihoods_are_a_failure(tmp_path, data_folder, model_fold
         return model, tokenizer
 
     outputs = {"pocket_ceval": tmp_path / "out.parquet"}
-    predict(model_folders["llama"], ["pocket_ceval"], data_folder, study_tools.config(), outputs, load=load)
+    predict(ModelSource(model_folders["llama"], load), data_folder, study_tools.config(), outputs)
     assert "not finite" in read_predictions(outputs["pocket_ceval"])[1]
 
 
@@ -274,7 +270,7 @@ def test_a_model_of_nan_says_nothing(tmp_path, data_folder, model_folders, study
         return model, tokenizer
 
     outputs = {"pocket_gsm8k": tmp_path / "out.parquet"}
-    facts = predict(model_folders["llama"], ["pocket_gsm8k"], data_folder, study_tools.config(), outputs, load=load)
+    facts = predict(ModelSource(model_folders["llama"], load), data_folder, study_tools.config(), outputs)
     rows, reason = read_predictions(outputs["pocket_gsm8k"])
     assert rows.empty
     assert "logits are not finite" in reason
@@ -292,5 +288,5 @@ def test_a_token_that_a_model_never_says_is_no_failure(tmp_path, data_folder, mo
         return model, tokenizer
 
     outputs = {"pocket_gsm8k": tmp_path / "out.parquet"}
-    predict(model_folders["llama"], ["pocket_gsm8k"], data_folder, study_tools.config(), outputs, load=load)
+    predict(ModelSource(model_folders["llama"], load), data_folder, study_tools.config(), outputs)
     assert read_predictions(outputs["pocket_gsm8k"])[1] is None

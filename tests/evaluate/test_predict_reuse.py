@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mtkv.evaluate.lm_eval_model import load_folder
-from mtkv.stages.predict import predict
+from mtkv.stages.predict import ModelSource, predict
 
 FIRST, SECOND = "pocket_gpqa", "pocket_ceval"
 
@@ -31,15 +31,12 @@ def study(tmp_path, data_folder, model_folders, study_tools):
             path.unlink(missing_ok=True)  # as Snakemake does
         settings = study_tools.config(limit=4) if not config else study_tools.config(**({"limit": 4} | config))
         facts = predict(
-            tmp_path / "model",
-            datasets,
+            ModelSource(tmp_path / "model", load, dtype),
             tmp_path / "data",
             settings,
             outputs,
             tmp_path / "cache",
             code=code,
-            load=load,
-            dtype=dtype,
         )
         return facts, {dataset: path.read_bytes() for dataset, path in outputs.items()}
 

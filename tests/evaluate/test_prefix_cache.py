@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers.generation import RepetitionPenaltyLogitsProcessor
 
-from mtkv.evaluate.generation import generate, is_greedy, next_tokens
+from mtkv.evaluate.generation import GreedyDecoder, is_greedy, next_tokens
 from mtkv.evaluate.loglikelihood import ChoiceQuestion, score_choices
 from mtkv.evaluate.prefix_cache import WORTH, can_share, shared_beginnings
 
@@ -99,10 +99,9 @@ def test_answers_are_those_of_each_prompt_alone(name, changes, penalty, build_mo
     share = can_share(model, 50)
     assert share == (name != "gemma3" or changes == WIDE)
     widths = []
+    forward = lambda **kw: widths.append(len(kw["input_ids"])) or model(**kw)  # noqa: E731
     with torch.inference_mode():
-        found = generate(
-            model, lambda **kw: widths.append(len(kw["input_ids"])) or model(**kw), texts, 5, 14, next_tokens(model), ended, share
-        )  # fmt: skip
+        found = GreedyDecoder(model, forward, next_tokens(model), ended, 14).generate(texts, 5, share)
     expected = [greedy_alone(model, text, 14, ended, penalty) for text in texts]
     assert found == expected
     assert max(widths) == 5

@@ -20,8 +20,7 @@ from mtkv.latent.evaluation.lm_eval_model import LatentEvaluationModel
 from mtkv.latent.model.student import LatentStudent
 from mtkv.models.tokenization import encode_rows
 from mtkv.models.tokenizer_limits import Reading
-from mtkv.stages.evaluation_model import model_source
-from mtkv.stages.predict import predict
+from mtkv.stages.predict import ModelSource, predict
 
 CHATML = (
     "{% for m in messages %}{{ '<turn>' + m['role'] + '\n' + m['content'] + '<end>\n' }}{% endfor %}"
@@ -101,7 +100,7 @@ def test_a_tokenizer_that_adds_eos_changes_no_answer(tmp_path, data_folder, mode
     names, found = ["pocket_bbh", "pocket_gpqa"], []
     for each in (folder, adding):
         outputs = {name: tmp_path / f"{len(found)}-{name}.parquet" for name in names}
-        predict(each, names, data_folder, study_tools.config(limit=6), outputs)
+        predict(ModelSource(each), data_folder, study_tools.config(limit=6), outputs)
         found.append([path.read_bytes() for path in outputs.values()])
     assert found[0] == found[1]
 
@@ -151,8 +150,8 @@ def by_transformers(folder, prompts):
 @pytest.mark.parametrize("way", WAYS)
 def test_a_model_that_comes_as_it_is_ends_where_its_template_ends_an_answer(base, monkeypatch, way, batch_size):
     folder, prompts = base
-    _, load = model_source([], ModelConfig(source="path", name=str(folder), prompt="chat"))
-    model = EvaluationModel(*load(folder), batch_size, chat=True)
+    source = ModelSource.of([], ModelConfig(source="path", name=str(folder), prompt="chat"))
+    model = EvaluationModel(*source.load(folder), batch_size, chat=True)
     monkeypatch.setattr(model, "_can_share", lambda longest: WAYS[way])
     texts, lengths = by_transformers(folder, prompts)
     assert sum(length < LIMIT for length in lengths) > len(prompts) / 2, "most must end, or nothing is tested"
@@ -165,12 +164,12 @@ def test_a_dataset_is_asked_so(base, tmp_path, data_folder, study_tools):
     settings = study_tools.config(max_new_tokens=LIMIT, limit=4)
     found = {}
     for chat in (DAY, None):
-        facts = predict(folder, ["pocket_bbh"], data_folder, settings, {"pocket_bbh": tmp_path / "out"}, chat=chat)
+        facts = predict(ModelSource(folder, chat=chat), data_folder, settings, {"pocket_bbh": tmp_path / "out"})
         found[chat] = facts["datasets"]["pocket_bbh"]["generated_tokens"]
     rows = pd.read_parquet(data_folder / "test" / "pocket_bbh.parquet").head(4)
     texts, lengths = by_transformers(folder, [study_tools.expected_prompt("pocket_bbh", q) for q in rows["question"]])
     assert found[DAY] == sum(lengths) < 4 * LIMIT
-    predict(folder, ["pocket_bbh"], data_folder, settings, {"pocket_bbh": tmp_path / "out"}, chat=DAY)
+    predict(ModelSource(folder, chat=DAY), data_folder, settings, {"pocket_bbh": tmp_path / "out"})
     assert read_predictions(tmp_path / "out")[0]["output"].tolist() == texts
 
 

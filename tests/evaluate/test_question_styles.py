@@ -10,10 +10,9 @@ from mtkv.data.items import Item
 from mtkv.data.pocket import pocket_task
 from mtkv.data.rows import Question, row
 from mtkv.evaluate.answer_rows import answer_row, rules_of
-from mtkv.evaluate.lm_eval_tasks import COT_PROMPTS, load_tasks
+from mtkv.evaluate.lm_eval_tasks import COT_PROMPTS, in_style, load_tasks
 from mtkv.evaluate.predictions import write_predictions
-from mtkv.evaluate.question_styles import in_style
-from mtkv.evaluate.scoring import score
+from mtkv.evaluate.scoring import ScoredRun, score
 from mtkv.stages.predict import study_tasks
 
 
@@ -71,14 +70,11 @@ def test_choices_are_scored_by_what_was_said(data_folder, study_tools, tmp_path,
         assert all(row["loglikelihoods"] is None for row in rows)
         write_predictions(tmp_path / "p.parquet", rows, task.metric)
         result = score(
+            ScoredRun("x", "latent", 1, name),
             tmp_path / "p.parquet",
             tmp_path / "s.json",
-            study="x",
-            arm="latent",
-            seed=1,
-            dataset=name,
-            expected_items=data_folder / "test" / f"{name}.parquet",
-            limit=4,
+            data_folder / "test" / f"{name}.parquet",
+            4,
         )
         assert (result["accuracy"], result["metric"]) == (float(said.startswith("right")), "exact_match")
 
@@ -89,14 +85,11 @@ def test_a_verdict_that_does_not_follow_from_what_was_said_has_no_score(data_fol
     rows = [answer_row(task, sample) | {"correct": 1.0} for sample in found["samples"]["pocket_ceval"]]
     write_predictions(tmp_path / "p.parquet", rows, task.metric, {task.part: rules_of(task)})
     result = score(
+        ScoredRun("x", "latent", 1, "pocket_ceval"),
         tmp_path / "p.parquet",
         tmp_path / "s.json",
-        study="x",
-        arm="latent",
-        seed=1,
-        dataset="pocket_ceval",
-        expected_items=data_folder / "test" / "pocket_ceval.parquet",
-        limit=1,
+        data_folder / "test" / "pocket_ceval.parquet",
+        1,
     )
     assert (result["status"], result["accuracy"]) == ("failed", None)
     assert "correct does not follow" in result["reason"]

@@ -10,7 +10,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from mtkv.evaluate.answer_matching import Rules
 from mtkv.evaluate.predictions import SCHEMA, write_failure, write_predictions
-from mtkv.evaluate.scoring import score, wilson_interval
+from mtkv.evaluate.scoring import ScoredRun, score, wilson_interval
 from mtkv.stats.items import read_scores
 
 RULES = {"": Rules(taken=[{"regex_pattern": "Answer: *(.+)", "group_select": 0, "fallback": "[no answer]"}])}
@@ -87,14 +87,11 @@ def case(request, tmp_path):
 
 def run_score(folder, limit=None):
     return score(
+        ScoredRun("s", "sft", 42, "pocket_x"),
         folder / "predictions.parquet",
         folder / "score.json",
-        study="s",
-        arm="sft",
-        seed=42,
-        dataset="pocket_x",
-        expected_items=folder / "test.parquet",
-        limit=limit,
+        folder / "test.parquet",
+        limit,
     )
 
 
@@ -221,7 +218,7 @@ def test_questions_asked_again_are_counted_and_named(tmp_path):
     items = [question(index) for index in range(4)]
     pd.DataFrame(items).assign(same_as=["item-0", "item-1", "item-0", "item-0"]).to_parquet(tmp_path / "test.parquet")
     write_predictions(tmp_path / "p.parquet", [choice_row(item, item["gold"]) for item in items])
-    run = {"study": "s", "arm": "a", "seed": 42, "dataset": "d", "expected_items": tmp_path / "test.parquet"}
-    assert score(tmp_path / "p.parquet", tmp_path / "s.json", **run)["repeats"] == 2
+    paths = [tmp_path / name for name in ("p.parquet", "s.json", "test.parquet")]
+    assert score(ScoredRun("s", "a", 42, "d"), *paths)["repeats"] == 2
     written = json.loads((tmp_path / "s.json").read_text())
     assert written["items"]["same_as"] == ["item-0", "item-1", "item-0", "item-0"]

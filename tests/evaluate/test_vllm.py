@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mtkv.config.errors import ConfigError
 from mtkv.config.study import load_study
 from mtkv.evaluate.predictions import read_predictions
-from mtkv.stages.predict import predict
+from mtkv.stages.predict import ModelSource, predict
 
 GIVEN = {}
 
@@ -100,7 +100,7 @@ def never(folder):
 
 def answers(model, data_folder, settings, folder, datasets, **options):
     outputs = {name: folder / f"{name}.parquet" for name in datasets}
-    facts = predict(model, datasets, data_folder, settings, outputs, **options)
+    facts = predict(ModelSource(model, **options), data_folder, settings, outputs)
     return facts, {name: read_predictions(path)[0] for name, path in outputs.items()}
 
 

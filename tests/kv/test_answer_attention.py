@@ -6,7 +6,7 @@ import torch
 from tokenizers_for_tests import byte_level_bpe, unigram
 
 from mtkv.config.models import ModelConfig
-from mtkv.kv.extract import answer_tokens, extract_shard
+from mtkv.kv.extract import StorePlan, answer_tokens, extract_shard
 from mtkv.kv.store import KVStore, write_index
 from mtkv.models.load import load_model, load_tokenizer
 from mtkv.models.tokenization import encode_rows
@@ -48,7 +48,7 @@ def test_a_store_keeps_the_answer_s_attention_in_every_head(tmp_path, name):
     frame = {"id": list("abcd"), "prompt": PROMPTS, "target": TARGETS, "reasoning_end": ENDS}
     pd.DataFrame(frame).to_parquet(tmp_path / "rows.parquet")
     shard = tmp_path / "shard-0000.safetensors"
-    extract_shard(teacher, layers, [tmp_path / "rows.parquet"], 0, 1, "float16", 3, shard, importance=True)
+    extract_shard(teacher, [tmp_path / "rows.parquet"], 0, StorePlan(layers, 1, "float16", 3, importance=True), shard)
     write_index([shard], tmp_path / "index.parquet")
     store = KVStore(tmp_path)
     model.set_attn_implementation("eager")

@@ -7,7 +7,7 @@ from conftest import GROUPED
 from kv_references import tokens
 from torch import nn
 
-from mtkv.kv.attention_modules import common_ancestors
+from mtkv.kv.attention_hooks import common_ancestors
 from mtkv.kv.capture import KVCapture
 
 EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1}

@@ -7,7 +7,8 @@ from conftest import ARCHITECTURES, GROUPED
 from kv_references import TIME, heads, outputs, projected_kv, tokens
 from transformers import DynamicCache, StaticCache
 
-from mtkv.kv.capture import KVCapture, check_keys, rotate
+from mtkv.kv.capture import KVCapture, check_keys
+from mtkv.kv.rotary import rotate
 
 CLOSE = {"atol": 2e-6, "rtol": 1e-5}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

@@ -20,9 +20,7 @@ from mtkv.checkpointing.lock import LockedError
 from mtkv.checkpointing.store import Checkpoint, checkpoint_folder, steps
 from mtkv.config.models import ModelConfig
 from mtkv.kv import extract
-from mtkv.kv import extraction_checkpoint as parts
-from mtkv.kv.extract import extract_shard
-from mtkv.kv.extraction_checkpoint import ExtractionParts, RowReading, read_part, write_part
+from mtkv.kv.extract import ExtractionParts, RowReading, StorePlan, extract_shard, read_part, write_part
 from mtkv.provenance.digest import file_digest
 from mtkv.provenance.files import DiskFullError, read_json
 
@@ -64,7 +62,13 @@ def study(tmp_path_factory):
     frame.to_parquet(folder / "rows.parquet")
 
     def run(root, output, dtype="float32"):
-        arguments = (ModelConfig(name="gpt2"), [0, 2], [folder / "rows.parquet"], 0, 1, dtype, BATCH, output, True)
+        arguments = (
+            ModelConfig(name="gpt2"),
+            [folder / "rows.parquet"],
+            0,
+            StorePlan([0, 2], 1, dtype, BATCH, True),
+            output,
+        )
         if root is None:
             return extract_shard(*arguments)
         with Checkpoint(root, IDENTITY, {}) as checkpoint:
@@ -82,7 +86,7 @@ def study(tmp_path_factory):
 @pytest.fixture
 def every_batch(monkeypatch):
     """Every batch becomes a part."""
-    monkeypatch.setattr(parts, "INTERVAL", -1.0)
+    monkeypatch.setattr(extract, "INTERVAL", -1.0)
 
 
 def in_child(work, seconds=None):
@@ -171,7 +175,7 @@ def test_usr1_saves_and_leaves_with_75_and_the_next_attempt_reads_the_rest(study
 def test_a_damaged_part_is_read_again_and_the_others_are_not(study, tmp_path, every_batch):
     output = tmp_path / "shard.safetensors"
     stop_after(study, tmp_path, output, 5)
-    damaged = list(steps(checkpoint_folder(tmp_path, IDENTITY)).values())[1] / parts.FILE
+    damaged = list(steps(checkpoint_folder(tmp_path, IDENTITY)).values())[1] / extract.FILE
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 4
     damaged.write_bytes(content)
@@ -206,7 +210,7 @@ def test_a_full_disk_is_an_error_that_loses_nothing(study, tmp_path, every_batch
         path.symlink_to("/dev/full")
         return path.write_bytes(b"x" * 10_000)
 
-    monkeypatch.setattr(parts, "save_file", full)
+    monkeypatch.setattr(extract, "save_file", full)
     with pytest.raises(DiskFullError, match="no space left"):
         study.extract(tmp_path, output)
     assert kept(tmp_path) == 3

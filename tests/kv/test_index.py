@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtkv.kv import index as places
-from mtkv.kv.index import StoreIndex
+from mtkv.kv import store as places
+from mtkv.kv.store import StoreIndex
 from mtkv.provenance.files import write_parquet
 
 

@@ -8,7 +8,7 @@ from tokenizers_for_tests import byte_level_bpe, unigram
 
 from mtkv.config.models import ModelConfig
 from mtkv.kv import online_teacher as online
-from mtkv.kv.extract import extract_shard
+from mtkv.kv.extract import StorePlan, extract_shard
 from mtkv.kv.online_teacher import OnlineTeacher
 from mtkv.kv.store import KVStore, write_index
 
@@ -34,7 +34,9 @@ def both(request, build_model, tmp_path, monkeypatch):
     ROWS.to_parquet(tmp_path / "rows.parquet")
     shards = [tmp_path / f"shard-{i:04d}.safetensors" for i in range(2)]
     for i, shard in enumerate(shards):
-        extract_shard(ModelConfig(name="gpt2"), LAYERS, [tmp_path / "rows.parquet"], i, 2, "float32", 4, shard)
+        extract_shard(
+            ModelConfig(name="gpt2"), [tmp_path / "rows.parquet"], i, StorePlan(LAYERS, 2, "float32", 4), shard
+        )
     write_index(shards, tmp_path / "index.parquet")
     return KVStore(tmp_path), OnlineTeacher(model, tokenizer, ROWS, LAYERS, batch_size=3)
 

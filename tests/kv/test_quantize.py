@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mtkv.kv.quantize import LARGEST_CODE, STORED_DTYPES, channel_grid, dequantize, pack, quantize, stored_width, unpack
+from mtkv.kv.shards import LARGEST_CODE, STORED_DTYPES, channel_grid, dequantize, pack, quantize, stored_width, unpack
 
 PLAIN = ("float32", "float16", "bfloat16")
 TINY = np.finfo(np.float32).tiny

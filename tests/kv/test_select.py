@@ -14,16 +14,9 @@ from scipy.ndimage import maximum_filter1d
 from scipy.special import softmax
 from scipy.stats import kstest
 
+from mtkv.kv.importance import answer_importance, window_mask
 from mtkv.kv.row_rng import row_uniforms
-from mtkv.kv.select import (
-    METHODS,
-    answer_importance,
-    budget_bites,
-    select,
-    select_tokens,
-    token_scores,
-    window_mask,
-)
+from mtkv.kv.select import METHODS, budget_bites, select, select_tokens, token_scores
 
 SCORED = [method for method in METHODS if method != "random"]
 WINDOW = 3

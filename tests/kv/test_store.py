@@ -20,8 +20,9 @@ from tokenizers_for_tests import byte_level_bpe
 
 from mtkv.config.models import ModelConfig
 from mtkv.kv import extract, shards
-from mtkv.kv.extract import extract_shard, read_kv, read_rows
-from mtkv.kv.store import KVStore, MappedStore, StoredRow, mapped_rows, write_index, write_mapped, write_shard
+from mtkv.kv.extract import StorePlan, extract_shard, read_kv, read_rows
+from mtkv.kv.shards import StoredRow, write_mapped, write_shard
+from mtkv.kv.store import KVStore, MappedStore, mapped_rows, write_index
 from mtkv.models.tokenization import EncodedRow
 from mtkv.provenance.digest import file_digest
 
@@ -353,14 +354,14 @@ def test_the_likelihood_is_that_of_the_models_own_logits(build_model, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
-def test_a_reading_has_the_layers_asked_for_in_the_format_asked_for(build_model, name):
+def test_a_reading_has_the_layers_asked_for(build_model, name):
     model = build_model(name)
     rows = encoded_rows((5, 9, 4))
     everything = dict(read_rows(model, rows, [0, 1, 2], 2))
-    some = dict(read_rows(model, rows, [2, 1], 2, dtype=torch.float16))
+    some = dict(read_rows(model, rows, [2, 1], 2))
     for number, reading in everything.items():
         assert not torch.equal(reading.kv[:, 0], reading.kv[:, 2])
-        assert torch.equal(some[number].kv, reading.kv[:, [2, 1]].half())
+        assert torch.equal(some[number].kv, reading.kv[:, [2, 1]])
 
 
 def test_a_model_without_a_head_has_no_likelihood(build_model):
@@ -423,7 +424,7 @@ def extraction(tmp_path_factory):
         for shard in range(SHARDS):
             path = output / f"shard-{shard:04d}.safetensors"
             if not path.exists():
-                extract_shard(GPT2, [0, 3], [folder / "rows.parquet"], shard, SHARDS, "int8", 8, path, importance=True)
+                extract_shard(GPT2, [folder / "rows.parquet"], shard, StorePlan([0, 3], SHARDS, "int8", 8, True), path)
 
     run.reference = folder / "reference"
     start = time.monotonic()
@@ -489,4 +490,4 @@ def test_a_killed_extraction_redoes_at_most_one_shard(extraction, tmp_path):
 def test_more_shards_than_rows_are_refused(extraction, tmp_path):
     pd.DataFrame({"id": ["a"], "prompt": ["b"], "target": ["c"]}).to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(ValueError, match="1 rows cannot fill 2 shards"):
-        extract_shard(GPT2, [0], [tmp_path / "rows.parquet"], 0, 2, "float16", 8, tmp_path / "shard.safetensors")
+        extract_shard(GPT2, [tmp_path / "rows.parquet"], 0, StorePlan([0], 2, "float16", 8), tmp_path / "shard")

@@ -10,7 +10,7 @@ from tiny_study import TRAINING, TinyStudy
 from mtkv.config.kv import KVConfig
 from mtkv.config.latent import LatentConfig
 from mtkv.kv.store import KVStore
-from mtkv.latent.evaluation.selected_positions import COLUMNS, kept_places
+from mtkv.latent.evaluation.selected_positions import COLUMNS, LatentTeaching, kept_places
 from mtkv.latent.model.student import LatentStudent
 from mtkv.latent.training import self_teacher as own_kv
 from mtkv.latent.training import teacher_kv as latent_sources
@@ -39,7 +39,12 @@ def taught_by(*teachers, method="uniform", **changes):
 def places(study, student, kv, frame=None, latent=LATENT):
     rows = pd.read_parquet(study.paths["val"]) if frame is None else frame
     teachers = study.teachers(kv) if kv else []
-    return kept_places(student, load_tokenizer(study.models["student"]), TRAINING, latent, kv, teachers, rows)
+    return kept_places(
+        student,
+        load_tokenizer(study.models["student"]),
+        LatentTeaching(training=TRAINING, latent=latent, kv=kv, teachers=teachers),
+        rows,
+    )
 
 
 def chain_lengths(study, teacher):

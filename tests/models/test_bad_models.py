@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from mtkv.config.models import ModelConfig
-from mtkv.data.validation import check_rows
+from mtkv.data.rows import check_rows
 from mtkv.distill.dataset import DistillationRows
 from mtkv.evaluate.lm_eval_model import load_folder
 from mtkv.latent.model.student import LatentStudent

@@ -13,9 +13,8 @@ from tokenizers import AddedToken, processors
 from tokenizers_for_tests import KINDS, byte_level_bpe
 
 from mtkv.config.models import ModelConfig
-from mtkv.models.chat_template import dated_template
 from mtkv.models.load import load_tokenizer
-from mtkv.models.tokenization import encode_rows
+from mtkv.models.tokenization import dated_template, encode_rows
 from mtkv.models.tokenizer_limits import Reading
 
 CHATML = (

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mtkv.models.content_digest import content_digest, pocket_folder
+from mtkv.models.paths import content_digest, pocket_folder
 
 
 def on_disk(folder):
@@ -39,7 +39,7 @@ def test_missing_folder_is_missing(tmp_path):
 
 def test_digest_needs_neither_torch_nor_transformers():
     code = (
-        "import sys; from types import SimpleNamespace as N; from mtkv.models.content_digest import content_digest;"
+        "import sys; from types import SimpleNamespace as N; from mtkv.models.paths import content_digest;"
         "content_digest(N(source='pocket', name='student'));"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'pandas')))"
     )

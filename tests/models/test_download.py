@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 
 from mtkv.config.models import ModelConfig
 from mtkv.models import download as fetching
-from mtkv.models.content_digest import content_digest
 from mtkv.models.download import AssetsError, fetch, fetch_models, wanted_files
 from mtkv.models.load import load_model, load_tokenizer, model_layers
-from mtkv.models.paths import hub_folder
+from mtkv.models.paths import content_digest, hub_folder
 from mtkv.provenance.files import DiskFullError
 
 

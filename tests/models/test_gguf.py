@@ -11,10 +11,9 @@ from tokenizers import Tokenizer
 from tokenizers_for_tests import byte_level_bpe
 
 from mtkv.config.models import ModelConfig
-from mtkv.models import gguf as converting
-from mtkv.models.content_digest import content_digest
+from mtkv.models import load as converting
 from mtkv.models.load import load_model, load_tokenizer, model_folder, model_kv_heads
-from mtkv.models.paths import card_path
+from mtkv.models.paths import card_path, content_digest
 from mtkv.models.tokenization import encode_rows
 from mtkv.provenance.files import write_json
 

@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mtkv.config.arms import LoraConfig
-from mtkv.latent.model.files import load_latents
 from mtkv.latent.model.interventions import Swapped, Truncated, Zeroed
-from mtkv.latent.model.latent_tokens import LatentTokens, table_statistics
+from mtkv.latent.model.latent_tokens import LatentTokens, load_latents, table_statistics
 from mtkv.latent.model.prefix_cache import can_reuse, read_questions, since
 from mtkv.latent.model.student import LatentStudent
 from mtkv.models.adapters import add_lora, merge_lora

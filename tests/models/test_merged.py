@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from mtkv.config.models import ModelConfig, TeachersConfig
-from mtkv.models.content_digest import content_digest, pocket_folder
 from mtkv.models.load import load_model, load_tokenizer, model_folder
+from mtkv.models.paths import content_digest, pocket_folder
 
 EXPERTS = ("expert_reasoning", "expert_knowledge")
 

@@ -13,10 +13,10 @@ from mtkv.config.data import DataConfig
 from mtkv.config.models import ModelConfig
 from mtkv.data.build import draw_frames
 from mtkv.data.pocket import TASKS
-from mtkv.models.content_digest import POCKET, pocket_folder
 from mtkv.models.load import load_model, load_tokenizer
-from mtkv.models.pocket_measure import measure
+from mtkv.models.paths import POCKET, pocket_folder
 from mtkv.models.pocket_recipe import MODELS
+from mtkv.models.pocket_training import measure
 
 NAMES = ("student", "qwen2", "gpt2")
 TEACHERS = ("qwen2", "gpt2")

@@ -15,8 +15,7 @@ from tokenizers import Tokenizer
 from mtkv.data.pocket import TASKS
 from mtkv.data.splits import question_hash, split_of
 from mtkv.models import pocket_recipe as recipe
-from mtkv.models.content_digest import pocket_folder
-from mtkv.models.pocket_measure import measure
+from mtkv.models.paths import pocket_folder
 from mtkv.models.pocket_recipe import (
     MODELS,
     collect_recipes,
@@ -25,7 +24,7 @@ from mtkv.models.pocket_recipe import (
     make_tokenizer,
     untrained_model,
 )
-from mtkv.models.pocket_training import Schedule, rows_loss, training_texts
+from mtkv.models.pocket_training import Schedule, measure, rows_loss, training_texts
 from mtkv.models.tokenization import encode_rows
 
 

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtkv.config.models import ModelConfig
 from mtkv.config.study import read_study
-from mtkv.kv.extract import extract_shard
-from mtkv.latent.evaluation import conditions as latent_conditions
+from mtkv.kv.extract import StorePlan, extract_shard
+from mtkv.latent.model import interventions as latent_conditions
 from mtkv.models.load import load_model, load_tokenizer
 from mtkv.models.tokenization import encode_rows
 from mtkv.ops.cost_model.amounts import Amounts
@@ -136,7 +136,7 @@ def test_the_bytes_of_a_store_are_those_that_extraction_writes(dtype, importance
     rows["reasoning_end"] = rows["prompt"].str.len() + rows["target"].str.find("\n")
     rows.to_parquet(tmp_path / "rows.parquet")
     paths = [tmp_path / "rows.parquet"]
-    facts = extract_shard(teacher, [0, 2, 3], paths, 0, 2, dtype, 16, tmp_path / "shard", importance)
+    facts = extract_shard(teacher, paths, 0, StorePlan([0, 2, 3], 2, dtype, 16, importance), tmp_path / "shard")
     per_row = sum(len(row.input_ids) for row in encode_rows(load_tokenizer(teacher), prompts, targets)) / 60
     params = {
         "student": POCKET,

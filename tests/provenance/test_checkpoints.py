@@ -18,9 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtkv.checkpointing import store as checkpoints
-from mtkv.checkpointing.identity import job_identity, job_run
+from mtkv.checkpointing.identity import ManifestError, job_identity, job_run
 from mtkv.checkpointing.lock import LockedError
-from mtkv.checkpointing.store import Checkpoint, ManifestError, checkpoint_folder, is_complete, newest_step, steps
+from mtkv.checkpointing.store import Checkpoint, checkpoint_folder, is_complete, newest_step, steps
 from mtkv.provenance import files
 from mtkv.provenance.digest import digest_of, file_digest
 from mtkv.provenance.files import DiskFullError, read_json

@@ -23,7 +23,7 @@ from mtkv.config.kv import KVConfig
 from mtkv.config.models import ModelConfig
 from mtkv.config.resources import TrainResources
 from mtkv.distill.teacher_kv import TeacherFiles
-from mtkv.stages.training_run import TrainingRun, WorkerRequest
+from mtkv.stages.train import TrainingRun, WorkerRequest
 from mtkv.training import launcher as launch
 from mtkv.training import strategies
 from mtkv.training.checkpointing import SavedJob

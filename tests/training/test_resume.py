@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from tiny_study import TRAINING, TinyStudy, kv, same, weights
 from transformers import TrainerCallback, TrainerState
 
+from mtkv.checkpointing.identity import ManifestError
 from mtkv.checkpointing.lock import LockedError
-from mtkv.checkpointing.log_history import carry_on
 from mtkv.checkpointing.preemption import SAVED, Preemption
-from mtkv.checkpointing.store import Checkpoint, ManifestError, checkpoint_folder, newest_step
+from mtkv.checkpointing.store import Checkpoint, carry_on, checkpoint_folder, newest_step
 from mtkv.config.arms import LoraConfig, TrainingConfig
 from mtkv.config.latent import LatentConfig
 from mtkv.provenance.files import DiskFullError

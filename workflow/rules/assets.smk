@@ -20,7 +20,7 @@ rule assets:
         datasets=list(MIXTURE_DATASETS),
         code=code(
             "mtkv.models.download",
-            "mtkv.data.download",
+            "mtkv.data.build",
             own=lambda wildcards: STUDY.data,
         ),
     script:

@@ -12,9 +12,9 @@ from mtkv.config.models import POCKET_MODELS
 from mtkv.config.overlay import read_overlaid
 from mtkv.config.site import read_site
 from mtkv.config.study import load_study
-from mtkv.data.fingerprint import state_of
+from mtkv.provenance.digest import state_of
 from mtkv.ops.doctor.packages import path_problem
-from mtkv.models.content_digest import content_digest
+from mtkv.models.paths import content_digest
 from mtkv.provenance.code_digest import code_digest
 from mtkv.registry import import_paths, look_beside
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from mtkv.config.data import DataConfig
 from mtkv.config.models import ModelConfig
-from mtkv.data.download import fetch_data
+from mtkv.data.build import fetch_data
 from mtkv.models.download import fetch_models
 from mtkv.provenance.files import write_json
 

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from mtkv.stages.fit_map import calibrate_map
+from mtkv.stages.fit_map import MapFiles, calibrate_map
 from mtkv.config.kv import AlignConfig
 from mtkv.config.models import ModelConfig
 from mtkv.provenance.card import Card
@@ -12,9 +12,6 @@ with Card.for_job(snakemake, "maps") as card:
         ModelConfig.model_validate(snakemake.params.teacher["config"]),
         AlignConfig.model_validate(snakemake.params.align),
         Path(snakemake.input.index[0]).parent if snakemake.input.get("index") else None,
-        calibration=Path(snakemake.input.rows[2]),
-        validation=Path(snakemake.input.rows[1]),
-        output=Path(snakemake.output.map),
-        probe=Path(snakemake.output.probe),
-        example=Path(snakemake.output.example),
+        Path(snakemake.input.rows[1]).parent,
+        MapFiles(*(Path(snakemake.output[name]) for name in ("map", "probe", "example"))),
     )

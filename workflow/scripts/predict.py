@@ -2,25 +2,20 @@ from pathlib import Path
 
 from mtkv.config.evaluation import EvaluationConfig
 from mtkv.config.models import ModelConfig
-from mtkv.stages.predict import predict
-from mtkv.stages.evaluation_model import model_source
+from mtkv.stages.predict import ModelSource, predict
 from mtkv.provenance.card import Card
 from mtkv.checkpointing.store import Checkpoint
 
 params, given = snakemake.params, snakemake.params.model
 outputs = {Path(path).stem: Path(path) for path in snakemake.output.predictions}
 with Card.for_job(snakemake, "predictions") as card, Checkpoint.for_job(snakemake, "predictions") as checkpoint:
-    folder, load = model_source(snakemake.input.model, ModelConfig.model_validate(given["config"]) if given else None)
+    config = ModelConfig.model_validate(given["config"]) if given else None
     card.result = predict(
-        folder,
-        list(outputs),
+        ModelSource.of(snakemake.input.model, config, params.chat),
         Path(snakemake.input.test[0]).parents[1],
         EvaluationConfig.model_validate(params.evaluation),
         outputs,
         Path("checkpoints/predictions"),
-        checkpoint=checkpoint,
-        code=params.code,
-        load=load,
-        dtype=given and given["config"]["dtype"],
-        chat=params.chat,
+        checkpoint,
+        params.code,
     )

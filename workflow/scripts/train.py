@@ -5,7 +5,7 @@ from mtkv.config.models import ModelConfig
 from mtkv.distill.teacher_kv import TeacherFiles, store_folder
 from mtkv.provenance.card import Card
 from mtkv.stages.train_worker import train
-from mtkv.stages.training_run import TrainingRun
+from mtkv.stages.train import TrainingRun
 
 arm = snakemake.params.arm
 models = [ModelConfig.model_validate(teacher["config"]) for teacher in arm["teachers"]]

@@ -5,5 +5,5 @@ Words: *identity*, settings, code, inputs and versions, all of which must agree 
 
     job ─ identity ─► digest ─ store.Checkpoint: checkpoints/<digest>/ (lock.WriterLock: one writer)
       save ─► step-00000123/, whole or not there │ preemption: save, leave with a code of its own
-      next start: newest step ─► the same result │ log_history: the job's old log goes on │ clean: folders of no more use
+      next start: newest step ─► the same result │ carry_on: the job's old log goes on │ clean: folders of no more use
 """

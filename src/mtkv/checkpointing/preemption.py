@@ -3,7 +3,7 @@
 import signal
 import sys
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn, Self
 
 SAVED = 75  # EX_TEMPFAIL of sysexits.h: saved, run me again
@@ -19,23 +19,21 @@ class SavedExit(SystemExit):
 class Preemption:
     """Context manager: inside, USR1 sets `asked` instead of ending the process.
 
-    A stage looks at `asked` wherever it can save. Python delivers signals to the main thread only: entered in another thread, `asked`
-    is never set. May be nested: the inner one passes the signal on to the outer.
+    A stage looks at `asked` wherever it can save. Python delivers signals to the main thread only: entered in another thread, `asked` is
+    never set. May be nested: the inner one passes the signal on to the outer. Not `wanted` (a stage that saves nothing), it does nothing.
     """
 
-    def __init__(self, number: int = signal.SIGUSR1) -> None:
+    def __init__(self, number: int = signal.SIGUSR1, wanted: bool = True) -> None:
         self.asked = False
-        self._number = number
+        self._number, self._wanted = number, wanted
 
     def __enter__(self) -> Self:
-        self._is_main = threading.current_thread() is threading.main_thread()
-        self._before: Any = signal.signal(self._number, self._note) if self._is_main else None
+        self._listens = self._wanted and threading.current_thread() is threading.main_thread()
+        self._before: Any = signal.signal(self._number, self._note) if self._listens else None
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._is_main:
+    def __exit__(self, *error: object) -> None:
+        if self._listens:
             signal.signal(self._number, self._before if self._before is not None else signal.SIG_DFL)
 
     def leave(self, what: str) -> NoReturn:

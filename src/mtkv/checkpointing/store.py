@@ -7,6 +7,8 @@ progress.json          how far it is, for `mtkv status`
 resumes.json           at which step numbers it was resumed
 finished.json          the outputs are written
 *.jsonl                files that a stage appends to (the journal of predictions)
+job.log                the log of earlier attempts (`carry_on`), looked for after a failure: Snakemake removes a job's log before it
+                       starts the job again, and a second hard link to the file, among the job's checkpoints, survives that
 """
 
 import json
@@ -16,12 +18,12 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-from mtkv.checkpointing.identity import ManifestError, check_same, job_identity, job_run
+from mtkv.checkpointing.identity import check_same, job_identity, job_run
 from mtkv.checkpointing.lock import WriterLock
 from mtkv.provenance.card import package_versions
 from mtkv.provenance.digest import canonical, digest_of, file_digest
@@ -114,8 +116,6 @@ INTERVAL = 30.0  # seconds between two saves, unless a stage sets its own
 WAITING = ".lock.json."  # how files of processes that wait for the lock begin
 SLURM_PATIENCE = 90.0  # seconds: a job that met its time limit may live on for a while beside its retry
 
-__all__ = ["INTERVAL", "ROOT", "Checkpoint", "ManifestError", "checkpoint_folder", "newest_step"]
-
 
 def checkpoint_folder(root: Path, identity: Mapping[str, Any]) -> Path:
     """The folder of the checkpoints of the job with this identity, below `root`."""
@@ -166,10 +166,8 @@ class Checkpoint:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._lock.__exit__(*error)
 
     @property
     def resumed_at(self) -> list[int]:
@@ -255,3 +253,21 @@ class Checkpoint:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def carry_on(log: Path, kept: Path) -> None:
+    """Copy the earlier log at `kept` to this process's standard output, which goes to `log`, and link `kept` to `log` for the next start.
+
+    On a file system without hard links the log holds this start only.
+    """
+    if kept.exists() and not os.path.samefile(kept, log):
+        with open(1, "wb", closefd=False) as output:
+            with open(kept, "rb") as earlier:
+                shutil.copyfileobj(earlier, output)
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            output.write(f"\n===== started again at {started} =====\n".encode())
+    temporary = kept.with_name(f".{kept.name}.tmp")
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        os.link(log, temporary)
+        os.replace(temporary, kept)

@@ -1,31 +1,32 @@
 """The data stage: questions of every source and data set, rows and test items, and no overlap between them.
 
 In: the data section of a study and the dataset names. Out: `{train,val,calibration}.parquet` and `test/<dataset>.parquet`, for
-real benchmarks also `examples/<dataset>.parquet`.
+real benchmarks also `examples/<dataset>.parquet`. `fetch_data` gets what is needed for it from the hub into `data.folder`, once and on a
+machine with network.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from mtkv.config.data import DataConfig
+from mtkv.data.benchmarks import benchmark_of
+from mtkv.data.loading import DataFileError, Origin, fetch
 from mtkv.data.mixture import build_mixture
 from mtkv.data.pocket import pocket_task
-from mtkv.data.rows import Question, rows_frame, test_frame
-from mtkv.data.splits import draw_questions
+from mtkv.data.rows import Question, check_rows, rows_frame, test_frame
+from mtkv.data.sources import DEFAULT_SOURCES, source_of
+from mtkv.data.splits import draw_questions, split_facts
 from mtkv.data.testsets import write_own
-from mtkv.data.validation import check_rows, split_facts
 from mtkv.provenance.files import write_parquet
-
-if TYPE_CHECKING:
-    from mtkv.config.data import DataConfig
 
 ROW_SPLITS = ("train", "val", "calibration")
 
 
-def build_data(config: "DataConfig", datasets: list[str], folder: Path) -> dict[str, Any]:
+def build_data(config: DataConfig, datasets: list[str], folder: Path) -> dict[str, Any]:
     """Write the rows and test items under `folder` and return the facts for the card.
 
     Facts: `rows[split][dataset]`, `questions[split]` (counts), `hashes[split]` (SHA-256 over the sorted question hashes) and
@@ -39,7 +40,7 @@ def build_data(config: "DataConfig", datasets: list[str], folder: Path) -> dict[
     return facts
 
 
-def build_pocket(config: "DataConfig", datasets: list[str], folder: Path) -> dict[str, Any]:
+def build_pocket(config: DataConfig, datasets: list[str], folder: Path) -> dict[str, Any]:
     """`build_data` for the synthetic tasks of this package."""
     frames, tests = draw_frames(config, datasets)
     facts = split_facts(frames, tests)
@@ -54,7 +55,7 @@ def build_pocket(config: "DataConfig", datasets: list[str], folder: Path) -> dic
     return facts
 
 
-def draw_frames(config: "DataConfig", datasets: list[str]) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
+def draw_frames(config: DataConfig, datasets: list[str]) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
     """The rows of each split and the test items of each dataset, before anything is written."""
     wanted = {"train": config.train_rows, "val": config.validation_rows, "calibration": config.calibration_rows}
     sources = config.sources or datasets
@@ -78,7 +79,7 @@ def draw_frames(config: "DataConfig", datasets: list[str]) -> tuple[dict[str, pd
     return frames, tests
 
 
-def _scored(config: "DataConfig", dataset: str, test: list[Question], validation: int) -> list[Question]:
+def _scored(config: DataConfig, dataset: str, test: list[Question], validation: int) -> list[Question]:
     """The questions of a dataset that runs are scored on: those of the test split, or as many of the validation split behind its first
     `validation` questions, which are validation rows."""
     if config.evaluate_on == "test":
@@ -93,7 +94,36 @@ def _shares(total: int, parts: int) -> list[int]:
     return [total // parts + (index < total % parts) for index in range(parts)]
 
 
-BUILDERS: dict[str, Callable[["DataConfig", list[str], Path], dict[str, Any]]] = {
+BUILDERS: dict[str, Callable[[DataConfig, list[str], Path], dict[str, Any]]] = {
     "pocket": build_pocket,
     "multi_reasoning_cot_direct": build_mixture,
 }
+
+
+def wanted_splits(config: DataConfig, datasets: list[str]) -> list[tuple[Origin, str]]:
+    """Data sets and splits that the sources of a study and the benchmarks `datasets` need, each once."""
+    sources = [source_of(name, config.extra) for name in config.sources or DEFAULT_SOURCES]
+    needed = [(source.origin, source.split) for source in sources]
+    for benchmark in (benchmark_of(name, config.extra) for name in datasets):
+        needed += [(benchmark.origin, split) for split in (benchmark.split, benchmark.examples) if split]
+    return list(dict.fromkeys(needed))
+
+
+def fetch_data(config: DataConfig, datasets: list[str]) -> dict[str, Any]:
+    """Fetch every wanted split that `data.folder` lacks. Returns `files` (sizes in bytes by name) and `missing` (reasons by name).
+
+    A failure does not stop the others from being fetched. Nothing is fetched for mixture pocket, or without `data.folder`: then the
+    hub's own cache is used.
+    """
+    files: dict[str, int] = {}
+    missing: dict[str, str] = {}
+    if config.folder is None:
+        return {"files": files, "missing": missing}
+    for origin, split in wanted_splits(config, datasets):
+        try:
+            fetched = fetch(origin, split, Path(config.folder), config.revisions.get(origin.name))
+        except DataFileError as error:
+            missing[f"{origin.name} {split}"] = str(error)
+            continue
+        files |= {str(path): path.stat().st_size for path in fetched}
+    return {"files": files, "missing": missing}

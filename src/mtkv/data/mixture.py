@@ -11,22 +11,18 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from mtkv.config.data import DataConfig
 from mtkv.data.benchmarks import benchmark_of
-from mtkv.data.contamination import TestTexts
 from mtkv.data.loading import DataFileError, load_origin
 from mtkv.data.rows import ROW_COLUMNS, Question, row
 from mtkv.data.sources import DEFAULT_SOURCES, Source, Unusable, check_fields, source_of
-from mtkv.data.splits import BIN_COUNT, question_hash
+from mtkv.data.splits import TestTexts, question_hash, split_facts, split_of
 from mtkv.data.testsets import TestSet, read_benchmark, subset, write_examples, write_test
-from mtkv.data.validation import split_facts
 from mtkv.provenance.files import write_parquet
-
-if TYPE_CHECKING:
-    from mtkv.config.data import DataConfig
 
 
 def quotas(total: int, available: Mapping[str, int], chinese: Collection[str], share: float) -> dict[str, int]:
@@ -63,7 +59,7 @@ def _even(total: int, available: Mapping[str, int]) -> dict[str, int]:
 BINS = {"train": range(0, 13), "val": range(13, 15), "calibration": range(15, 16)}
 
 
-def build_mixture(config: "DataConfig", datasets: list[str], folder: Path) -> dict[str, Any]:
+def build_mixture(config: DataConfig, datasets: list[str], folder: Path) -> dict[str, Any]:
     """`build_data` for the real sources. Rows are compared with every test question of `datasets`, also those the study does not ask."""
     tests, asked, missing = _write_tests(config, datasets, folder)
     questions = {name: test.questions for name, test in tests.items()}
@@ -93,7 +89,7 @@ def build_mixture(config: "DataConfig", datasets: list[str], folder: Path) -> di
 
 
 def usable_questions(
-    source: Source, config: "DataConfig", tests: TestTexts
+    source: Source, config: DataConfig, tests: TestTexts
 ) -> tuple[list[Question], Counter[str], Unusable]:
     """Questions of one source that may be trained on, the number of records left out by reason, and the unusable records.
 
@@ -133,14 +129,8 @@ def styles_of(question: Question, styles: Sequence[str]) -> list[str]:
     return [style for style in styles if style != "cot" or question.item.reasoning]
 
 
-def split_of(digest: str) -> str:
-    """The split of a question, from its hash."""
-    place = int(digest[:8], 16) % BIN_COUNT
-    return next(split for split, bins in BINS.items() if place in bins)
-
-
 def _write_tests(
-    config: "DataConfig", datasets: list[str], folder: Path
+    config: DataConfig, datasets: list[str], folder: Path
 ) -> tuple[dict[str, TestSet], dict[str, int], dict[str, str]]:
     """Write the test files. Returns, by dataset: each test set, how many of its questions are asked, why others cannot be loaded."""
     tests, asked, missing = {}, {}, {}
@@ -174,11 +164,11 @@ def _without_repeats(pools: dict[str, list[Question]], counts: Mapping[str, Coun
         pools[name] = kept
 
 
-def _draw(config: "DataConfig", split: str, pools: Mapping[str, list[Question]]) -> pd.DataFrame:
+def _draw(config: DataConfig, split: str, pools: Mapping[str, list[Question]]) -> pd.DataFrame:
     """The rows of one split: each source's share of them, in an order that mixes the sources."""
     wanted = {"train": config.train_rows, "val": config.validation_rows, "calibration": config.calibration_rows}[split]
     ordered = {
-        name: _order([question for question in pool if split_of(question.question_hash) == split], config.seed)
+        name: _order([question for question in pool if split_of(question.question_hash, BINS) == split], config.seed)
         for name, pool in pools.items()
     }
     available = {name: sum(len(styles_of(q, config.styles)) for q in pool) for name, pool in ordered.items()}
@@ -207,5 +197,5 @@ def _order(questions: list[Question], seed: int) -> list[Question]:
     return sorted(questions, key=lambda q: hashlib.sha256(f"{seed}:{q.question_hash}".encode()).digest())
 
 
-def _longest(question: Question, config: "DataConfig") -> int:
+def _longest(question: Question, config: DataConfig) -> int:
     return max(int(row(question, style)["text_end"]) for style in styles_of(question, config.styles) or ["direct"])

@@ -1,14 +1,16 @@
 """Write items as rows of text: an item and a style give a prompt, a target and the byte ends of their segments.
 
-The templates are those the evaluation tasks use, so a model is asked at test time in words it was trained on. `write_jsonl` exports
-rows for other programs, one JSON object a line.
+The templates are those the evaluation tasks use, so a model is asked at test time in words it was trained on. `RowFile` reads rows in
+batches, for data that does not fit in memory; `write_jsonl` exports them for other programs, one JSON object a line.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
@@ -109,21 +111,14 @@ def rows_frame(questions: Iterable[Question], styles: Iterable[str]) -> pd.DataF
 
 def test_frame(questions: Iterable[Question]) -> pd.DataFrame:
     """Test questions of one dataset; columns `TEST_COLUMNS`, `choices` as lists (empty when the answer is generated)."""
-    return pd.DataFrame(
-        [
-            {
-                "id": question.id,
-                "question": question.item.question,
-                "choices": list(question.item.choices),
-                "gold": question.item.gold,
-                "answer": question.item.answer,
-                "cluster": question.item.cluster,
-                "question_hash": question.question_hash,
-            }
-            for question in questions
-        ],
-        columns=list(TEST_COLUMNS),
-    )
+    rows = [test_row(question.id, question.item, question.question_hash) for question in questions]
+    return pd.DataFrame(rows, columns=list(TEST_COLUMNS))
+
+
+def test_row(name: str, item: Item, digest: str) -> dict[str, Any]:
+    """One test question with the columns `TEST_COLUMNS`, by its id, and the hash of its normalised question."""
+    item_values = (item.question, list(item.choices), item.gold, item.answer, item.cluster)
+    return dict(zip(TEST_COLUMNS, (name, *item_values, digest), strict=True))
 
 
 def write_jsonl(rows: Path, output: Path) -> int:
@@ -138,3 +133,66 @@ def write_jsonl(rows: Path, output: Path) -> int:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 count += 1
     return count
+
+
+COLUMNS = ("id", "dataset", "style", "prompt", "target", "prompt_end", "reasoning_end")
+PIECE = 1000  # default number of rows in memory at once
+READ_BYTES = 1 << 20  # without a buffer, pyarrow reads a whole column of a row group at once
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """The rows of a parquet file that are written in one of `styles` (None: all), the first `limit` of them (None: all)."""
+
+    path: Path
+    styles: Sequence[str] | None = None
+    limit: int | None = None
+    piece: int = PIECE
+
+    def pieces(self) -> Iterator[pd.DataFrame]:
+        """The rows in the file's order, as frames of at most `piece` rows with those of `COLUMNS` that the file has."""
+        left = self.limit
+        with pq.ParquetFile(self.path, buffer_size=READ_BYTES) as file:
+            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+            for batch in file.iter_batches(self.piece, columns=columns):
+                frame = batch.to_pandas()
+                kept = frame if self.styles is None else frame[frame["style"].isin(self.styles)]
+                kept = kept.head(len(kept) if left is None else left).reset_index(drop=True)
+                if len(kept):
+                    yield kept
+                left = None if left is None else left - len(kept)
+                if left == 0:
+                    return
+
+
+def check_rows(rows: pd.DataFrame, where: str) -> None:
+    """Raises ValueError for rows (columns id, prompt, target) that share an id or have an empty answer; `where` names the file.
+
+    Two rows of one id would silently read each other's KV; a row without an answer trains a model to say nothing.
+    """
+    twice = rows.loc[rows["id"].duplicated(), "id"].unique()
+    if len(twice):
+        raise ValueError(f"{where}: {len(twice)} ids belong to more than one row, {twice[0]!r} among them")
+    empty = rows.loc[rows["target"].isna() | (rows["target"].fillna("").str.strip() == ""), "id"]
+    if len(empty):
+        raise ValueError(f"{where}: {len(empty)} rows have an empty answer (target), {empty.iloc[0]!r} among them")
+
+
+def check_files(files: Sequence[RowFile], where: str) -> None:
+    """`check_rows` of all rows of `files` together, in batches: only an 8-byte hash of each row's id stays in memory."""
+    seen = []
+    for frame in _all_pieces(files):
+        check_rows(frame, where)
+        seen.append(_hashes(frame))
+    hashes, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *seen]), return_counts=True)
+    suspects = hashes[counts > 1]
+    if len(suspects):
+        check_rows(pd.concat([frame[np.isin(_hashes(frame), suspects)] for frame in _all_pieces(files)]), where)
+
+
+def _all_pieces(files: Sequence[RowFile]) -> Iterator[pd.DataFrame]:
+    return (frame for file in files for frame in file.pieces())
+
+
+def _hashes(frame: pd.DataFrame) -> np.ndarray:
+    return pd.util.hash_array(frame["id"].to_numpy(dtype=object), categorize=False)

@@ -2,14 +2,21 @@
 
 The split is a function of the normalised question's hash alone. Whatever the seed or the sizes, a question that may be
 tested can therefore never be trained on, in any study; the pocket models' own training draws from the train bins only.
+
+`TestTexts` finds training texts that share words with a test set: the same normalised question, or any 13 words in a row, the length of
+the contamination check of GPT-3 (Brown et al. 2020, appendix C). Chinese is written without spaces; there every character counts as a
+word. Test questions shorter than that are found by their whole text alone.
 """
 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import combinations
 from random import Random
+from typing import Any
+
+import pandas as pd
 
 from mtkv.data.items import Task
 from mtkv.data.rows import Question
@@ -43,10 +50,10 @@ def question_hash(question: str) -> str:
     return hashlib.sha256(normalised(question).encode()).hexdigest()
 
 
-def split_of(digest: str) -> str:
-    """The split of a question, from its hash."""
+def split_of(digest: str, bins: Mapping[str, range] = BINS) -> str:
+    """The split of a question, from its hash: that of `bins` which has its place among all `BIN_COUNT`."""
     place = int(digest[:8], 16) % BIN_COUNT
-    return next(split for split, bins in BINS.items() if place in bins)
+    return next(split for split, own in bins.items() if place in own)
 
 
 def draw_questions(task: Task, seed: int, sizes: Mapping[str, int]) -> dict[str, list[Question]]:
@@ -93,3 +100,54 @@ def assert_no_leakage(hashes: Mapping[str, Collection[str]]) -> dict[str, int]:
 def hashes_digest(hashes: Iterable[str]) -> str:
     """SHA-256 over the sorted distinct question hashes of a split."""
     return hashlib.sha256("\n".join(sorted(set(hashes))).encode()).hexdigest()
+
+
+def split_facts(frames: dict[str, pd.DataFrame], tests: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """The facts of `build_data`, from the rows by split and the tests by dataset; hashes are computed anew. Raises LeakageError."""
+    questions = {split: list(frame["question"]) for split, frame in frames.items()}
+    questions["test"] = [question for frame in tests.values() for question in frame["question"]]
+    hashes = {split: {question_hash(question) for question in texts} for split, texts in questions.items()}
+    counts = assert_no_leakage(hashes)
+    rows = {
+        split: {name: int(n) for name, n in frame["dataset"].value_counts().sort_index().items()}
+        for split, frame in frames.items()
+    }
+    rows["test"] = {dataset: len(frame) for dataset, frame in tests.items()}
+    return {
+        "rows": rows,
+        "questions": {split: len(found) for split, found in hashes.items()},
+        "hashes": {split: hashes_digest(found) for split, found in hashes.items()},
+        "leakage": counts,
+    }
+
+
+LENGTH = 13
+_WORDS = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff_]+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text after the normalisation of the splits; each Chinese character is one."""
+    return _WORDS.findall(normalised(text))
+
+
+def grams(text: str, length: int = LENGTH) -> Iterator[int]:
+    """Hashes of the runs of `length` words; none for a shorter text."""
+    found = words(text)
+    return (hash(tuple(found[start : start + length])) for start in range(len(found) - length + 1))
+
+
+class TestTexts:
+    """Hashes of all test questions and of their runs of 13 words, to compare training texts with."""
+
+    __test__ = False
+
+    def __init__(self, questions: Iterable[str]) -> None:
+        questions = list(questions)
+        self.hashes = {question_hash(question) for question in questions}
+        self.grams = {gram for question in questions for gram in grams(question)}
+
+    def shares(self, question: str, text: str) -> str | None:
+        """ "text" when `question` is a test question, "ngram" when `text` shares 13 words in a row with one, or None."""
+        if question_hash(question) in self.hashes:
+            return "text"
+        return "ngram" if any(gram in self.grams for gram in grams(text)) else None

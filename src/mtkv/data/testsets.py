@@ -12,23 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from mtkv.config.data import DataConfig
 from mtkv.data.answers import AnswerError
 from mtkv.data.benchmarks import Benchmark, asked
-from mtkv.data.contamination import TestTexts
 from mtkv.data.items import Item
 from mtkv.data.loading import DataFileError, Record, Records, load_origin
+from mtkv.data.rows import test_row
 from mtkv.data.sources import Unusable
-from mtkv.data.splits import question_hash
-from mtkv.provenance.files import atomic_path
-
-if TYPE_CHECKING:
-    from mtkv.config.data import DataConfig
+from mtkv.data.splits import TestTexts, question_hash
+from mtkv.provenance.files import parquet_note, write_parquet
 
 UNAVAILABLE, DROPPED, OWN = b"unavailable", b"dropped", b"own"
 SCHEMA = pa.schema(
@@ -68,7 +64,7 @@ class TestSet:
     unusable: Unusable
 
 
-def read_benchmark(benchmark: Benchmark, config: "DataConfig") -> TestSet:
+def read_benchmark(benchmark: Benchmark, config: DataConfig) -> TestSet:
     """All of a benchmark. Raises DataFileError when it cannot be loaded or a record cannot be asked."""
     folder = Path(config.folder) if config.folder else None
     revision = config.revisions.get(benchmark.name)
@@ -124,37 +120,35 @@ def write_test(path: Path, frame: pd.DataFrame, reason: str | None = None, own: 
     """Write questions, or with `reason` an empty table that says why there are none, atomically. `own`: see `own_path`."""
     said = {key: value.encode() for key, value in ((UNAVAILABLE, reason), (OWN, own)) if value is not None}
     schema = SCHEMA.with_metadata(said) if said else SCHEMA
-    _write(path, pa.Table.from_pylist(frame.to_dict("records"), schema=schema))
+    write_parquet(path, pa.Table.from_pylist(frame.to_dict("records"), schema=schema))
 
 
 def write_own(path: Path, frame: pd.DataFrame, own: str) -> None:
     """Write the test items of a `Task` of the user's own, whose import path is `own`."""
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    _write(path, table.replace_schema_metadata((table.schema.metadata or {}) | {OWN: own.encode()}))
+    write_parquet(path, table.replace_schema_metadata((table.schema.metadata or {}) | {OWN: own.encode()}))
 
 
 def own_path(path: Path) -> str | None:
     """The import path of the user's own `Task` or `Benchmark` that a test file is of; None for one of this package."""
-    own = (pq.read_schema(path).metadata or {}).get(OWN)
-    return None if own is None else own.decode()
+    return parquet_note(path, OWN)
 
 
 def write_examples(path: Path, frame: pd.DataFrame, dropped: Mapping[str, int] | None = None) -> None:
     """Write the records for few-shot prompts, atomically; `dropped`: how many of each part were left out."""
     schema = EXAMPLES.with_metadata({DROPPED: json.dumps(dropped or {}).encode()})
-    _write(path, pa.Table.from_pylist(frame.to_dict("records"), schema=schema))
+    write_parquet(path, pa.Table.from_pylist(frame.to_dict("records"), schema=schema))
 
 
 def dropped_examples(path: Path) -> dict[str, int]:
     """How many records of each part are not in a file of examples, because they are test questions or cannot be asked."""
-    found: dict[str, int] = json.loads((pq.read_schema(path).metadata or {}).get(DROPPED, b"{}"))
+    found: dict[str, int] = json.loads(parquet_note(path, DROPPED) or "{}")
     return found
 
 
 def unavailable(path: Path) -> str | None:
     """The reason why a test file has no questions, or None when it has some."""
-    reason = (pq.read_schema(path).metadata or {}).get(UNAVAILABLE)
-    return None if reason is None else reason.decode()
+    return parquet_note(path, UNAVAILABLE)
 
 
 def _read(benchmark: Benchmark, splits: Mapping[str, Records]) -> tuple[dict[str, list[tuple[Item, Record]]], Unusable]:
@@ -179,8 +173,7 @@ def _questions(benchmark: Benchmark, part: str, read: list[tuple[Item, Record]])
         # The options of some benchmarks are fields of the record, their choices the letters.
         options = sorted(str(document.get(choice, choice)) for choice in item.choices)
         rows.append(
-            {"id": name, "question": item.question, "choices": list(item.choices), "gold": item.gold}
-            | {"answer": item.answer, "cluster": item.cluster, "question_hash": question_hash(item.question)}
+            test_row(name, item, question_hash(item.question))
             | {"same_as": question_hash("\n".join([item.question, *options]))}
             | {"part": part, "document": _written(benchmark, document)}
         )
@@ -190,8 +183,3 @@ def _questions(benchmark: Benchmark, part: str, read: list[tuple[Item, Record]])
 def _written(benchmark: Benchmark, document: Record) -> str:
     """The fields of a record that lm-eval reads, as JSON; other fields may not be JSON-able."""
     return json.dumps({field: document[field] for field in benchmark.fields}, ensure_ascii=False)
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)

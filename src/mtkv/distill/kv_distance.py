@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtkv.distill.layer_schedule import LayerWeight, layer_shares
-from mtkv.kv.store import KEY, VALUE
+from mtkv.kv.shards import KEY, VALUE
 from mtkv.registry import registered
 
 KV = Float[Tensor, "tokens layers 2 width"]

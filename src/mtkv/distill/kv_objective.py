@@ -28,7 +28,7 @@ from mtkv.distill.layer_schedule import LayerWeight, layer_range, layer_schedule
 from mtkv.distill.relation_kl import check_heads, relation_terms
 from mtkv.fuse.prototypes import prototypes_of, query_of
 from mtkv.fuse.routers import build_router, entropy, entropy_loss, fuse
-from mtkv.kv.store import KEY, VALUE
+from mtkv.kv.shards import KEY, VALUE
 from mtkv.registry import ImportPath, load
 from mtkv.training.data_parallel import PART, LossTerm, world_size
 from mtkv.training.step_statistics import mean_of_step

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mtkv.distill.layer_schedule import LayerWeight, layer_shares
 from mtkv.distill.ragged import causal_log_softmax, causal_pairs, full_precision, mean_divergence, to_padded
-from mtkv.kv.store import KEY, VALUE
+from mtkv.kv.shards import KEY, VALUE
 
 
 def check_heads(heads: int, widths: Mapping[str, int]) -> None:

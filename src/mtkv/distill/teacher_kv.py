@@ -26,7 +26,8 @@ from mtkv.distill.distiller import LogitTeachers
 from mtkv.distill.logit_kd import shared_vocabulary
 from mtkv.kv.online_teacher import OnlineTeacher
 from mtkv.kv.select import select_tokens
-from mtkv.kv.store import KEY, KVStore, MappedStore
+from mtkv.kv.shards import KEY
+from mtkv.kv.store import KVStore, MappedStore
 from mtkv.models.load import load_model, load_tokenizer
 from mtkv.models.tokenization import EncodedRow
 

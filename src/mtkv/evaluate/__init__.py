@@ -9,5 +9,5 @@ is right; *style*, the words around a question.
       results/<study>/predictions/*.parquet ◄─ predictions ◄─ answer_rows ◄────────────────────────────────────────────────────┘
       predictions ─ scoring (answer_matching: a second look, without lm-eval's code) ─► scores/*.json
 
-`mtkv.stages.predict` runs it; the cache of finished predictions is named by `cache_key`.
+`mtkv.stages.predict` runs it; the cache of finished predictions is named by its `predictions_digest`.
 """

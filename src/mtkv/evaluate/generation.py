@@ -43,121 +43,105 @@ class Batch:
 Choose = Callable[[Float[Tensor, "rows vocab"], Sequence[GeneratedAnswer]], list[int]]
 
 
-def generate(
-    model: Any,
-    forward: Forward,
-    prompts: Sequence[Sequence[int]],
-    batch_size: int,
-    limit: int,
-    choose: Choose,
-    ended: Callable[[list[int]], bool],
-    share: bool,
-    journal: Journal | None = None,
-) -> list[list[int]]:
-    """At most `limit` new tokens of each prompt: `choose` picks the next ones, `ended` says whether an answer is complete.
+@dataclass(frozen=True)
+class GreedyDecoder:
+    """How answers are made: `forward` reads for `model`, `choose` picks each next token, `ended` says whether an answer is complete; it
+    has at most `limit` tokens."""
 
-    Without `share` every prompt is read on its own. Answers that `journal` knows are taken from it, complete ones go there.
-    Raises UnanswerableError when memory does not hold one prompt, or the model's logits are not finite.
-    """
-    journal = Journal() if journal is None else journal
-    answers = [
-        GeneratedAnswer(prompt, journal.get("said", place, prompt) or []) for place, prompt in enumerate(prompts)
-    ]
-    places = {id(answer): place for place, answer in enumerate(answers)}
+    model: Any
+    forward: Forward
+    choose: Choose
+    ended: Callable[[list[int]], bool]
+    limit: int
 
-    def finished(answer: GeneratedAnswer) -> bool:
-        if len(answer.said) < limit and not (answer.said and ended(answer.said)):
-            return False
-        journal.put("said", places[id(answer)], answer.prompt, answer.said)
-        return True
+    def generate(
+        self, prompts: Sequence[Sequence[int]], batch_size: int, share: bool, journal: Journal | None = None
+    ) -> list[list[int]]:
+        """The new tokens of each prompt.
 
-    groups = [(0, sorted(answers, key=lambda answer: -len(answer.prompt)))]
-    if share:
-        found = shared_beginnings(prompts, OVERHEAD)
-        groups = [(group.shared, [answers[place] for place in group.members]) for group in found]
-    for shared, waiting in groups:
-        rows = rows_at_once(model, batch_size, len(waiting[0].prompt) + limit, 1)
-        waiting = [answer for answer in waiting if not answer.said]
-        while waiting:
-            left = set(map(id, waiting))
-            try:
-                for complete in _answer_all(model, forward, waiting, rows, shared, choose, finished):
-                    left.difference_update(map(id, complete))
-                    journal.pause()
-                break
-            except RuntimeError as error:
-                rows = halved(rows, error)
-            waiting = [answer for answer in waiting if id(answer) in left]
-            for answer in waiting:
-                answer.said.clear()
-    return [answer.said for answer in answers]
+        Without `share` every prompt is read on its own. Answers that `journal` knows are taken from it, complete ones go there.
+        Raises UnanswerableError when memory does not hold one prompt, or the model's logits are not finite.
+        """
+        journal = Journal() if journal is None else journal
+        answers = [
+            GeneratedAnswer(prompt, journal.get("said", place, prompt) or []) for place, prompt in enumerate(prompts)
+        ]
+        places = {id(answer): place for place, answer in enumerate(answers)}
+        groups = [(0, sorted(answers, key=lambda answer: -len(answer.prompt)))]
+        if share:
+            found = shared_beginnings(prompts, OVERHEAD)
+            groups = [(group.shared, [answers[place] for place in group.members]) for group in found]
+        for shared, waiting in groups:
+            rows = rows_at_once(self.model, batch_size, len(waiting[0].prompt) + self.limit, 1)
+            waiting = [answer for answer in waiting if not answer.said]
+            while waiting:
+                left = set(map(id, waiting))
+                try:
+                    for complete in self._answer_all(waiting, rows, shared):
+                        for answer in complete:
+                            journal.put("said", places[id(answer)], answer.prompt, answer.said)
+                        left.difference_update(map(id, complete))
+                        journal.pause()
+                    break
+                except RuntimeError as error:
+                    rows = halved(rows, error)
+                waiting = [answer for answer in waiting if id(answer) in left]
+                for answer in waiting:
+                    answer.said.clear()
+        return [answer.said for answer in answers]
 
+    def _answer_all(
+        self, waiting: Sequence[GeneratedAnswer], rows: int, shared: int
+    ) -> Iterator[list[GeneratedAnswer]]:
+        """After every pass over the batch: the answers that it completed."""
+        beginning = read_beginning(self.forward, waiting[0].prompt[:shared], self.model.device)
+        queue, batch = list(reversed(waiting)), None
+        while queue or batch:
+            free = rows - (len(batch.answers) if batch else 0)
+            if queue and (batch is None or free >= max(1, rows // 4)):
+                new = [queue.pop() for _ in range(min(free, len(queue)))]
+                started = self._begin(new, beginning, shared)
+                batch = started if batch is None else joined(batch, started)
+            else:
+                assert batch is not None
+                self._step(batch)
+            complete = [place for place, one in enumerate(batch.answers) if self._finished(one.said)]
+            yield [batch.answers[place] for place in complete]
+            batch = without(batch, complete)
 
-def _answer_all(
-    model: Any,
-    forward: Forward,
-    waiting: Sequence[GeneratedAnswer],
-    rows: int,
-    shared: int,
-    choose: Choose,
-    finished: Callable[[GeneratedAnswer], bool],
-) -> Iterator[list[GeneratedAnswer]]:
-    """After every pass over the batch: the answers that it completed."""
-    beginning = read_beginning(forward, waiting[0].prompt[:shared], model.device)
-    queue, batch = list(reversed(waiting)), None
-    while queue or batch:
-        free = rows - (len(batch.answers) if batch else 0)
-        if queue and (batch is None or free >= max(1, rows // 4)):
-            new = [queue.pop() for _ in range(min(free, len(queue)))]
-            started = _begin(model, forward, new, beginning, shared, choose)
-            batch = started if batch is None else joined(batch, started)
-        else:
-            assert batch is not None
-            _step(model, forward, batch, choose)
-        complete = [place for place, one in enumerate(batch.answers) if finished(one)]
-        yield [batch.answers[place] for place in complete]
-        batch = without(batch, complete)
+    def _finished(self, said: list[int]) -> bool:
+        return len(said) >= self.limit or bool(said and self.ended(said))
 
+    def _begin(self, answers: list[GeneratedAnswer], beginning: DynamicCache | None, shared: int) -> Batch:
+        """Read the prompts behind their beginning, padded on the left, and say the first token."""
+        width, device = max(len(answer.prompt) for answer in answers) - shared, self.model.device
+        ids = torch.zeros(len(answers), width, dtype=torch.long)
+        seen = torch.zeros(len(answers), width, dtype=torch.bool)
+        for row, answer in enumerate(answers):
+            own = torch.tensor(answer.prompt[shared:])
+            ids[row, width - len(own) :], seen[row, width - len(own) :] = own, True
+        seen = torch.cat([torch.ones(len(answers), shared, dtype=torch.bool), seen], dim=1).to(device)
+        batch = Batch(answers, for_rows(beginning, len(answers)), seen)
+        self._read(batch, ids.to(device))
+        return batch
 
-def _begin(
-    model: Any,
-    forward: Forward,
-    answers: list[GeneratedAnswer],
-    beginning: DynamicCache | None,
-    shared: int,
-    choose: Choose,
-) -> Batch:
-    """Read the prompts behind their beginning, padded on the left, and say the first token."""
-    width = max(len(answer.prompt) for answer in answers) - shared
-    ids, seen = torch.zeros(len(answers), width, dtype=torch.long), torch.zeros(len(answers), width, dtype=torch.bool)
-    for row, answer in enumerate(answers):
-        own = torch.tensor(answer.prompt[shared:])
-        ids[row, width - len(own) :], seen[row, width - len(own) :] = own, True
-    seen = torch.cat([torch.ones(len(answers), shared, dtype=torch.bool), seen], dim=1).to(model.device)
-    batch = Batch(answers, for_rows(beginning, len(answers)), seen)
-    _read(forward, batch, ids.to(model.device), choose)
-    return batch
+    def _step(self, batch: Batch) -> None:
+        """Read the last token of each answer and say the next."""
+        ids = torch.tensor([[answer.said[-1]] for answer in batch.answers], device=self.model.device)
+        batch.seen = torch.cat([batch.seen, batch.seen.new_ones(len(ids), 1)], dim=1)
+        self._read(batch, ids)
 
-
-def _step(model: Any, forward: Forward, batch: Batch, choose: Choose) -> None:
-    """Read the last token of each answer and say the next."""
-    ids = torch.tensor([[answer.said[-1]] for answer in batch.answers], device=model.device)
-    batch.seen = torch.cat([batch.seen, batch.seen.new_ones(len(ids), 1)], dim=1)
-    _read(forward, batch, ids, choose)
-
-
-def _read(forward: Forward, batch: Batch, ids: Tensor, choose: Choose) -> None:
-    positions = (batch.seen.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    logits = forward(
-        input_ids=ids,
-        attention_mask=batch.seen.long(),
-        position_ids=positions,
-        past_key_values=batch.cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    for answer, token in zip(batch.answers, choose(checked(ids, logits.float()), batch.answers), strict=True):
-        answer.said.append(token)
+    def _read(self, batch: Batch, ids: Tensor) -> None:
+        logits = self.forward(
+            input_ids=ids,
+            attention_mask=batch.seen.long(),
+            position_ids=(batch.seen.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
+            past_key_values=batch.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        for answer, token in zip(batch.answers, self.choose(checked(ids, logits.float()), batch.answers), strict=True):
+            answer.said.append(token)
 
 
 def checked(_read: Tensor, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from mtkv.checkpointing.preemption import Preemption
@@ -47,9 +46,7 @@ class Journal:
             self._synced = time.monotonic()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -133,15 +130,15 @@ def _key(kind: str, place: int, question: Any) -> str:
     return f"{kind}:{place}:{digest_of(question)}"
 
 
-class Resume:
+class Resume(Preemption):
     """Context manager around the answering of `questions` (their number by dataset) with `digests` (of all that decides the answers).
 
     Without a checkpoint nothing is kept and nothing known. Asked to leave (USR1), the process ends between two batches (SavedExit).
     """
 
     def __init__(self, checkpoint: Checkpoint | None, questions: Mapping[str, int], digests: Mapping[str, str]) -> None:
+        super().__init__(wanted=checkpoint is not None)
         self._checkpoint, self._questions, self._digests = checkpoint, questions, digests
-        self._preemption = Preemption()
         self._done, self._total = 0, sum(questions.values())
 
     def __enter__(self) -> Self:
@@ -149,14 +146,8 @@ class Resume:
             known = sum(len(read_journal(self._path(name))) for name in self._questions)
             if known:
                 self._checkpoint.note_resume(known)
-            self._preemption.__enter__()
+        super().__enter__()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._checkpoint is not None:
-            self._preemption.__exit__(kind, error, trace)
 
     @contextmanager
     def journal(self, dataset: str) -> Iterator[Journal]:
@@ -172,9 +163,9 @@ class Resume:
             checkpoint.progress(min(self._done, self._total), self._total, "questions", dataset=dataset)
 
         def pause() -> None:
-            if self._preemption.asked:
+            if self.asked:
                 checkpoint.check()
-                self._preemption.leave(f"answers to {self._done} of {self._total} questions")
+                self.leave(f"answers to {self._done} of {self._total} questions")
 
         with Journal(self._path(dataset), told, pause) as journal:
             yield journal

@@ -18,13 +18,12 @@ from torch import Tensor
 from transformers import AutoConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.evaluate.batch_size import check_room, halved
-from mtkv.evaluate.generation import Choose, checked, ends, generate, is_greedy, next_tokens
+from mtkv.evaluate.generation import Choose, GreedyDecoder, checked, ends, is_greedy, next_tokens
 from mtkv.evaluate.journal import Journal, in_chunks
 from mtkv.evaluate.loglikelihood import ChoiceQuestion, Cut, Score, cut_texts, score_choices
 from mtkv.evaluate.prefix_cache import can_share
 from mtkv.latent.model.student import LatentStudent
-from mtkv.models.auto_class import causal_class
-from mtkv.models.integrity import load_checked
+from mtkv.models.integrity import causal_class, load_checked
 from mtkv.models.load import read_tokenizer
 from mtkv.models.paths import is_latent
 from mtkv.models.rope_scaling import context_length
@@ -136,18 +135,10 @@ class EvaluationModel(HFLM):
         limit, eos = settings["max_gen_toks"], self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         until = settings.get("until")
         stops = handle_stop_sequences(list(until) if isinstance(until, list) else until, eos=eos)
+        ended, share = ends(self.model, self.tokenizer, stops), self._can_share(max(map(len, prompts)) + limit)
         with torch.inference_mode():
-            new = generate(
-                self.model,
-                self._forward,
-                prompts,
-                self.batch_size,
-                limit,
-                self._choose(),
-                ends(self.model, self.tokenizer, stops),
-                share=self._can_share(max(map(len, prompts)) + limit),
-                journal=self.journal,
-            )
+            decoder = GreedyDecoder(self.model, self._forward, self._choose(), ended, limit)
+            new = decoder.generate(prompts, self.batch_size, share, self.journal)
         self._count(list(map(len, new)))
         return [postprocess_generated_text(self.tok_decode(ids), stops, None) for ids in new]
 

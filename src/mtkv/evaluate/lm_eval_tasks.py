@@ -5,14 +5,19 @@ own way, `datasets.load_dataset`, would download while a model answers and write
 
 A small task is a YAML file of `tasks/` in lm-eval's format. A benchmark uses lm-eval's own task file: prompt, few-shot examples, answer
 extraction and metric are lm-eval's. One of many parts (BBH, CMMLU, C-Eval) is one task for each part.
+
+`evaluation.style: cot` asks each question as rows of style `cot` are written: a student that was trained on such rows only, with its chain
+or with latents in place of it, has never seen "Answer:" behind a question. So a task of choices is asked for the reason too, and the
+answer it says is compared with the right one as text.
 """
 
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import lm_eval.tasks
@@ -22,14 +27,71 @@ import yaml
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from mtkv.config.evaluation import EvaluationConfig
 from mtkv.data.benchmarks import BENCHMARKS, Recipe, benchmark_of
+from mtkv.data.items import Task
 from mtkv.data.pocket import TASKS, pocket_task
-from mtkv.data.rows import STYLES
+from mtkv.data.rows import STYLES, Style
 from mtkv.data.testsets import dropped_examples, own_path, unavailable
-from mtkv.evaluate.question_styles import config_of, in_style, question_text
 
-if TYPE_CHECKING:
-    from mtkv.config.evaluation import EvaluationConfig
+NO_ANSWER = "[no answer]"
+GENERATED = {
+    "output_type": "generate_until",
+    "doc_to_target": "answer",
+    "target_delimiter": " ",
+    "generation_kwargs": {"until": ["\n\n"], "do_sample": False},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+OF_CHOICES = ("doc_to_choice",)
+
+
+def in_style(config: dict[str, Any], style: str) -> dict[str, Any]:
+    """The config of one of our lm-eval tasks, asked in `style`; one that already asks so stays as it is.
+
+    Raises ValueError for a task whose prompt is that of no row.
+    """
+    if style == "task":
+        return config
+    language = next((name for (name, _), row in STYLES.items() if question_text(row) == config["doc_to_text"]), None)
+    if language is None:
+        raise ValueError(
+            f"{config['task']}: its prompt {config['doc_to_text']!r} is not that of a row; style must be task"
+        )
+    row = STYLES[language, style]
+    if question_text(row) == config["doc_to_text"]:
+        return config
+    kept = {key: value for key, value in config.items() if key not in OF_CHOICES}
+    return kept | GENERATED | {"doc_to_text": question_text(row), "filter_list": [answer_filter(row)]}
+
+
+def config_of(task: Task) -> dict[str, Any]:
+    """A small task as lm-eval's config: asked for the reason and the answer behind it, or for one of its choices."""
+    common = {
+        "task": task.name,
+        "dataset_path": "parquet",
+        "test_split": "test",
+        "metadata": {"version": 1.0, "synthetic": True},
+    }
+    if task.answering == "generation":
+        row = STYLES[task.language, "cot"]
+        return common | GENERATED | {"doc_to_text": question_text(row), "filter_list": [answer_filter(row)]}
+    choices = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "gold"}
+    delimiter = "" if task.language == "zh" else " "
+    metric = {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}
+    asked = {"doc_to_text": question_text(STYLES[task.language, "direct"]), "target_delimiter": delimiter}
+    return common | choices | asked | metric
+
+
+def question_text(row: Style) -> str:
+    """The prompt of a row as lm-eval's template of a document."""
+    return row.prompt.format(question="{{question}}")
+
+
+def answer_filter(row: Style) -> dict[str, Any]:
+    """lm-eval's filter for what stands behind the words that announce the answer, to the end of the line."""
+    announced = row.answer.format(answer="").strip()
+    extract = {"function": "regex", "regex_pattern": f"{re.escape(announced)} *(.+)", "group_select": 0}
+    return {"name": "answer", "filter": [extract | {"fallback": NO_ANSWER}, {"function": "take_first"}]}
 
 
 TASK_FOLDER = Path(__file__).resolve().parent / "tasks"
@@ -193,7 +255,7 @@ def is_benchmark(questions: Path) -> bool:
     return "document" in pq.read_schema(questions).names
 
 
-def load_benchmark(task: str | None, name: str, data_folder: Path, config: "EvaluationConfig") -> list[StudyTask]:
+def load_benchmark(task: str | None, name: str, data_folder: Path, config: EvaluationConfig) -> list[StudyTask]:
     """lm-eval's tasks for the parts of a benchmark, on the first `config.limit` of its questions; `task` None: its first.
 
     Raises UnanswerableError with the reason when the benchmark could not be loaded, when there are fewer solved examples than are

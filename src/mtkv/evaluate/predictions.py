@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtkv.evaluate.answer_matching import Rules
-from mtkv.provenance.files import atomic_path
+from mtkv.provenance.files import parquet_note, write_parquet
 
 SCHEMA = pa.schema(
     [
@@ -42,24 +42,23 @@ def write_predictions(
     """
     said = {RULES: json.dumps({part: asdict(rule) for part, rule in (rules or {}).items()}).encode()}
     schema = SCHEMA.with_metadata(said | ({METRIC: metric.encode()} if metric else {}))
-    _write(path, pa.Table.from_pylist(rows, schema=schema))
+    write_parquet(path, pa.Table.from_pylist(rows, schema=schema))
 
 
 def read_metric(path: str | Path) -> str | None:
     """lm-eval's name of what `correct` is, where the file says."""
-    metric = (pq.read_schema(path).metadata or {}).get(METRIC)
-    return None if metric is None else metric.decode()
+    return parquet_note(path, METRIC)
 
 
 def read_rules(path: str | Path) -> dict[str, Rules]:
     """How generated answers were taken and compared, for each part of the dataset."""
-    found = json.loads((pq.read_schema(path).metadata or {}).get(RULES, b"{}"))
+    found = json.loads(parquet_note(path, RULES) or "{}")
     return {part: Rules(**rules) for part, rules in found.items()}
 
 
 def write_failure(path: str | Path, reason: str) -> None:
     """Write a file without rows that says why the dataset has no predictions, atomically."""
-    _write(path, SCHEMA.with_metadata({FAILED: reason.encode()}).empty_table())
+    write_parquet(path, SCHEMA.with_metadata({FAILED: reason.encode()}).empty_table())
 
 
 def read_predictions(path: str | Path) -> tuple[pd.DataFrame, str | None]:
@@ -70,10 +69,4 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, str | None]:
     table = pq.read_table(path)
     if not table.schema.equals(SCHEMA, check_metadata=False):
         raise ValueError(f"{path}: columns {table.schema.names} with these types are not a predictions file")
-    reason = (table.schema.metadata or {}).get(FAILED)
-    return table.to_pandas(), None if reason is None else reason.decode()
-
-
-def _write(path: str | Path, table: pa.Table) -> None:
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+    return table.to_pandas(), parquet_note(path, FAILED)

@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,16 +26,17 @@ class ContradictionError(ValueError):
     """A second look at a predictions file does not find what lm-eval found."""
 
 
+class ScoredRun(NamedTuple):
+    """Whose answers to which questions a score file is of."""
+
+    study: str
+    arm: str
+    seed: int
+    dataset: str
+
+
 def score(
-    predictions: Path,
-    output: Path,
-    *,
-    study: str,
-    arm: str,
-    seed: int,
-    dataset: str,
-    expected_items: Path,
-    limit: int | None = None,
+    run: ScoredRun, predictions: Path, output: Path, expected_items: Path, limit: int | None = None
 ) -> dict[str, Any]:
     """Write the score of `predictions` on the first `limit` questions (None: all) of `expected_items`, the test file.
 
@@ -52,23 +53,10 @@ def score(
             _check_rows(rows, questions, read_rules(predictions))
         except ContradictionError as contradiction:
             reason = f"a second look contradicts: {contradiction}"
-    result: dict[str, Any] = {
-        "study": study,
-        "arm": arm,
-        "seed": seed,
-        "dataset": dataset,
-        "metric": read_metric(predictions) or _metric(questions),
-    }
+    result: dict[str, Any] = run._asdict() | {"metric": read_metric(predictions) or _metric(questions)}
     if reason is not None:
-        result |= {
-            "status": "failed",
-            "reason": reason,
-            "n": 0,
-            "correct": 0,
-            "accuracy": None,
-            "low": None,
-            "high": None,
-        }
+        result |= {"status": "failed", "reason": reason, "n": 0, "correct": 0}
+        result |= {"accuracy": None, "low": None, "high": None}
         items: dict[str, list[Any]] = {"id": [], "cluster": [], "correct": []}
     else:
         count, correct = len(rows), int(rows["correct"].sum())

@@ -4,7 +4,7 @@ Words: *KV*, keys before RoPE and values; *importance*, the attention a token ge
 *store*, a teacher's KV of all rows; *shard*, one file of it; *tier*, raw (the teacher's space) or mapped (the student's).
 
     model ─ attention_hooks ─► capture.KVCapture, with or without gradient      patch.KVInjection: K and V put in from outside
-    rows ─ extract ─► shards (quantize) + index.parquet ─ store.KVStore         online_teacher.OnlineTeacher: the same, read while training
+    rows ─ extract ─► shards + index.parquet ─ store.KVStore         online_teacher.OnlineTeacher: the same, read while training
     keys ─ importance, scores ─ select.select_tokens ─► which tokens supervise (row_rng: draws that belong to a row)
 
 Example, Qwen2.5-0.5B (24 layers, 2 KV heads of 64) and a row of 40 tokens:

@@ -6,7 +6,7 @@ their gradients when the forward has them. Keys are un-rotated with the model's 
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
@@ -16,25 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mtkv.kv.attention_hooks import Attended, AttentionInterception
-from mtkv.kv.rotary import Rotary, rotate, unrotate
+from mtkv.kv.rotary import Rotary, unrotate
 from mtkv.models.device_placement import input_device
-
-__all__ = ["KVCapture", "check_keys", "read", "rotate", "unrotate"]
 
 POSITIONS = 16
 SAME = 0.03  # tolerance as a share of a key's length: bfloat16 rotations differ by 0.004, trained norms behind RoPE by 0.15 or more
 TINY = 1e-12  # in place of the length of keys that are all zero
 _checked: "WeakSet[nn.Module]" = WeakSet()
-
-
-@dataclass(frozen=True)
-class _Recorded:
-    module: nn.Module
-    key: Float[Tensor, "batch kv_heads time head_dim"]
-    value: Float[Tensor, "batch kv_heads time head_dim"]
-    query: Float[Tensor, "batch heads time head_dim"] | None
-    rotary: Rotary | None
-    scaling: float
 
 
 class KVCapture(AttentionInterception):
@@ -50,7 +38,7 @@ class KVCapture(AttentionInterception):
         super().__init__(model, part)
         self._keep_queries = queries
         self._is_cross = part == "cross"
-        self._seen: dict[int, _Recorded] = {}
+        self._seen: dict[int, Attended] = {}  # of a layer's first pass; with no query unless these are kept
 
     def clear(self) -> None:
         """Forget what was recorded; call it before the next forward."""
@@ -68,8 +56,7 @@ class KVCapture(AttentionInterception):
         """Q before RoPE, one tensor per layer; attention scores are Q·Kᵀ·`scaling(layer)`. Raises ValueError unless kept."""
         if not self._keep_queries:
             raise ValueError("queries are not kept: use KVCapture(model, queries=True)")
-        queries = [self._seen[layer].query for layer in self._recorded()]
-        return [self._unrotated(query, layer) for layer, query in enumerate(queries) if query is not None]
+        return [self._unrotated(self._seen[layer].query, layer) for layer in self._recorded()]
 
     def rotary(self, layer: int) -> Rotary | None:
         """(cos, sin) `[batch or 1, time, rotary_dim]` that the layer rotated its keys by; None when it did not rotate them."""
@@ -85,13 +72,9 @@ class KVCapture(AttentionInterception):
         """Record K and V of the layer's first pass and return them unchanged."""
         if layer not in self._seen:
             new = slice(None) if self._is_cross else slice(-attended.query.shape[2], None)
-            self._seen[layer] = _Recorded(
-                attended.module,
-                attended.key[:, :, new],
-                attended.value[:, :, new],
-                attended.query if self._keep_queries else None,
-                attended.rotary,
-                attended.scaling,
+            query = attended.query if self._keep_queries else attended.query.new_empty(0)
+            self._seen[layer] = replace(
+                attended, query=query, key=attended.key[:, :, new], value=attended.value[:, :, new]
             )
         return attended.key, attended.value
 

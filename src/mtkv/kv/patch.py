@@ -10,7 +10,7 @@ from transformers import Cache, PreTrainedModel
 
 from mtkv.kv.attention_hooks import Attended, AttentionInterception
 from mtkv.kv.rotary import rotate
-from mtkv.kv.store import KEY, VALUE
+from mtkv.kv.shards import KEY, VALUE
 
 
 class KVInjection(AttentionInterception):

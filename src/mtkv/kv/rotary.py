@@ -8,7 +8,6 @@ EXAONE 4 mix layers with and without RoPE), is seen by watching the call, not gu
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -67,9 +66,7 @@ class RotaryWatch:
                 scope[name] = self._watched(name, scope[name])
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for scope, name, original in self._originals:
             scope[name] = original
         self._originals.clear()

@@ -14,20 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtkv.kv.importance import answer_importance, window_mask
 from mtkv.kv.scores import SCORES, Tokens
 from mtkv.registry import registered
-
-__all__ = [
-    "METHODS",
-    "Selection",
-    "answer_importance",
-    "budget_bites",
-    "select",
-    "select_tokens",
-    "token_scores",
-    "window_mask",
-]
 
 METHODS = tuple(SCORES)
 TIE_DECIMALS = 12
@@ -53,22 +41,19 @@ def select(
     *,
     importance: Float[Tensor, "batch kv_heads time"] | None = None,
     sinks: int = 0,
-    rate: float = 0.1,
-    window: int = 8,
-    generator: torch.Generator | None = None,
-    seeds: Int[Tensor, " batch"] | None = None,
+    **options: Any,
 ) -> Selection:
     """The tokens of one layer to keep, per row and KV head: `[batch, kv_heads, most]`.
 
-    `budget`: a count (int ≥ 1), a share in (0, 1] (float) of each row's own selectable tokens, rounded up, or a count per row.
-    `sinks`: so many first selectable tokens of a row are always kept, in addition to the budget and without scores. `importance`: for
-    attention, rkv and rkv_decode (see `answer_importance`; for the last with `window_mask` and `past`). `rate`: λ of rkv. `window`: of
-    rkv_decode. `seeds` (one per row, independent of the batch) or `generator`: for random. Raises ValueError for an unknown method,
-    budget or missing input.
+    `budget`: a count (int ≥ 1), a share in (0, 1] (float) of each row's own selectable tokens, rounded up, or a count per row. `sinks`:
+    so many first selectable tokens of a row are always kept, in addition to the budget and without scores. `importance`: for attention,
+    rkv and rkv_decode (see `answer_importance`; for the last with `window_mask` and `past`). `options`: fields of `Tokens`, the `rate` λ
+    of rkv, the `window` of rkv_decode, and for random `seeds` (one per row, independent of the batch) or a `generator`. Raises ValueError
+    for an unknown method, budget or missing input.
     """
     candidates = mask & ~_sinks(mask, sinks)
     count = _count(method, budget, candidates)
-    scores = registered(SCORES, method)(Tokens(keys, candidates, count, importance, rate, window, generator, seeds))
+    scores = registered(SCORES, method)(Tokens(keys, candidates, count, importance, **options))
     return _pick(scores, count, candidates, mask)
 
 

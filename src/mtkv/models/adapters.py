@@ -6,13 +6,12 @@ half a byte for each weight of a linear layer; the rest stays in the model's own
 """
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-if TYPE_CHECKING:
-    from mtkv.config.arms import LoraConfig
+from mtkv.config.arms import LoraConfig
 
 
 def four_bit(dtype: torch.dtype, device: str) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def four_bit(dtype: torch.dtype, device: str) -> dict[str, Any]:
     }
 
 
-def add_lora(model: PreTrainedModel, config: "LoraConfig") -> None:
+def add_lora(model: PreTrainedModel, config: LoraConfig) -> None:
     """Freeze the model and add adapters, in place. Its output does not change until they are trained. An output head tied to the input
     embedding gets its own copy of the weights where one of the two has adapters: merging them would change both.
 

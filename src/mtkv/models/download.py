@@ -7,23 +7,19 @@ that cannot be had does not keep the others from being fetched. `HF_ENDPOINT` na
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import HfApi, constants, errors, snapshot_download
 
-from mtkv.models.content_digest import content_digest
+from mtkv.config.models import ModelConfig
 from mtkv.models.integrity import check_weights
 from mtkv.models.load import load_tokenizer, model_folder
-from mtkv.models.paths import MAIN, card_path, hub_folder, read_card
+from mtkv.models.paths import MAIN, card_path, content_digest, hub_folder, read_card
 from mtkv.provenance.files import check_room, disk_full, is_disk_full, write_json
-
-if TYPE_CHECKING:
-    from mtkv.config.models import ModelConfig
-
 
 HUB = "https://huggingface.co"
 TEXTS = (".json", ".jinja", ".txt", ".model", ".py", ".md")
@@ -31,7 +27,7 @@ FOLDERS = ("", "additional_chat_templates")
 Sizes = dict[str, int]
 
 
-def fetch(config: "ModelConfig") -> Path:
+def fetch(config: ModelConfig) -> Path:
     """Fetch one hub model and return its folder; a complete one is not fetched again (delete its card to force it).
 
     Raises PermissionError for a gated or private model, FileNotFoundError for a name or revision the hub does not have, ConnectionError
@@ -68,7 +64,7 @@ def wanted_files(sizes: Sizes) -> Sizes:
     return {name: size for name, size in here.items() if name in weights or name.endswith(TEXTS)}
 
 
-def _facts(config: "ModelConfig", info: Any, sizes: Sizes) -> dict[str, Any]:
+def _facts(config: ModelConfig, info: Any, sizes: Sizes) -> dict[str, Any]:
     return {
         "source": "hub",
         "name": config.name,
@@ -107,13 +103,12 @@ def _online() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(config: "ModelConfig", folder: Path) -> Iterator[None]:
+def _explained(config: ModelConfig, folder: Path) -> Iterator[None]:
     """Context manager: inside, an error of the hub is raised anew with one sentence that says what to do."""
     try:
         yield
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        kind, explain = next((found for cause, found in CAUSES.items() if isinstance(error, cause)), UNREACHABLE)
-        raise kind(explain(config, error)) from error
+        raise _in_a_sentence(config, error) from error
     except Exception as error:
         if is_disk_full(error) and not isinstance(error, PermissionError):
             raise error if error.args[1:] else disk_full(folder) from error
@@ -121,52 +116,33 @@ def _explained(config: "ModelConfig", folder: Path) -> Iterator[None]:
             error, errors.LocalEntryNotFoundError
         ):
             raise
-        kind, explain = UNREACHABLE
-        raise kind(explain(config, error)) from error
+        raise _in_a_sentence(config, error) from error
 
 
-def _gated(config: "ModelConfig", error: Exception) -> str:
-    return (
-        f"{config.name} asks you to accept its licence: open {HUB}/{config.name}, accept it, then run `hf auth login` "
-        "(or set HF_TOKEN) and `snakemake assets` again"
-    )
-
-
-def _no_repository(config: "ModelConfig", error: Exception) -> str:
-    return (
-        f"{config.name} is not on {_endpoint() or HUB}, or is private: check the name on {HUB}/{config.name}; for a private model "
-        "run `hf auth login` (or set HF_TOKEN) first"
-    )
-
-
-def _no_revision(config: "ModelConfig", error: Exception) -> str:
-    try:
-        refs = HfApi(endpoint=_endpoint()).list_repo_refs(config.name)
-        there = ", ".join(ref.name for ref in [*refs.branches, *refs.tags])
-    except Exception:
-        there = f"see {HUB}/{config.name}/tree/{MAIN}"
-    return f"{config.name} has no revision {config.revision!r}; there are: {there}"
-
-
-def _unreachable(config: "ModelConfig", error: Exception) -> str:
+def _in_a_sentence(config: ModelConfig, error: Exception) -> OSError:
+    page, endpoint = f"{HUB}/{config.name}", _endpoint()
+    if isinstance(error, errors.GatedRepoError):  # first: a subclass of the error for a missing model
+        return PermissionError(
+            f"{config.name} asks you to accept its licence: open {page}, accept it, then run `hf auth login` "
+            "(or set HF_TOKEN) and `snakemake assets` again"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        try:
+            refs = HfApi(endpoint=endpoint).list_repo_refs(config.name)
+            there = ", ".join(ref.name for ref in [*refs.branches, *refs.tags])
+        except Exception:
+            there = f"see {page}/tree/{MAIN}"
+        return FileNotFoundError(f"{config.name} has no revision {config.revision!r}; there are: {there}")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return FileNotFoundError(
+            f"{config.name} is not on {endpoint or HUB}, or is private: check the name on {page}; for a private model "
+            "run `hf auth login` (or set HF_TOKEN) first"
+        )
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return (
-        f"{config.name} could not be fetched from {_endpoint() or HUB} ({type(error).__name__}: {first[:200]}); with network, or with "
+    return ConnectionError(
+        f"{config.name} could not be fetched from {endpoint or HUB} ({type(error).__name__}: {first[:200]}); with network, or with "
         "a mirror in HF_ENDPOINT, run `snakemake assets` again; or copy a model folder here and use source: path"
     )
-
-
-Explained = tuple[type[OSError], Callable[["ModelConfig", Exception], str]]
-UNREACHABLE: Explained = (ConnectionError, _unreachable)
-# Gated before missing, because the error for a gated model is a subclass of the one for a missing model.
-CAUSES: dict[type[Exception], Explained] = {
-    errors.GatedRepoError: (PermissionError, _gated),
-    errors.RevisionNotFoundError: (FileNotFoundError, _no_revision),
-    errors.RepositoryNotFoundError: (FileNotFoundError, _no_repository),
-}
-
-
-GETTERS: dict[str, Callable[["ModelConfig"], Path]] = {"hub": fetch}
 
 
 class AssetsError(SystemExit):
@@ -174,7 +150,7 @@ class AssetsError(SystemExit):
     so that a script ends with the message alone, without a traceback."""
 
 
-def fetch_models(models: Mapping[str, "ModelConfig"], manifest: Path) -> None:
+def fetch_models(models: Mapping[str, ModelConfig], manifest: Path) -> None:
     """Stage function: fetch and check every model, and write the manifest: for each its config, folder, digest and size in bytes.
 
     `models`: by their name in the study (`student`, teacher ids). Raises AssetsError, after trying all, when some are missing or damaged.
@@ -194,8 +170,9 @@ def fetch_models(models: Mapping[str, "ModelConfig"], manifest: Path) -> None:
     write_json(manifest, found)
 
 
-def _fetched(config: "ModelConfig") -> dict[str, Any]:
-    GETTERS.get(config.source, model_folder)(config)
+def _fetched(config: ModelConfig) -> dict[str, Any]:
+    if config.source == "hub":
+        fetch(config)
     folder = model_folder(config)
     check_weights(folder)
     load_tokenizer(config)

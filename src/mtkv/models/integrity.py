@@ -1,7 +1,8 @@
 """Is a model folder complete and undamaged, and is what was loaded of it what the folder holds?
 
-`check_weights` takes milliseconds and needs no model; `load_checked`, through which the package loads all weights, checks the rest:
-transformers would only warn of tensors that it filled at random or ignored.
+`check_weights` takes milliseconds and needs no model; `load_checked`, through which the package loads all weights by one of transformers'
+auto classes (`causal_class`, `encoder_class`), checks the rest: transformers would only warn of tensors that it filled at random or
+ignored.
 """
 
 import json
@@ -11,7 +12,16 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForTextEncoding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 WEIGHTS = (".safetensors", ".bin")
 INDEX = "model.safetensors.index.json"
@@ -140,3 +150,32 @@ def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, embeddings: 
             f"model {name!r}: its tokenizer has {len(tokenizer)} tokens, but the model only {embeddings} embeddings; "
             f"{len(beyond)} tokens have none, {token!r} among them: tokenizer and model do not belong together"
         )
+
+
+def causal_class(settings: Any) -> Any:
+    """The auto class for the config `settings` of a causal or a multimodal language model (which never gets images here).
+
+    Raises ValueError, naming the type, for any other config, such as that of a speech model.
+    """
+    if _known(settings, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM):
+        return AutoModelForCausalLM
+    if not settings.is_encoder_decoder and _known(
+        settings, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText
+    ):
+        return AutoModelForImageTextToText
+    raise ValueError(
+        f"model type {settings.model_type!r} is neither a causal language model nor a multimodal one with a text model that could be "
+        "read alone; name its language model, where that is published by itself"
+    )
+
+
+def encoder_class(settings: Any) -> Any:
+    """The auto class for an encoder, or an encoder–decoder's encoder. Raises ValueError, naming the type, where none reads text."""
+    if _known(settings, MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModelForTextEncoding):
+        return AutoModelForTextEncoding
+    raise ValueError(f"model type {settings.model_type!r} has no encoder of text that could be read alone; use another")
+
+
+def _known(settings: Any, mapping: Any, auto: type) -> bool:
+    """Whether `mapping` has the config's class, or the model brings its own code for the auto class `auto`."""
+    return type(settings) in mapping or auto.__name__ in (getattr(settings, "auto_map", None) or {})

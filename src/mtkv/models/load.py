@@ -1,43 +1,108 @@
 """Load a model and its tokenizer from where the config says: this package, a folder, the fetched hub models or a GGUF file.
 
-Nothing is downloaded here: hub models are fetched by `snakemake assets` (`mtkv.models.download`), on a machine with network.
+Nothing is downloaded here: hub models are fetched by `snakemake assets` (`mtkv.models.download`), on a machine with network. GGUF files
+are converted to plain Hugging Face folders, de-quantised once by transformers, then used like any other, for training too: transformers
+needs about a minute for a file and marks what it loads as quantised and not trainable; the converted folder is neither.
 """
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
     AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
+from mtkv.config.models import ModelConfig
 from mtkv.models.adapters import four_bit
-from mtkv.models.auto_class import causal_class, encoder_class
-from mtkv.models.chat_template import chat_template
-from mtkv.models.content_digest import pocket_folder
 from mtkv.models.device_placement import SINGLE, kv_shape, placement_arguments
-from mtkv.models.gguf import converted_folder
-from mtkv.models.integrity import check_tokenizer, check_vocabulary, load_checked
+from mtkv.models.integrity import (
+    causal_class,
+    check_loaded,
+    check_tokenizer,
+    check_vocabulary,
+    encoder_class,
+    load_checked,
+)
 from mtkv.models.merged import merged_folder
-from mtkv.models.paths import LATENT_FILE, cached_commit, cached_snapshot, hub_folder, is_latent, read_card
+from mtkv.models.paths import (
+    LATENT_FILE,
+    cached_commit,
+    cached_snapshot,
+    card_path,
+    gguf_path,
+    hub_folder,
+    is_latent,
+    models_folder,
+    pocket_folder,
+    read_card,
+    sampled_digest,
+)
 from mtkv.models.rope_scaling import context_length, scale_rope
+from mtkv.models.tokenization import chat_template
 from mtkv.models.tokenizer_limits import Reading
+from mtkv.provenance.files import atomic_path, write_json
 
-if TYPE_CHECKING:
-    from mtkv.config.models import ModelConfig
+FORMAT = 2  # version of the converted folders; those of another version are converted anew
+
+
+def converted_folder(config: ModelConfig) -> Path:
+    """Folder of the converted model in the config's dtype, converted now where that has not been done.
+
+    Raises FileNotFoundError without the file, ImportError without the package gguf, ValueError for a file that transformers cannot read
+    completely.
+    """
+    path = gguf_path(config)
+    if not path.is_file():
+        raise FileNotFoundError(f"model {config.name!r}: there is no file {path}")
+    digest = sampled_digest([path])
+    folder = models_folder() / f"{path.stem}-{digest[:16]}-{config.dtype}"
+    if (read_card(folder) or {}).get("format") != FORMAT:
+        _convert(path, folder, config)
+        facts = {"format": FORMAT, "source": "gguf", "name": str(path), "digest": digest, "dtype": config.dtype}
+        write_json(card_path(folder), facts | {"bytes": sum(file.stat().st_size for file in folder.iterdir())})
+    return folder
+
+
+def _convert(path: Path, folder: Path, config: ModelConfig) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError(
+            f"model {config.name!r}: reading GGUF needs the package gguf; install it: pip install mtkv[gguf]"
+        )
+    where: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        load: Any = AutoModelForCausalLM.from_pretrained
+        model, info = load(**where, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # the reader's own are of many kinds (struct.error, KeyError, …)
+        raise ValueError(
+            f"{path}: transformers cannot read this GGUF file ({type(error).__name__}: {error})"
+        ) from error
+    check_loaded(path, model, info)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer, model.is_quantized = None, False
+    with atomic_path(folder, needed=DTYPES[config.dtype].itemsize * model.num_parameters()) as temporary:
+        model.to(DTYPES[config.dtype]).save_pretrained(temporary)
+        # A GGUF file does not say how texts are split before they are tokens; where the tokenizer's class knows, the folder says so too.
+        tokenizer.save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(temporary).save_pretrained(temporary)
+
 
 CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def fetched_folder(config: "ModelConfig") -> Path:
+def fetched_folder(config: ModelConfig) -> Path:
     """Folder of a hub model: in `assets`, else in Hugging Face's cache. Raises FileNotFoundError with the command that fetches it."""
     folder = hub_folder(config)
     if read_card(folder) is not None:
@@ -52,7 +117,7 @@ def fetched_folder(config: "ModelConfig") -> Path:
     return cached_snapshot(config, commit)
 
 
-FOLDERS: dict[str, Callable[["ModelConfig"], Path]] = {
+FOLDERS: dict[str, Callable[[ModelConfig], Path]] = {
     "pocket": lambda config: pocket_folder(config.name),
     "path": lambda config: Path(config.name),
     "hub": fetched_folder,
@@ -61,7 +126,7 @@ FOLDERS: dict[str, Callable[["ModelConfig"], Path]] = {
 }
 
 
-def model_folder(config: "ModelConfig") -> Path:
+def model_folder(config: ModelConfig) -> Path:
     """The Hugging Face folder of a model. Raises FileNotFoundError naming the model when there is none, ValueError for the folder of a
     latent student, whose latents would be ignored silently."""
     folder = FOLDERS[config.source](config)
@@ -75,7 +140,7 @@ def model_folder(config: "ModelConfig") -> Path:
     return folder
 
 
-def is_encoder(config: "ModelConfig") -> bool:
+def is_encoder(config: ModelConfig) -> bool:
     """Whether the model is an encoder, or an encoder–decoder of which the encoder is read: such a teacher attends in both directions, so
     its KV at a token depends on the text behind it too, answer included."""
     settings = _settings(config)
@@ -89,7 +154,7 @@ def is_encoder(config: "ModelConfig") -> bool:
     )
 
 
-def load_model(config: "ModelConfig", placement: str = SINGLE, quantized: bool = False) -> PreTrainedModel:
+def load_model(config: ModelConfig, placement: str = SINGLE, quantized: bool = False) -> PreTrainedModel:
     """The model in the config's dtype, in eval mode, on the GPU when there is one (see `mtkv.models.device_placement`): a causal language
     model, or an encoder without a head (see `is_encoder`). `quantized`: its linear layers in four bits (see `mtkv.models.adapters`).
 
@@ -125,7 +190,7 @@ def read_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_tokenizer(config: "ModelConfig") -> PreTrainedTokenizerBase:
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's own tokenizer; its attribute `reading` says how `encode_rows` writes rows for this model.
 
     A tokenizer without pad token pads with eos: padding is masked everywhere, and an eos that ends an answer is told from padding by its
@@ -152,17 +217,17 @@ def load_tokenizer(config: "ModelConfig") -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def model_layers(config: "ModelConfig") -> int:
+def model_layers(config: ModelConfig) -> int:
     """Number of layers, read from the config file alone."""
     return int(_settings(config).get_text_config().num_hidden_layers)
 
 
-def model_kv_heads(config: "ModelConfig") -> int:
+def model_kv_heads(config: ModelConfig) -> int:
     """Number of KV heads, read from the config file alone."""
     return kv_shape(_settings(config))[0]
 
 
-def _settings(config: "ModelConfig") -> Any:
+def _settings(config: ModelConfig) -> Any:
     """The model's transformers config, its RoPE scaled where the study's entry has `rope_scaling`."""
     settings = AutoConfig.from_pretrained(model_folder(config), trust_remote_code=config.trust_remote_code)
     if config.rope_scaling is not None:

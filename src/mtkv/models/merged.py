@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mtkv.models.content_digest import content_digest
-from mtkv.models.paths import card_path, models_folder, read_card
+from mtkv.models.paths import card_path, content_digest, models_folder, read_card
 from mtkv.provenance.files import atomic_path, write_json
 
 if TYPE_CHECKING:

@@ -5,14 +5,13 @@ In: a transformers config. Out: the same config with other `rope_parameters`, wh
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import Embedding
 from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig
 
-if TYPE_CHECKING:
-    from mtkv.config.models import RopeScaling
+from mtkv.config.models import RopeScaling
 
 Rope = dict[str, Any]
 
@@ -27,36 +26,19 @@ def two_thirds_base(base: float, dim: int, factor: float) -> float:
     return float(base * factor ** (2 / 3))
 
 
-def ntk(rope: Rope, dim: int, factor: float) -> Rope:
-    """RoPE parameters with `ntk_base`, whatever the length of a text."""
-    return rope | {"rope_theta": ntk_base(rope["rope_theta"], dim, factor)}
-
-
-def ntk_two_thirds(rope: Rope, dim: int, factor: float) -> Rope:
-    """RoPE parameters with `two_thirds_base`, whatever the length of a text."""
-    return rope | {"rope_theta": two_thirds_base(rope["rope_theta"], dim, factor)}
-
-
-def linear(rope: Rope, dim: int, factor: float) -> Rope:
-    """All positions divided by s (Chen et al. 2023, arXiv 2306.15595)."""
-    return rope | {"rope_type": "linear", "factor": factor}
-
-
-def dynamic(rope: Rope, dim: int, factor: float) -> Rope:
-    """The base that dynamic NTK (emozilla 2023) reaches at s times the trained length, used at every length, as in vLLM. In transformers
-    it grows with the longest row of a batch, and a row's KV would depend on its neighbours."""
-    return rope | {"rope_theta": ntk_base(rope["rope_theta"], dim, factor * factor - (factor - 1))}
-
-
-SCALINGS: dict[str, Callable[[Rope, int, float], Rope]] = {
-    "ntk": ntk,
-    "linear": linear,
-    "dynamic": dynamic,
-    "ntk_two_thirds": ntk_two_thirds,
+# (base, width of a head, factor s) → RoPE parameters, the same whatever the length of a text
+SCALINGS: dict[str, Callable[[float, int, float], Rope]] = {
+    "ntk": lambda base, dim, s: {"rope_theta": ntk_base(base, dim, s)},
+    "ntk_two_thirds": lambda base, dim, s: {"rope_theta": two_thirds_base(base, dim, s)},
+    # All positions divided by s (Chen et al. 2023, arXiv 2306.15595).
+    "linear": lambda base, dim, s: {"rope_type": "linear", "factor": s},
+    # The base that dynamic NTK (emozilla 2023) reaches at s times the trained length, used at every length, as in vLLM. In transformers
+    # it grows with the longest row of a batch, and a row's KV would depend on its neighbours.
+    "dynamic": lambda base, dim, s: {"rope_theta": ntk_base(base, dim, s * s - (s - 1))},
 }
 
 
-def scale_rope(settings: PretrainedConfig, scaling: "RopeScaling") -> None:
+def scale_rope(settings: PretrainedConfig, scaling: RopeScaling) -> None:
     """Change `settings` in place: `rope_parameters` of every layer type, and a context `factor` times as long.
 
     Raises ValueError for a model without RoPE or with RoPE that is scaled already.
@@ -73,10 +55,10 @@ def scale_rope(settings: PretrainedConfig, scaling: "RopeScaling") -> None:
             f"rope_scaling: this model's RoPE is already scaled ({', '.join(sorted(kinds))}); remove the field"
         )
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    scaled = {
-        name: SCALINGS[scaling.method](part, int(head_dim * part.get("partial_rotary_factor", 1.0)), scaling.factor)
-        for name, part in parts.items()
-    }
+    scaled = {}
+    for name, part in parts.items():
+        dim = int(head_dim * part.get("partial_rotary_factor", 1.0))
+        scaled[name] = part | SCALINGS[scaling.method](part["rope_theta"], dim, scaling.factor)
     text.rope_parameters = scaled if nested else scaled[""]
     text.max_position_embeddings = int(text.max_position_embeddings * scaling.factor)
 

@@ -4,7 +4,7 @@ Tensors here are `[batch, heads, time, head_dim]`, as transformers caches hold t
 library packs tokens.
 `mtkv.kv`, `mtkv.align`, `mtkv.fuse` and `mtkv.report` export these names.
 
-    texts ─ extractor ─► KV of every layer ─ time_alignment ─► student's time ─ layer_maps ─► student's layers
+    texts ─ extractor ─► KV of every layer ─ time_alignment ─► student's time, student's layers
                                      (rope_translation, for keys that come already rotated)          │
         student's layers, `[batch, heads, time, dim]` ─ projectors ─► student's heads and width ─ fusion ─► one KV
                                       visualize: pictures of the layer map and of the token matches

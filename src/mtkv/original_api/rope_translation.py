@@ -12,34 +12,19 @@ from torch import Tensor
 
 from mtkv.models.rope_scaling import ntk_base, two_thirds_base
 
-
-def ntk(base: float, dim: int, stretch: float, time: int, trained: int) -> tuple[float, float]:
-    """base·s^(d/(d−2)) (bloc97 2023)."""
-    return ntk_base(base, dim, stretch), 1.0
-
-
-def ntk_two_thirds(base: float, dim: int, stretch: float, time: int, trained: int) -> tuple[float, float]:
-    """base·s^(2/3), the original design's exponent."""
-    return two_thirds_base(base, dim, stretch), 1.0
-
-
-def linear(base: float, dim: int, stretch: float, time: int, trained: int) -> tuple[float, float]:
-    """All positions divided by s (Chen et al. 2023, arXiv 2306.15595)."""
-    return base, stretch
-
-
-def dynamic(base: float, dim: int, stretch: float, time: int, trained: int) -> tuple[float, float]:
-    """NTK that starts beyond the trained length: base·(s·T/L − (s − 1))^(d/(d−2)) with T at least L."""
-    growth = stretch * max(time, trained) / trained - (stretch - 1)
-    return ntk_base(base, dim, growth), 1.0
-
-
-# (base, dim, stretch, time, trained length) -> base after scaling, divisor of the positions
+# (base, dim d, stretch s, time T, trained length L) -> base after scaling, divisor of the positions
 SCALING_METHODS: dict[str, Callable[[float, int, float, int, int], tuple[float, float]]] = {
-    "ntk": ntk,
-    "linear": linear,
-    "dynamic": dynamic,
-    "ntk_two_thirds": ntk_two_thirds,
+    # base·s^(d/(d−2)) (bloc97 2023)
+    "ntk": lambda base, dim, stretch, time, trained: (ntk_base(base, dim, stretch), 1.0),
+    # all positions divided by s (Chen et al. 2023, arXiv 2306.15595)
+    "linear": lambda base, dim, stretch, time, trained: (base, stretch),
+    # NTK that starts beyond the trained length: base·(s·T/L − (s − 1))^(d/(d−2)) with T at least L
+    "dynamic": lambda base, dim, stretch, time, trained: (
+        ntk_base(base, dim, stretch * max(time, trained) / trained - (stretch - 1)),
+        1.0,
+    ),
+    # base·s^(2/3), the original design's exponent
+    "ntk_two_thirds": lambda base, dim, stretch, time, trained: (two_thirds_base(base, dim, stretch), 1.0),
 }
 
 

@@ -13,7 +13,6 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from mtkv.provenance.code_digest import PACKAGE_FOLDER
@@ -89,9 +88,7 @@ class Card:
         self._created = datetime.now(UTC).isoformat(timespec="seconds")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is not None:
             return
         write_json(

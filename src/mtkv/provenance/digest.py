@@ -1,4 +1,4 @@
-"""Digests of settings and of files."""
+"""Digests of settings and of files, and the state of a folder of data."""
 
 import hashlib
 import json
@@ -6,6 +6,8 @@ import os
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
 def digest_of(value: Any) -> str:
@@ -47,3 +49,12 @@ def path_digest(path: Path) -> str:
     if not path.is_dir():
         return file_digest(path)
     return digest_of({str(file.relative_to(path)): file_digest(file) for file in path.rglob("*") if file.is_file()})
+
+
+def state_of(folder: str | None) -> list[list[str | int]]:
+    """On what the data rule depends besides its settings: name, size and modification time (ns) of every data file below `folder`,
+    sorted; nothing for None or no folder."""
+    if folder is None:
+        return []
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in DATA_SUFFIXES and path.is_file())
+    return [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 # The umask of this process. It can only be read by setting it: once, before there are threads that make files.
 UMASK = os.umask(0o077)
@@ -95,20 +96,31 @@ def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def write_parquet(path: str | Path, frame: "pd.DataFrame | Iterable[pd.DataFrame]") -> None:
-    """Write one frame, or frames of the same columns one at a time, as one parquet file, atomically and without their indices."""
+def write_parquet(path: str | Path, frame: "pd.DataFrame | pa.Table | Iterable[pd.DataFrame]") -> None:
+    """Write a table, or frames of the same columns one at a time, as one parquet file, atomically and without their indices."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with atomic_path(path) as temporary:
         if hasattr(frame, "to_parquet"):
             frame.to_parquet(temporary, index=False)
             return
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+        if isinstance(frame, pa.Table):
+            pq.write_table(frame, temporary)
+            return
         tables = (pa.Table.from_pandas(one, preserve_index=False) for one in frame)
         first = next(tables)
         with pq.ParquetWriter(temporary, first.schema) as writer:
             for table in chain([first], tables):
                 writer.write_table(table)
+
+
+def parquet_note(path: str | Path, name: bytes) -> str | None:
+    """What the metadata of a parquet file say under `name`; None where they say nothing."""
+    import pyarrow.parquet as pq
+
+    note = (pq.read_schema(path).metadata or {}).get(name)
+    return None if note is None else note.decode()
 
 
 def _open_to_others(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The function behind each rule of the workflow: files in, files out, facts for the card returned.
 
 A script in workflow/scripts calls it with the paths of the rule. What depends on the student's view, text or latent, is chosen here, in
-`train` and `evaluation_model`. The rules `data` (`mtkv.data.build`), `teacher_kv` (`mtkv.kv.extract`) and `score`
+`train` and `predict.evaluation_model`. The rules `data` (`mtkv.data.build`), `teacher_kv` (`mtkv.kv.extract`) and `score`
 (`mtkv.evaluate.scoring`) have their function in the package that does the work.
 
     rows ─ kv.extract ─► store ─ fit_map ─► map, probe ─ project_targets (tier mapped) ─┐

@@ -7,10 +7,11 @@ files, the study's config beside them (for `diff`), and the facts of the stage's
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from mtkv.config.study import Study
 from mtkv.provenance.files import read_json, write_json, write_parquet
 from mtkv.stats.bootstrap import Resamples
 from mtkv.stats.cells import cells_table
@@ -21,14 +22,10 @@ from mtkv.stats.pairs import families, pairs_table
 from mtkv.stats.ranks import duels, matrix_table, places
 from mtkv.stats.translatable import tell
 
-if TYPE_CHECKING:
-    from mtkv.config.study import Study
-
-
 TABLES = ("items", "cells", "pairs", "matrix", "claims")
 
 
-def compare(study: "Study", scores: Sequence[Path], train_cards: Sequence[Path], folder: Path) -> dict[str, Any]:
+def compare(study: Study, scores: Sequence[Path], train_cards: Sequence[Path], folder: Path) -> dict[str, Any]:
     """Write the `TABLES` and study.json to `folder`; return grade, verdicts, what is missing and the arms' compute.
 
     The order of `scores` and of the items in them does not matter. Raises ScoresError and UnfairComparison.
@@ -68,13 +65,13 @@ def compare(study: "Study", scores: Sequence[Path], train_cards: Sequence[Path],
     }
 
 
-def contenders(study: "Study") -> list[str]:
+def contenders(study: Study) -> list[str]:
     """Arms that can be the best of a column: the students. A teacher's own scores are a reference, not a rival."""
     students = [name for name, arm in study.arms.items() if arm.model == "student"]
     return students or list(study.arms)
 
 
-def without_twin(study: "Study") -> dict[str, str]:
+def without_twin(study: Study) -> dict[str, str]:
     """Claims that KV helps (an arm with teachers' KV beats one without) and name no control arm as their twin.
 
     A KV loss can help merely by regularising, so without a control twin to beat such a claim cannot be supported.

@@ -6,28 +6,21 @@ In: a latent student, the study's questions, and for KV arms the teachers and va
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
-from mtkv.distill.teacher_kv import TeacherFiles
-from mtkv.evaluate.lm_eval_model import load_folder
+from mtkv.config.evaluation import EvaluationConfig
 from mtkv.evaluate.lm_eval_tasks import StudyTask, UnanswerableError
-from mtkv.latent.evaluation.conditions import Condition, Unchanged, conditions
 from mtkv.latent.evaluation.decoded import decoded_tokens
 from mtkv.latent.evaluation.lm_eval_model import LatentEvaluationModel
-from mtkv.latent.evaluation.selected_positions import kept_places
+from mtkv.latent.evaluation.selected_positions import LatentTeaching, kept_places
+from mtkv.latent.model.interventions import Condition, Swapped, conditions
 from mtkv.latent.model.student import LatentStudent
-from mtkv.models.chat_template import dated_template
+from mtkv.models.tokenization import dated_template
 from mtkv.provenance.files import write_parquet
-from mtkv.stages.predict import answer_tasks, study_tasks
+from mtkv.stages.predict import ModelSource, answer_tasks, study_tasks
 from mtkv.stages.train import of_styles
-
-if TYPE_CHECKING:
-    from mtkv.config.arms import TrainingConfig
-    from mtkv.config.evaluation import EvaluationConfig
-    from mtkv.config.kv import KVConfig
-    from mtkv.config.latent import LatentConfig
 
 QUESTIONS = 100  # of each dataset, the first ones: each is asked five times
 TOP = 5
@@ -36,26 +29,22 @@ ACCURACY = {"dataset": str, "condition": str, "kept": int, "item": str, "cluster
 
 
 def diagnose_latents(
-    model_folder: Path,
+    source: ModelSource,
+    taught: LatentTeaching,
     datasets: Sequence[str],
     data_folder: Path,
-    evaluation: "EvaluationConfig",
-    latent: "LatentConfig",
-    training: "TrainingConfig",
-    kv: "KVConfig | None",
-    teachers: Sequence[TeacherFiles],
+    evaluation: EvaluationConfig,
     output: Path,
     seed: int,
-    chat: str | None = None,
 ) -> dict[str, Any]:
     """Stage function: write the three tables into the folder `output`.
 
     Returns facts for the card: items and forward passes per question of each dataset, which dataset failed and why, and where no
     intervention is possible. Raises ValueError for a folder without latents.
     """
-    student, tokenizer = load_folder(model_folder)
+    chat, (student, tokenizer) = source.chat, source.load(source.folder)
     if not isinstance(student, LatentStudent) or not student.latent.tokens:
-        raise ValueError(f"{model_folder}: not a latent student with latent tokens; there is nothing to diagnose")
+        raise ValueError(f"{source.folder}: not a latent student with latent tokens; there is nothing to diagnose")
     if chat:
         tokenizer.chat_template = dated_template(tokenizer, chat)
     model = LatentEvaluationModel(student, tokenizer, evaluation.batch_size, chat=bool(chat))
@@ -79,8 +68,8 @@ def diagnose_latents(
             continue
         accuracy.append(rows.assign(dataset=name))
         decoded.append(said.assign(dataset=name))
-    frame = of_styles(data_folder / "val.parquet", training.styles)
-    kept = kept_places(student, tokenizer, training, latent, kv, teachers, frame.head(training.eval_rows))
+    frame = of_styles(data_folder / "val.parquet", taught.training.styles)
+    kept = kept_places(student, tokenizer, taught, frame.head(taught.training.eval_rows))
     empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in ACCURACY.items()})
     write_parquet(output / "accuracy.parquet", pd.concat(accuracy)[list(ACCURACY)] if accuracy else empty)
     write_parquet(output / "decoded.parquet", pd.concat(decoded) if decoded else pd.DataFrame({"dataset": []}))
@@ -100,12 +89,11 @@ def asked_under_conditions(
 
     Fills `facts`. Where the model cannot be interfered with, only the unchanged rows.
     """
-    unchanged = Unchanged()
     found: list[pd.DataFrame] = []
     for condition in conditions(model.student.latent.tokens):
-        if condition.needs_others and len(found[0]) < 2:
+        if isinstance(condition.intervention, Swapped) and len(found[0]) < 2:
             continue
-        model.intervene = condition.intervention(unchanged)
+        model.intervene = condition.intervention
         try:
             rows, cost = answer_tasks(model, tasks, max_new_tokens, chat)
         except NotImplementedError as reason:

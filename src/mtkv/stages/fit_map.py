@@ -6,7 +6,7 @@ held-out error of the fitted map, its alternatives and the mean for each student
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,8 @@ from mtkv.align.cka import cka_similarity
 from mtkv.align.closed_form_maps import KVMap, combine_layers, fit_map, relative_error
 from mtkv.align.layers import layer_weights, stored_layers
 from mtkv.align.token_alignment import match_row
+from mtkv.config.kv import AlignConfig
+from mtkv.config.models import ModelConfig
 from mtkv.data.rows import segment_ends
 from mtkv.kv.extract import read_kv
 from mtkv.kv.online_teacher import OnlineTeacher
@@ -28,32 +30,34 @@ from mtkv.models.load import load_model, load_tokenizer, model_layers
 from mtkv.models.tokenization import encode_rows
 from mtkv.provenance.files import write_parquet
 
-if TYPE_CHECKING:
-    from mtkv.config.kv import AlignConfig
-    from mtkv.config.models import ModelConfig
-
 BATCH_SIZE = 64
 CKA_TOKENS = 4096
 
 
+class MapFiles(NamedTuple):
+    """Where a map goes, its probe table, and the alignment of the first validation row (None: nowhere)."""
+
+    map: Path
+    probe: Path
+    example: Path | None = None
+
+
 def calibrate_map(
-    student: "ModelConfig",
+    student: ModelConfig,
     teacher_name: str,
-    teacher: "ModelConfig",
-    align: "AlignConfig",
+    teacher: ModelConfig,
+    align: AlignConfig,
     store_folder: Path | None,
-    calibration: Path,
-    validation: Path,
-    output: Path,
-    probe: Path,
-    example: Path | None = None,
+    data_folder: Path,
+    files: MapFiles,
 ) -> dict[str, Any]:
-    """Stage function: fit, save and probe the map of one teacher; returns coverage, layer map and mean errors.
+    """Stage function: fit the map of one teacher on the calibration rows of `data_folder`, save and probe it; returns coverage, layer map
+    and mean errors.
 
     `store_folder` None: an online teacher reads the rows. A map that is trained with the student gets here the statistics of both
-    sides and its closed-form counterpart (ridge), for routing and as a start. `example`: where the first validation row's alignment goes.
+    sides and its closed-form counterpart (ridge), for routing and as a start.
     """
-    fit, held = pd.read_parquet(calibration), pd.read_parquet(validation)
+    fit, held = (pd.read_parquet(data_folder / f"{split}.parquet") for split in ("calibration", "val"))
     store = open_teacher(student, teacher, align, store_folder, pd.concat([fit, held]))
     sizes = model_layers(teacher), model_layers(student)
     reader = load_tokenizer(student), load_model(student)
@@ -64,12 +68,12 @@ def calibrate_map(
     x = combine_layers(fit_x, stored)
     method = "ridge" if align.trained else align.map
     maps = {name: fit_map(x, fit_y, weights, name, align.ridge) for name in probed_methods(method, x, fit_y)}
-    maps[method].save(output)
+    maps[method].save(files.map)
     held_x, held_y, covered = matched_kv(*reader, store, align.time, held)
     table = probe_table(maps, combine_layers(held_x, stored), held_y, teacher_name)
-    write_parquet(probe, table)
-    if example is not None:
-        write_parquet(example, example_table(reader[0], store, align.time, held.head(1)))
+    write_parquet(files.probe, table)
+    if files.example is not None:
+        write_parquet(files.example, example_table(reader[0], store, align.time, held.head(1)))
     errors = table[table["method"] == method].groupby("kind")["error"].mean()
     return {
         "layer_map": maps[method].teacher_layers.tolist(),
@@ -87,7 +91,7 @@ def probed_methods(method: str, teacher: Tensor, student: Tensor) -> list[str]:
 
 
 def open_teacher(
-    student: "ModelConfig", teacher: "ModelConfig", align: "AlignConfig", store_folder: Path | None, rows: pd.DataFrame
+    student: ModelConfig, teacher: ModelConfig, align: AlignConfig, store_folder: Path | None, rows: pd.DataFrame
 ) -> KVStore | OnlineTeacher:
     """The teacher's store, checked against its checksums, or the teacher itself."""
     if store_folder is not None:

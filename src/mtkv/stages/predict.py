@@ -3,106 +3,153 @@
 Greedy generation and choice log-likelihoods are lm-eval's (`HFLM` and its evaluator, on our task files or its own). The model is
 loaded once for all datasets. A dataset that the same model answered before, by the same code with the same settings, is
 copied from a cache of files named by the digest of all that: Snakemake deletes the outputs of a job that it runs again.
+
+What runs the model, from the folder its training left or the one the config names, is transformers (`evaluation.backend: hf`, everywhere)
+or vLLM (`vllm`, an extra, on a GPU).
 """
 
+import hashlib
+import importlib.util
 import io
+import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from lm_eval.evaluator import evaluate
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mtkv.checkpointing.store import Checkpoint
+from mtkv.config.evaluation import EvaluationConfig
+from mtkv.config.models import ModelConfig
+from mtkv.data.testsets import own_path
 from mtkv.evaluate.answer_rows import answer_row, rules_of
-from mtkv.evaluate.cache_key import predictions_digest
 from mtkv.evaluate.journal import Resume
 from mtkv.evaluate.lm_eval_model import EvaluationModel, load_folder
 from mtkv.evaluate.lm_eval_tasks import (
     StudyTask,
     UnanswerableError,
+    examples_file,
     is_benchmark,
     load_benchmark,
     load_tasks,
     questions_file,
+    task_file,
+    train_file,
 )
 from mtkv.evaluate.predictions import write_failure, write_predictions
-from mtkv.models.chat_template import dated_template
+from mtkv.latent.evaluation.lm_eval_model import LatentEvaluationModel
+from mtkv.latent.model.student import LatentStudent
+from mtkv.models.load import load_model, load_tokenizer, model_folder
+from mtkv.models.paths import is_latent
+from mtkv.models.tokenization import dated_template
+from mtkv.provenance.digest import file_digest
 from mtkv.provenance.files import atomic_path
-from mtkv.stages.evaluation_model import Loader, check_backend, evaluation_model
 
-if TYPE_CHECKING:
-    from mtkv.checkpointing.store import Checkpoint
-    from mtkv.config.evaluation import EvaluationConfig
+MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")  # weights, configs, tokenizer
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The model of a run and how it is asked. `folder` identifies the weights; `load` turns it into model and tokenizer, `dtype` names the
+    number format it converts the weights to (None: as saved). `chat`: questions are asked in the chat template of the model's tokenizer,
+    which is told this day (YYYY-MM-DD); None: as plain text."""
+
+    folder: Path
+    load: Callable[[Path], tuple[PreTrainedModel | LatentStudent, PreTrainedTokenizerBase]] = load_folder
+    dtype: str | None = None
+    chat: str | None = None
+
+    @classmethod
+    def of(cls, trained: Sequence[str], given: ModelConfig | None, chat: str | None = None) -> Self:
+        """`trained` holds the trained folder, or nothing where `given` is evaluated as it comes."""
+        if given is None:
+            return cls(Path(trained[0]), chat=chat)
+        return cls(model_folder(given), lambda _: (load_model(given), load_tokenizer(given)), given.dtype, chat)
+
+
+def evaluation_model(source: ModelSource, config: EvaluationConfig) -> Any:
+    """The model in lm-eval's interface. Raises ValueError for a latent student in vLLM."""
+    if config.backend == "vllm":
+        if is_latent(source.folder):
+            raise ValueError(
+                f"evaluation.backend: 'vllm' cannot run the latent student in {source.folder} (it reads embeddings between question and "
+                "answer); write backend: hf"
+            )
+        from mtkv.evaluate.vllm_model import VllmModel  # imports vllm
+
+        return VllmModel(source.folder, source.dtype, bool(source.chat))
+    model, tokenizer = source.load(source.folder)
+    if isinstance(model, LatentStudent) and model.slots:
+        return LatentEvaluationModel(model, tokenizer, config.batch_size, chat=bool(source.chat))
+    plain = model.model if isinstance(model, LatentStudent) else model
+    return EvaluationModel(plain, tokenizer, config.batch_size, chat=bool(source.chat))
 
 
 def predict(
-    model_folder: Path,
-    datasets: Sequence[str],
+    source: ModelSource,
     data_folder: Path,
-    config: "EvaluationConfig",
-    outputs: dict[str, Path],
+    config: EvaluationConfig,
+    outputs: Mapping[str, Path],
     cache: Path | None = None,
-    *,
-    checkpoint: "Checkpoint | None" = None,
+    checkpoint: Checkpoint | None = None,
     code: str = "",
-    load: Loader = load_folder,
-    dtype: str | None = None,
-    chat: str | None = None,
 ) -> dict[str, Any]:
-    """Answer `datasets` with the model in `model_folder` and write `outputs[dataset]` for each.
+    """Answer each dataset of `outputs` with the model and write the file named there.
 
-    `load` turns the folder into model and tokenizer; `dtype` names the number format it converts the weights to (None: as saved). `chat`:
-    questions are asked in the chat template of the model's tokenizer, which is told this day (YYYY-MM-DD); None: as plain text. `code`
-    is the digest of the code that predicts. With `cache`, a folder, known answers are copied from it and new ones kept there; with
+    `code` is the digest of the code that predicts. With `cache`, a folder, known answers are copied from it and new ones kept there; with
     `checkpoint` the answers of a dataset that is not done yet outlive the process, and the next attempt finds the others. A dataset that
     cannot be answered (it could not be loaded, a prompt is longer than the model's context) leaves a failure file, is not cached and is
     named in the facts. Returns facts: what was reused, what failed, and each new dataset's seconds, items and generated tokens.
-    Raises ValueError for an unknown dataset, an unusable model or few-shot settings that can't be met, ImportError when the
-    package of `config.backend` is not installed, SavedExit when asked to leave (USR1).
+    Raises ValueError for an unknown dataset, an unusable model or few-shot settings that can't be met, ImportError, before anything is
+    loaded, when the package of `config.backend` is not installed, SavedExit when asked to leave (USR1).
     """
-    check_backend(config)
-    digests = {
-        name: predictions_digest(model_folder, dtype, name, data_folder, config, code, chat) for name in datasets
-    }
-    kept = {name: Path(cache) / f"{digests[name]}.parquet" for name in datasets} if cache is not None else {}
-    reused = [name for name in datasets if name in kept and kept[name].is_file()]
+    if config.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ImportError(
+            "evaluation.backend: 'vllm' needs the package vllm, which is not installed; pip install 'mtkv[vllm]' on a machine with a "
+            "GPU, or write backend: hf"
+        )
+    digests = {name: predictions_digest(source, name, data_folder, config, code) for name in outputs}
+    kept = {name: Path(cache) / f"{digest}.parquet" for name, digest in digests.items()} if cache is not None else {}
+    reused = [name for name, path in kept.items() if path.is_file()]
     for name in reused:
         _copy(kept[name], outputs[name])
     facts: dict[str, Any] = {"digests": digests, "reused": reused, "failed": {}, "datasets": {}, "tokens": 0}
-    facts |= {"chat_date": chat, "resumed_at": []}
-    new = [name for name in datasets if name not in reused]
+    facts |= {"chat_date": source.chat, "resumed_at": []}
     tasks: dict[str, list[StudyTask]] = {}
-    for name in new:
+    for name in [name for name in outputs if name not in reused]:
         with _failing(name, outputs, facts), _quiet():
             tasks[name] = study_tasks(name, data_folder, config)
     if tasks:
         start = time.perf_counter()
         with _quiet():
-            language_model = evaluation_model(Path(model_folder), load, dtype, config, bool(chat))
-        if chat:
-            language_model.tokenizer.chat_template = dated_template(language_model.tokenizer, chat)
+            model = evaluation_model(source, config)
+        if source.chat:
+            model.tokenizer.chat_template = dated_template(model.tokenizer, source.chat)
         facts["load_seconds"] = round(time.perf_counter() - start, 3)
         questions = {name: sum(len(task.questions) for task in parts) for name, parts in tasks.items()}
         with Resume(checkpoint, questions, digests) as resume:
             for name, parts in tasks.items():
-                with _failing(name, outputs, facts), resume.journal(name) as language_model.journal:
-                    rows, facts["datasets"][name] = answer_tasks(language_model, parts, config.max_new_tokens, chat)
-                    write_predictions(
-                        outputs[name], rows, parts[0].metric, {task.part: rules_of(task) for task in parts}
-                    )
+                with _failing(name, outputs, facts), resume.journal(name) as model.journal:
+                    rows, facts["datasets"][name] = answer_tasks(model, parts, config.max_new_tokens, source.chat)
+                    rules = {task.part: rules_of(task) for task in parts}
+                    write_predictions(outputs[name], rows, parts[0].metric, rules)
                     if name in kept:
-                        _copy(Path(outputs[name]), kept[name])
-        facts["tokens"] = language_model.generated_tokens
+                        _copy(outputs[name], kept[name])
+        facts["tokens"] = model.generated_tokens
     if checkpoint is not None:
         facts["resumed_at"] = checkpoint.resumed_at
         checkpoint.finish()
     return facts
 
 
-def study_tasks(name: str, data_folder: Path, config: "EvaluationConfig") -> list[StudyTask]:
+def study_tasks(name: str, data_folder: Path, config: EvaluationConfig) -> list[StudyTask]:
     """The lm-eval tasks that make up a dataset: one, or one for each part of a benchmark of several.
 
     Raises UnanswerableError for a benchmark that cannot be asked, ValueError for an unknown dataset.
@@ -113,7 +160,7 @@ def study_tasks(name: str, data_folder: Path, config: "EvaluationConfig") -> lis
 
 
 @contextmanager
-def _failing(name: str, outputs: dict[str, Path], facts: dict[str, Any]) -> Iterator[None]:
+def _failing(name: str, outputs: Mapping[str, Path], facts: dict[str, Any]) -> Iterator[None]:
     """A dataset that cannot be answered leaves its reason, in its file and in the facts; the others go on."""
     try:
         yield
@@ -185,3 +232,32 @@ def _quiet() -> Iterator[None]:
 def _copy(source: Path, target: Path) -> None:
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def predictions_digest(source: ModelSource, name: str, data_folder: Path, config: EvaluationConfig, code: str) -> str:
+    """sha256 of all that decides a dataset's predictions: the name under which they are kept for another run."""
+    questions = questions_file(data_folder, name)
+    parts: dict[str, Any] = {
+        "code": code,
+        "model": {path.name: file_digest(path) for path in model_files(source.folder)},
+        "dtype": source.dtype,
+        "questions": file_digest(questions),
+        "config": config.model_dump(mode="json", exclude={"jobs"}),
+        "chat": source.chat,
+    }
+    if is_benchmark(questions):
+        parts |= {"task": f"lm-eval {version('lm-eval')}", "examples": file_digest(examples_file(data_folder, name))}
+    else:
+        own = own_path(questions)  # whose source is in `code`
+        parts["task"] = own or file_digest(task_file(name))
+        if config.num_fewshot:
+            parts["examples"] = file_digest(train_file(data_folder))
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Weights, configs and tokenizer of a Hugging Face folder, sorted. Raises ValueError when it holds no weights."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES and path.name != "training_args.bin")
+    if not any(path.suffix in (".safetensors", ".bin") for path in files):
+        raise ValueError(f"{folder}: holds no model weights")
+    return files

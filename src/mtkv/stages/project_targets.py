@@ -6,7 +6,7 @@ raw one, which has every token at the teacher's own width, and a training step n
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,20 +14,19 @@ from torch import Tensor
 
 from mtkv.align.closed_form_maps import KVMap, combine_layers
 from mtkv.align.token_alignment import TimeMatch, match_row
+from mtkv.config.models import ModelConfig
 from mtkv.data.rows import segment_ends
-from mtkv.kv.store import KVStore, mapped_rows, write_index, write_mapped
+from mtkv.kv.shards import write_mapped
+from mtkv.kv.store import KVStore, mapped_rows, write_index
 from mtkv.models.load import load_tokenizer
 from mtkv.models.tokenization import encode_rows
 from mtkv.provenance.files import atomic_path
-
-if TYPE_CHECKING:
-    from mtkv.config.models import ModelConfig
 
 SHARD_ROWS = 2000
 
 
 def write_targets(
-    student: "ModelConfig",
+    student: ModelConfig,
     store_folder: Path,
     map_path: Path,
     time: str,
@@ -55,7 +54,7 @@ def write_targets(
 
 
 def row_matches(
-    student: "ModelConfig", store: KVStore, time: str, frame: pd.DataFrame
+    student: ModelConfig, store: KVStore, time: str, frame: pd.DataFrame
 ) -> Iterator[tuple[str, TimeMatch]]:
     """Id and match of every row."""
     encoded = encode_rows(load_tokenizer(student), list(frame["prompt"]), list(frame["target"]))

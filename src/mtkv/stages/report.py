@@ -8,10 +8,11 @@ import re
 from collections.abc import Collection, Iterable
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
+from mtkv.config.study import Study
 from mtkv.provenance.files import write_text
 from mtkv.report.claim_rows import claim_rows, claim_texts
 from mtkv.report.figures.all import FIGURE_SECTIONS, OPTIONAL_SECTIONS, all_figures
@@ -33,9 +34,6 @@ from mtkv.report.static_figures import Picture, picture
 from mtkv.report.strings import LANGUAGES, Words, chinese, page_phrases, say
 from mtkv.report.tables import headline, missing_cells
 
-if TYPE_CHECKING:
-    from mtkv.config.study import Study
-
 SECTIONS = ("answer", "headline", *FIGURE_SECTIONS, "items", "provenance", "methods")
 METHODS = ("pairs", "intervals", "overlap", "undecided", "twin", "seeds", "missing", "scope")
 RUN_STAGES = ("arms/", "predictions/", "scores/", "latents/")
@@ -43,7 +41,7 @@ STATIC_ITEMS = 20
 SEPARATORS = re.compile(r" · |[^\w.+-]+")
 
 
-def render(study: "Study", root: Path, output: Path) -> dict[str, Any]:
+def render(study: Study, root: Path, output: Path) -> dict[str, Any]:
     """Stage function: write the page `output` of `root` (results/<study>) and its files beside it; returns sizes and counts.
 
     Raises FileNotFoundError when a file of `compare` is missing; everything else may be absent and is named on the page.

@@ -1,26 +1,31 @@
 """Train one arm with one seed: the stage `arms`.
 
 In: rows, the raw student and, for KV arms, stores and maps. Out: a plain Hugging Face model folder, the training log, and
-the mean routing weight of each teacher on each dataset's validation rows.
+the mean routing weight of each teacher on each dataset's validation rows. A training is a value, `TrainingRun`: what `train_arm` is given,
+and, as JSON, what the processes of a training on several are.
 """
 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
+from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from mtkv.align.closed_form_maps import KVMap
-from mtkv.data.parquet_rows import RowFile, check_files
-from mtkv.data.validation import check_rows
+from mtkv.config.arms import TrainingConfig
+from mtkv.config.kv import KVConfig, LogitConfig
+from mtkv.config.latent import LatentConfig
+from mtkv.config.models import ModelConfig
+from mtkv.data.rows import RowFile, check_files, check_rows
 from mtkv.distill.dataset import DistillationRows, check_streamable
 from mtkv.distill.distiller import Distiller
 from mtkv.distill.kv_objective import KVObjective
 from mtkv.distill.routing_table import routing_table
-from mtkv.distill.teacher_kv import TeacherKV, open_logit_teachers, open_sources
+from mtkv.distill.teacher_kv import TeacherFiles, TeacherKV, open_logit_teachers, open_sources
 from mtkv.kv.capture import check_keys
 from mtkv.latent.training.arm import latent_arm, latent_student
 from mtkv.latent.training.dataset import LatentArm
@@ -29,18 +34,46 @@ from mtkv.latent.training.teacher_kv import SelfTeacherKV
 from mtkv.models.adapters import add_lora, merge_lora
 from mtkv.models.load import DTYPES, load_model, load_tokenizer, model_kv_heads
 from mtkv.provenance.files import atomic_path, write_parquet
-from mtkv.stages.training_run import TrainingRun
-from mtkv.training.checkpointing import CheckpointPolicy, gather_model
+from mtkv.training.checkpointing import CheckpointPolicy, SavedJob, gather_model
 from mtkv.training.data_parallel import world_size
 from mtkv.training.strategies import SINGLE, splits_weights, spread_arguments, take_over
 from mtkv.training.trainer import GROUPED, DistillationTrainer, training_log
 from mtkv.training.world_layout import WorldLayout
 
-if TYPE_CHECKING:
-    from mtkv.config.arms import TrainingConfig
-    from mtkv.config.kv import KVConfig
-    from mtkv.config.latent import LatentConfig
-    from mtkv.config.models import ModelConfig
+
+class TrainingRun(BaseModel):
+    """One arm with one seed: who is trained, how, on which rows, taught by whom, and where the results go.
+
+    `teachers` are in the order of `kv.teachers`; `logit_teachers` in that of `logits.teachers`; `latent` is given in the student view of
+    that name. Paths are read as they stand: relative ones from the working directory.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    student: ModelConfig
+    training: TrainingConfig
+    seed: int
+    train_rows: Path
+    validation_rows: Path
+    model_folder: Path
+    log_path: Path
+    routing_path: Path
+    kv: KVConfig | None = None
+    teachers: list[TeacherFiles] = []
+    logits: LogitConfig | None = None
+    logit_teachers: list[ModelConfig] = []
+    latent: LatentConfig | None = None
+
+
+class WorkerRequest(BaseModel):
+    """A `TrainingRun` for the processes of `layout`: the first keeps the checkpoints of `job` and writes the card's facts to `result`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: TrainingRun
+    job: SavedJob
+    layout: WorldLayout
+    result: Path
 
 
 def train_arm(
@@ -164,7 +197,7 @@ def of_styles(rows: Path, styles: Sequence[str] | None) -> pd.DataFrame:
 
 
 def untrained(
-    student: "ModelConfig", training: "TrainingConfig", latent: "LatentConfig | None"
+    student: ModelConfig, training: TrainingConfig, latent: LatentConfig | None
 ) -> Distiller | LatentDistiller:
     """A module of those parts that are saved (no KV objective, no teacher), as it is before training."""
     model = trainable_student(student, training, quantized=False)
@@ -173,7 +206,7 @@ def untrained(
     return LatentDistiller(latent_student(model, latent), training.ce_weight, latent)
 
 
-def trainable_student(config: "ModelConfig", training: "TrainingConfig", quantized: bool) -> PreTrainedModel:
+def trainable_student(config: ModelConfig, training: TrainingConfig, quantized: bool) -> PreTrainedModel:
     """The raw student as it is trained: what is trained in float32, weights frozen under adapters in the config's dtype, with `quantized`
     in four bits. A step of AdamW at learning rate 2e-5 is far below bfloat16's spacing of weights (2⁻⁸ of each), so most would never move.
 
@@ -202,9 +235,7 @@ def trainable_student(config: "ModelConfig", training: "TrainingConfig", quantiz
     return model
 
 
-def training_arguments(
-    training: "TrainingConfig", seed: int, scratch: str, strategy: str = SINGLE
-) -> TrainingArguments:
+def training_arguments(training: TrainingConfig, seed: int, scratch: str, strategy: str = SINGLE) -> TrainingArguments:
     """The Trainer's arguments for one run; when to save and whom to report to is `CheckpointPolicy`'s."""
     return spread_arguments(
         strategy,
@@ -248,7 +279,7 @@ def supervised_share(rows: DistillationRows) -> float | None:
     return sum(rows.supervised) / sum(rows.lengths)
 
 
-def budget_bites(rows: DistillationRows, kv: "KVConfig | None") -> float | None:
+def budget_bites(rows: DistillationRows, kv: KVConfig | None) -> float | None:
     """Share of the training rows in which the budget binds, of the teacher with the largest; None where the arm selects nothing."""
     chosen = [source.bites for source in rows.sources if isinstance(source, TeacherKV | SelfTeacherKV)] if kv else []
     if kv is None or kv.select.method == "full" or not chosen:

@@ -12,8 +12,7 @@ import torch
 
 from mtkv.checkpointing.preemption import SAVED, Preemption, SavedExit
 from mtkv.provenance.files import read_json, write_json, write_text
-from mtkv.stages.train import train_arm
-from mtkv.stages.training_run import TrainingRun, WorkerRequest
+from mtkv.stages.train import TrainingRun, WorkerRequest, train_arm
 from mtkv.training.checkpointing import CheckpointPolicy, SavedJob
 from mtkv.training.data_parallel import rank
 from mtkv.training.launcher import launch

@@ -3,7 +3,7 @@
 Words: *part*, a forward pass of one process in a step; *share*, the rows of a batch that one process reads; *pooled*, measured over all
 rows of a step; *term*, one addend of the loss (`part.*` with its weight).
 
-    stages.training_run.TrainingRun ─ launcher ─► processes (world_layout, strategies) ─► trainer.DistillationTrainer
+    stages.train.TrainingRun ─ launcher ─► processes (world_layout, strategies) ─► trainer.DistillationTrainer
       data_parallel: who reads which rows, means over the whole step     │ gradient_shares, metrics ─► training.parquet
       step_statistics: spreads over the whole step                       └ checkpointing, resume ─► checkpoints/<digest>/, then model
 

@@ -22,9 +22,8 @@ from transformers import Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from mtkv.checkpointing.identity import job_identity, job_run
-from mtkv.checkpointing.log_history import carry_on
 from mtkv.checkpointing.preemption import Preemption
-from mtkv.checkpointing.store import ROOT, Checkpoint
+from mtkv.checkpointing.store import ROOT, Checkpoint, carry_on
 from mtkv.training.data_parallel import rank
 
 

@@ -7,14 +7,17 @@ that moves KV between rows or tokens, these are the tokens before they are moved
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
+from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from mtkv.config.arms import TrainingConfig
+from mtkv.config.kv import KVConfig
+from mtkv.config.latent import LatentConfig
 from mtkv.distill.teacher_kv import TeacherFiles
 from mtkv.latent.model.student import LatentStudent
 from mtkv.latent.training.arm import latent_arm
@@ -24,11 +27,6 @@ from mtkv.latent.training.self_teacher import SelfTeacherReading
 from mtkv.latent.training.teacher_kv import ChainTeacherKV, SelfTeacherKV
 from mtkv.models.device_placement import kv_heads
 from mtkv.models.load import model_kv_heads
-
-if TYPE_CHECKING:
-    from mtkv.config.arms import TrainingConfig
-    from mtkv.config.kv import KVConfig
-    from mtkv.config.latent import LatentConfig
 
 TENTHS = 10
 COLUMNS = {"teacher": str, "layer": int, "slot": int, "tenth": int, "count": int, "place": float}
@@ -48,20 +46,26 @@ class Picked:
     length: Int[np.ndarray, " batch"]
 
 
+class LatentTeaching(BaseModel):
+    """How the latents of a run were taught: sections of its arm, and its teachers' files in their order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    training: TrainingConfig
+    latent: LatentConfig
+    kv: KVConfig | None
+    teachers: list[TeacherFiles]
+
+
 def kept_places(
-    student: LatentStudent,
-    tokenizer: PreTrainedTokenizerBase,
-    training: "TrainingConfig",
-    latent: "LatentConfig",
-    kv: "KVConfig | None",
-    teachers: Sequence[TeacherFiles],
-    frame: pd.DataFrame,
+    student: LatentStudent, tokenizer: PreTrainedTokenizerBase, taught: LatentTeaching, frame: pd.DataFrame
 ) -> pd.DataFrame:
     """One row per teacher, layer, slot (from 1) and tenth of the chain (from 0), with the `COLUMNS`; empty for an arm without KV.
 
     `count`: selected tokens there, over `rows` × `heads`; `place`: their mean place in the chain, 0 its beginning and 1 its end;
     `chain_tokens`: mean length of a chain; `short`: share of the rows whose chain has fewer tokens than there are latents.
     """
+    training, latent, kv, teachers = taught.training, taught.latent, taught.kv, taught.teachers
     parts = chain_rows(frame, latent.keep_last_step)
     chained = frame[[bool(part.chain.strip()) for part in parts]].reset_index(drop=True)
     if kv is None or chained.empty:
@@ -81,7 +85,7 @@ def kept_places(
 @torch.no_grad()
 def _picked(
     student: LatentStudent,
-    kv: "KVConfig",
+    kv: KVConfig,
     rows: LatentRows,
     reader: ChainTeacherKV | SelfTeacherKV,
     batch: Sequence[int],
@@ -98,7 +102,7 @@ def _chain_picked(source: ChainTeacherKV, ids: Sequence[str]) -> Picked:
     return Picked(source.store.layers, index.cpu().numpy(), count, length)
 
 
-def _own_picked(student: LatentStudent, kv: "KVConfig", rows: LatentRows, batch: Sequence[int]) -> Picked:
+def _own_picked(student: LatentStudent, kv: KVConfig, rows: LatentRows, batch: Sequence[int]) -> Picked:
     given = {name: part.to(student.device) for name, part in rows.collate(batch).items() if name.startswith("own_")}
     chain, count = given["own_chain"], given["own_count"]
     reading = SelfTeacherReading(student.model, kv.select, chain, given["own_answer"])

@@ -42,7 +42,11 @@ def generate(
     intervene: Intervention | None = None,
     **settings: Any,
 ) -> Any:
-    """See `LatentStudent.generate`, which calls this."""
+    """What transformers' `generate` says after question and latents: new tokens `[batch, new]` alone. Padding on either side.
+
+    `settings` are those of `generate`, and its output classes are kept; `max_length` counts question, slots and new tokens.
+    `intervene` changes the refined latents (`mtkv.latent.model.interventions`). A method of `LatentStudent`, as are the two below.
+    """
     ids, mask = left_aligned(input_ids, attention_mask)
     model: Any = student.model
     if not student.slots:
@@ -72,10 +76,10 @@ def generate(
 def decode_latents(
     student: "LatentStudent",
     input_ids: Int[Tensor, "batch time"],
-    attention_mask: Int[Tensor, "batch time"] | None,
-    k: int,
+    attention_mask: Int[Tensor, "batch time"] | None = None,
+    k: int = 5,
 ) -> tuple[Int[Tensor, "batch M k"], Float[Tensor, "batch M k"]]:
-    """See `LatentStudent.decode_latents`, which calls this."""
+    """The k likeliest tokens at each latent's last hidden state in the final pass, and their probabilities."""
     ids, mask = left_aligned(input_ids, attention_mask)
     embeds, seen, positions, cache = begun(student, ids, mask)
     latents, read = refine(student, embeds, seen, positions, cache)
@@ -164,7 +168,10 @@ def _counted(student: "LatentStudent") -> Iterator[None]:
 def score(
     student: "LatentStudent", questions: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
 ) -> list[tuple[float, bool]]:
-    """See `LatentStudent.score`, which calls this: all rows in one batch. Continuations are not empty."""
+    """Log-likelihood in nats of each continuation after its question and latents, and whether it is the greedy one.
+
+    All rows are read in one batch. Continuations are not empty.
+    """
     rows = [student.layout(question, said) for question, said in zip(questions, continuations, strict=True)]
     ids = _padded([ids for ids, _ in rows], 0).to(student.device)
     starts = torch.tensor([start for _, start in rows], device=student.device)

@@ -16,10 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtkv.latent.model.files import load_latent_folder, save_latent_folder
-from mtkv.latent.model.generation import decode_latents, generate, score
-from mtkv.latent.model.interventions import Intervention
-from mtkv.latent.model.latent_tokens import LatentTokens, embedding_width, table_statistics
+from mtkv.latent.model import generation
+from mtkv.latent.model.latent_tokens import (
+    LatentTokens,
+    embedding_width,
+    load_latent_folder,
+    save_latent_folder,
+    table_statistics,
+)
 
 
 class LatentStudent(nn.Module):
@@ -99,31 +103,9 @@ class LatentStudent(nn.Module):
             embeds = _placed(embeds, latents, self.latent.next_inputs(before))
         return embeds
 
-    def generate(
-        self,
-        input_ids: Int[Tensor, "batch time"],
-        attention_mask: Int[Tensor, "batch time"] | None = None,
-        intervene: Intervention | None = None,
-        **settings: Any,
-    ) -> Any:
-        """What transformers' `generate` says after question and latents: new tokens `[batch, new]` alone. Padding on either side.
-
-        `settings` are those of `generate`, and its output classes are kept; `max_length` counts question, slots and new tokens.
-        `intervene` changes the refined latents (`mtkv.latent.model.interventions`).
-        """
-        return generate(self, input_ids, attention_mask, intervene, **settings)
-
-    def decode_latents(
-        self, input_ids: Int[Tensor, "batch time"], attention_mask: Int[Tensor, "batch time"] | None = None, k: int = 5
-    ) -> tuple[Int[Tensor, "batch M k"], Float[Tensor, "batch M k"]]:
-        """The k likeliest tokens at each latent's last hidden state in the final pass, and their probabilities."""
-        return decode_latents(self, input_ids, attention_mask, k)
-
-    def score(
-        self, questions: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
-    ) -> list[tuple[float, bool]]:
-        """Log-likelihood in nats of each continuation after its question and latents, and whether it is the greedy one."""
-        return score(self, questions, continuations)
+    generate = generation.generate
+    decode_latents = generation.decode_latents
+    score = generation.score
 
     def passes(self, said: int) -> int:
         """Forward passes, one after the other, that an answer of `said` tokens takes: KaVa's measure of cost."""

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtkv.kv.select import budget_counts, select
-from mtkv.kv.store import KEY
+from mtkv.kv.shards import KEY
 
 if TYPE_CHECKING:
     from mtkv.config.kv import SelectConfig

@@ -13,8 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtkv.models.content_digest import pocket_folder
-from mtkv.models.paths import cached_commit, cached_snapshot, gguf_path, hub_folder
+from mtkv.models.paths import cached_commit, cached_snapshot, gguf_path, hub_folder, pocket_folder
 
 if TYPE_CHECKING:
     from mtkv.config.models import ModelConfig

@@ -131,7 +131,7 @@ def _predict(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ..
 def _latents(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
     """As a prediction of the first `DIAGNOSED` questions of each dataset, times the conditions, plus the iterations of the latents."""
     latent = params["arm"]["latent"]
-    # As many as `mtkv.latent.evaluation.conditions` has; that module imports torch.
+    # As many as `mtkv.latent.model.interventions` has; that module imports torch.
     times = 5 if latent["tokens"] > 1 else 4
     asked = {name: min(count, DIAGNOSED) for name, count in amounts.questions.items()}
     files = tuple(f"{name}.parquet" for name in asked)

@@ -92,7 +92,7 @@ def wanted(patient: DoctorContext) -> list[Wanted]:
 
 def _data_sets(patient: DoctorContext) -> list[Wanted]:
     """The data sets of the training sources and of the benchmarks that the study evaluates."""
-    from mtkv.data.download import wanted_splits
+    from mtkv.data.build import wanted_splits
 
     study = patient.study
     sources = wanted_splits(study.data, [])
