@@ -16,8 +16,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from mtkv.data.parquet_rows import RowFile
-from mtkv.data.rows import segment_ends
+from mtkv.data.rows import RowFile, segment_ends
 from mtkv.distill.controls import controlled
 from mtkv.distill.list_on_disk import ListOnDisk
 from mtkv.distill.row_match import RowMatch
