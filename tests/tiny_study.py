@@ -20,7 +20,7 @@ from mtkv.kv.extract import StorePlan, extract_shard
 from mtkv.kv.store import write_index
 from mtkv.provenance.files import write_parquet
 from mtkv.stages.fit_map import MapFiles, calibrate_map
-from mtkv.stages.project_targets import write_targets
+from mtkv.stages.project_targets import Storing, write_targets
 from mtkv.stages.train import TrainingRun, train_arm
 
 STEPS = 6
@@ -113,8 +113,8 @@ class TinyStudy:
             )
         return path
 
-    def targets(self, teacher: str, align: AlignConfig, dtype: str = "float32") -> Path:
-        folder = self.folder / "targets" / f"{teacher}-{align.slug}-{dtype}"
+    def targets(self, teacher: str, align: AlignConfig, tier: str = "mapped", width: int | None = None) -> Path:
+        folder = self.folder / "targets" / f"{teacher}-{align.slug}-{tier}-{width}"
         if not folder.exists():
             paths = [self.paths["train"], self.paths["val"]]
             write_targets(
@@ -123,7 +123,7 @@ class TinyStudy:
                 self.map(teacher, align),
                 align.time,
                 paths,
-                dtype,
+                Storing(tier, "float32", width),
                 folder,
             )
         return folder
@@ -132,6 +132,7 @@ class TinyStudy:
         places = {
             "raw": lambda teacher: self.store(teacher),
             "mapped": lambda teacher: self.targets(teacher, kv.align),
+            "components": lambda teacher: self.targets(teacher, kv.align, "components", 1000),  # cut to all there are
             "online": lambda teacher: None,
         }
         return [

@@ -143,6 +143,17 @@ def test_the_mapped_tier_trains_the_model_of_the_raw_tier(study, references):
     assert facts["supervised_share"] > 0.2
 
 
+def test_all_components_train_the_model_of_the_raw_tier(study, references):
+    """In the teacher's own channels, by a student-side map, which the mapped tier cannot serve."""
+    arm = kv(align={"map": "linear", "side": "student"}, loss={"unit": "channel", "gamma": 0})
+    raw, whole = (
+        weights(study.train("raw channels", arm)[0]),
+        weights(study.train("components", arm, tier="components")[0]),
+    )
+    moved = max(float((references[0][n] - raw[n]).abs().max()) for n in raw)
+    assert max(float((raw[n] - whole[n]).abs().max()) for n in raw) < 0.02 * moved
+
+
 def test_logit_distillation_with_a_teacher_of_the_same_vocabulary(study, references):
     output, _ = study.train("kd", logits=LogitConfig(teachers=["twin"]), logit_teachers=[study.models["twin"]])
     log = pd.read_parquet(output / "training.parquet")

@@ -134,7 +134,7 @@ def kv_inputs(wildcards):
     teachers = other_teachers(wildcards.arm)
     if STUDY.teachers.mode == "online":
         stores = []
-    elif STUDY.teachers.tier == "mapped":
+    elif STUDY.teachers.tier != "raw":
         stores = [
             f"{ROOT}/maps/{teacher}/{kv.align.slug}.targets" for teacher in teachers
         ]

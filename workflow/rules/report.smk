@@ -24,7 +24,7 @@ rule report:
         targets=[
             f"{name}.targets"
             for name in USED_MAPS
-            if STORED and STUDY.teachers.tier == "mapped"
+            if STORED and STUDY.teachers.tier != "raw"
         ],
         questions=expand(
             f"{ROOT}/data/test/{{dataset}}.parquet", dataset=STUDY.datasets

@@ -107,7 +107,11 @@ rule targets:
         study=STUDY.study,
         student=model_params(STUDY.student),
         time=lambda wildcards: align_of(wildcards).time,
-        dtype=STUDY.teachers.dtype,
+        storing=[
+            STUDY.teachers.tier,
+            STUDY.teachers.dtype,
+            STUDY.teachers.components,
+        ],
         code=code("mtkv.stages.project_targets"),
     script:
         "../scripts/targets.py"

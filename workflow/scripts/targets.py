@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from mtkv.stages.project_targets import write_targets
+from mtkv.stages.project_targets import Storing, write_targets
 from mtkv.config.models import ModelConfig
 from mtkv.provenance.card import Card
 
@@ -11,6 +11,6 @@ with Card.for_job(snakemake, "maps") as card:
         Path(snakemake.input.map),
         snakemake.params.time,
         [Path(path) for path in snakemake.input.rows],
-        snakemake.params.dtype,
+        Storing(*snakemake.params.storing),
         Path(snakemake.output.targets),
     )

@@ -121,9 +121,15 @@ class TeachersConfig(Section):
         default="float16",
         description="Number format of the stored KV; int8, float8 and int4 have a scale and an offset for each channel.",
     )
-    tier: Literal["raw", "mapped"] = Field(
+    tier: Literal["raw", "mapped", "components"] = Field(
         default="raw",
-        description="raw: the teacher's own KV, for any alignment. mapped: what training reads, in the student's space and time.",
+        description="raw: the teacher's own KV, for any alignment. mapped: what training reads, in the student's space and time (maps of "
+        "closed form). components: what it reads, in the student's time, as principal components of the teacher's own channels (any map).",
+    )
+    components: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tier components only: how many per layer and kind; null: the student's KV width.",
     )
     batch_size: int = Field(default=64, ge=1, description="Rows a teacher reads at once.")
     models: dict[Name, ModelConfig] = Field(
@@ -133,7 +139,7 @@ class TeachersConfig(Section):
     @property
     def raw_dtype(self) -> str:
         """Format of the teachers' own KV: where only mapped targets stay in a coarse format, they are made from a finer one."""
-        coarse = self.tier == "mapped" and self.dtype in ("int8", "int4", "float8_e4m3fn")
+        coarse = self.tier != "raw" and self.dtype in ("int8", "int4", "float8_e4m3fn")
         return "float16" if coarse else self.dtype
 
     @model_validator(mode="before")

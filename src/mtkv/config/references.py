@@ -99,8 +99,8 @@ def _arm_problems(study: "Study", teachers: list[str]) -> Iterator[Problem]:
             yield from _task_problems(study, (name, part), getattr(arm, part))
         if arm.kv and arm.kv.own:
             continue  # neither a store nor a map
-        if arm.kv and study.teachers.tier == "mapped":
-            yield from _tier_problems(name, arm.kv)
+        if arm.kv and study.teachers.tier != "raw":
+            yield from _tier_problems(name, arm.kv, study.teachers.tier)
         if arm.kv and arm.kv.select.needs_attention and study.teachers.mode == "online":
             allowed = "the others, or teachers.mode stored"
             message = f"{arm.kv.select.method!r} needs attention, which only a store keeps; allowed: {allowed}"
@@ -173,17 +173,17 @@ def _stream_problems(study: "Study") -> Iterator[Problem]:
             yield Problem(("resources", "train", "stream"), message)
 
 
-def _tier_problems(name: str, kv: KVConfig) -> Iterator[Problem]:
-    """Settings that need the raw tier: targets of the mapped tier are already mapped and selected, and have no likelihoods."""
+def _tier_problems(name: str, kv: KVConfig, tier: str) -> Iterator[Problem]:
+    """Settings that need the raw tier: targets of the others are already selected and have no likelihoods, those of mapped are mapped."""
     needs_raw = {
-        ("align", "map"): kv.align.trained and kv.align.map,
-        ("loss", "distance"): kv.loss.distance == "relation" and "relation",
+        ("align", "map"): tier == "mapped" and kv.align.trained and kv.align.map,
+        ("loss", "distance"): tier == "mapped" and kv.loss.distance == "relation" and "relation",
         ("select", "method"): kv.select.method != "full" and kv.select.method,
         ("fusion", "strategy"): kv.fusion.needs_likelihood and kv.fusion.strategy,
     }
     for field, value in needs_raw.items():
         if value:
-            message = f"{value!r} needs the teacher's own KV, but teachers.tier is mapped; allowed with it: raw"
+            message = f"{value!r} needs the teacher's own KV, but teachers.tier is {tier}; allowed with it: raw"
             yield Problem(("arms", name, "kv", *field), message)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.align.closed_form_maps import KVMap, combine_layers
+from mtkv.align.components import Components
 from mtkv.align.token_alignment import Segments, TimeMatch, match_row
 from mtkv.config.models import ModelConfig  # pydantic reads the annotations of TeacherFiles
 from mtkv.distill.distiller import LogitTeachers
@@ -33,6 +34,8 @@ from mtkv.models.tokenization import EncodedRow
 
 if TYPE_CHECKING:
     from mtkv.config.kv import KVConfig, LogitConfig, SelectConfig
+
+COMPONENTS = "components.safetensors"  # beside the shards of tier components
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,10 @@ class TeacherKV:
 
 @dataclass(frozen=True)
 class ProjectedTeacherKV:
-    """Targets in the student's space and time, read as they are."""
+    """Targets in the student's time: in its space, read as they are, or `components` of the teacher's own channels, which are decoded."""
 
     store: MappedStore
+    components: Components | None = None
 
     def __contains__(self, row: str) -> bool:
         return row in self.store
@@ -134,9 +138,10 @@ class ProjectedTeacherKV:
         self, rows: Sequence[str], tokens: Sequence[Int[np.ndarray, "n 1"]], weights: Sequence[Float[np.ndarray, "n 1"]]
     ) -> Float[Tensor, "tokens student_layers 2 width"]:
         """Targets of all rows' supervised tokens one after the other."""
-        return torch.cat(
+        kv = torch.cat(
             [self.store.read(row)[torch.from_numpy(part[:, 0])] for row, part in zip(rows, tokens, strict=True)]
         )
+        return self.components.decode(kv) if self.components else kv
 
 
 Source = TeacherKV | ProjectedTeacherKV
@@ -182,8 +187,9 @@ def open_sources(
 
 def open_source(teacher: TeacherFiles, kv_map: KVMap, kv: "KVConfig", rows: pd.DataFrame, batch_size: int) -> Source:
     """A store of the right tier, or the teacher itself, with the layers that the map combines."""
-    if teacher.tier == "mapped" and teacher.store is not None:
-        return ProjectedTeacherKV(MappedStore(teacher.store))
+    if teacher.tier in ("mapped", "components") and teacher.store is not None:
+        components = Components.load(teacher.store / COMPONENTS) if teacher.tier == "components" else None
+        return ProjectedTeacherKV(MappedStore(teacher.store), components)
     store = open_store(teacher, kv_map, rows, batch_size)
     return TeacherKV(store, kv_map.layer_weights[:, store.layers], kv.align.time, kv.select)
 

@@ -72,7 +72,7 @@ def _map(study: Study) -> Iterator[Job]:
 
 def _targets(study: Study) -> Iterator[Job]:
     root = _root(study)
-    stored = study.teachers.mode == "stored" and study.teachers.tier == "mapped"
+    stored = study.teachers.mode == "stored" and study.teachers.tier != "raw"
     for name in study.maps() if stored else []:
         path = f"{root}/maps/{name}.targets"
         card = f"{path}.card.json"
