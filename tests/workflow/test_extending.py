@@ -31,8 +31,8 @@ from mtkv.distill.controls import CONTROLS, Control, control_of
 from mtkv.distill.row_match import RowMatch
 from mtkv.distill.teacher_kv import TeacherFiles
 from mtkv.evaluate.lm_eval_tasks import load_benchmark
-from mtkv.evaluate.scoring import score
-from mtkv.kv.extract import extract_shard
+from mtkv.evaluate.scoring import ScoredRun, score
+from mtkv.kv.extract import StorePlan, extract_shard
 from mtkv.kv.select import select_tokens
 from mtkv.kv.store import write_index
 from mtkv.models.load import model_layers
@@ -40,12 +40,10 @@ from mtkv.provenance import code_digest as code
 from mtkv.provenance.files import write_json
 from mtkv.registry import FOLDERS
 from mtkv.stages.compare import compare
-from mtkv.stages.evaluation_model import model_source
-from mtkv.stages.fit_map import calibrate_map
-from mtkv.stages.predict import predict
+from mtkv.stages.fit_map import MapFiles, calibrate_map
+from mtkv.stages.predict import ModelSource, predict
 from mtkv.stages.report import render
-from mtkv.stages.train import train_arm
-from mtkv.stages.training_run import TrainingRun
+from mtkv.stages.train import TrainingRun, train_arm
 from mtkv.training.data_parallel import LOSS_TERMS
 
 PAGE = Path(__file__).parents[2] / "docs/extending.md"
@@ -120,14 +118,12 @@ def run(folder, study):
         shard = root / f"teachers/{name}/shard-0000.safetensors"
         methods = {align.layers for align in study.aligns(name)}
         layers = stored_layers(sorted(methods), model_layers(teacher), model_layers(study.student))
-        extract_shard(teacher, layers, list(data.values()), 0, 1, "float16", 64, shard)
+        extract_shard(teacher, list(data.values()), 0, StorePlan(layers, 1, "float16", 64), shard)
         write_index([shard], shard.with_name("index.parquet"))
         for align in study.aligns(name):
             path = root / f"maps/{name}/{align.slug}.safetensors"
-            ends = {end: path.with_name(f"{align.slug}.{end}.parquet") for end in ("probe", "example")}
-            calibrate_map(
-                study.student, name, teacher, align, shard.parent, data["calibration"], data["val"], path, **ends
-            )
+            ends = [path.with_name(f"{align.slug}.{end}.parquet") for end in ("probe", "example")]
+            calibrate_map(study.student, name, teacher, align, shard.parent, root / "data", MapFiles(path, *ends))
     scores, cards = [], []
     for arm in study.arms:
         place = root / f"arms/{arm}/seed42"
@@ -157,13 +153,11 @@ def run(folder, study):
         write_json(place / "card.json", card)
         cards.append(place / "card.json")
         outputs = {name: root / f"predictions/{arm}/seed42/{name}.parquet" for name in study.datasets}
-        where, load = model_source([str(place / "model")], None)
-        predict(where, study.datasets, root / "data", study.evaluation, outputs, load=load)
+        predict(ModelSource(place / "model"), root / "data", study.evaluation, outputs)
         for name, predictions in outputs.items():
             scores.append(root / f"scores/{arm}/seed42/{name}.json")
             asked = root / f"data/test/{name}.parquet"
-            named = {"study": "tiny", "arm": arm, "seed": 42, "dataset": name}
-            score(predictions, scores[-1], **named, expected_items=asked)
+            score(ScoredRun("tiny", arm, 42, name), predictions, scores[-1], asked)
     compare(study, scores, cards, root / "compare")
     return root
 
