@@ -55,22 +55,23 @@ class DistillationRows(Dataset[int]):
         self.ids: Sequence[str] = (ids := new())
         self.encoded: Sequence[EncodedRow] = (encoded := new())
         self.datasets: list[str] = []
-        self.lengths, self.supervised = array("i"), array("i")
+        self.lengths: Sequence[int] = (lengths := array("i"))
+        self.supervised: Sequence[int] = (supervised := array("i"))
         true = new()
         for piece in rows.pieces() if isinstance(rows, RowFile) else [rows]:
-            items = _encoded(tokenizer, piece, max_length, rows, len(self.lengths))
+            items = _encoded(tokenizer, piece, max_length, rows, len(lengths))
             ids.extend(piece["id"])
             encoded.extend(items)
             self.datasets.extend(map(sys.intern, piece["dataset"]))
-            self.lengths.extend(len(item.input_ids) for item in items)
+            lengths.extend(len(item.input_ids) for item in items)
             if teachers:
                 found = list(map(self._match, piece["id"], items, segment_ends(piece)))
                 true.extend(found)
-                self.supervised.extend(len(match.position) for match in found)
+                supervised.extend(len(match.position) for match in found)
         self.matches: Sequence[RowMatch] = true
         if teachers and (changed := controlled(true, control, seed)) is not true:
-            self.matches = new()
-            self.matches.extend(changed)
+            self.matches = (wrong := new())
+            wrong.extend(changed)
 
     @property
     def sources(self) -> Sequence[Any]:
