@@ -20,20 +20,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mtkv.config.errors import ConfigError
-from mtkv.config.study import Study, read_study
-from mtkv.ops.plan.command import plan
+from mtkv.config.study import Study
+from mtkv.ops.plan.command import Overlays, plan, study_or_refusal
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-BASE_CONFIG = Path("config/config.yaml")
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
 app.command()(plan)
 # Replacements for characters that the terminal's encoding lacks; any other becomes "?".
 PLAIN = dict(zip("−–—·✓✗≈", "---.vx~", strict=True)) | {"→": "->", "…": "...", "≥": ">=", "Δ": "delta"}
-Overlays = Annotated[list[Path], typer.Option("--configfile", help="Overlay of the default study; may be repeated.")]
 
 
 @app.callback()
@@ -55,7 +52,7 @@ def probe(
 
     Relative to predicting the mean: 0 is exact, 1 says nothing. Fitted far below identity: a fixed map will do.
     """
-    study = _study(configfile)
+    study = study_or_refusal(configfile)
     unknown = sorted(set(teacher) - set(study.teachers.models))
     if unknown:
         raise typer.BadParameter(
@@ -98,7 +95,7 @@ def doctor(
     """What would keep a study from running here, each line with its remedy. Exits with 1 when something would stop it."""
     from mtkv.ops.doctor.command import examine
 
-    if not examine(_study(configfile), profile, configfile, json, Console()):
+    if not examine(study_or_refusal(configfile), profile, configfile, json, Console()):
         raise typer.Exit(1)
 
 
@@ -115,7 +112,7 @@ def status(
     """How far a study is: jobs done, running, queued, failed; time left; loss; which log to read. Reads files and SLURM's queue only."""
     from mtkv.ops.status.command import print_status, watch_status
 
-    study = _study(configfile)
+    study = study_or_refusal(configfile)
     if watch:
         watch_status(study, at_once=jobs, interval=interval, console=Console())
     else:
@@ -148,13 +145,6 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     """Error handler of `str.encode`: replacements for the characters that cannot be encoded, and where to go on."""
     assert isinstance(error, UnicodeEncodeError)
     return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
-
-
-def _study(overlays: list[Path]) -> Study:
-    try:
-        return read_study(BASE_CONFIG, *overlays)
-    except ConfigError as error:
-        raise typer.BadParameter(f"the study's config is not valid:\n{error}") from None
 
 
 def _probed(study: Study, teachers: list[str]) -> "pd.DataFrame":

@@ -1,4 +1,4 @@
-"""A patient whose programs, packages and folders a test can break."""
+"""A machine whose programs, packages and folders a test can break."""
 
 import shutil
 import stat
@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from mtkv.config.study import read_study
-from mtkv.ops.doctor.checks import CHECKS, DoctorContext
+from mtkv.ops.doctor.checks import DoctorContext
+from mtkv.ops.doctor.command import CHECKS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ class Clinic:
         )
         path.chmod(path.stat().st_mode | stat.S_IEXEC)
 
-    def patient(self, overlay=None, profile=None):
+    def context(self, overlay=None, profile=None):
         """The default study with an overlay (a path, or what would be in its file)."""
         if overlay is not None and not isinstance(overlay, Path):
             path = self.folder / "overlay.yaml"
@@ -41,7 +42,7 @@ class Clinic:
 
     def findings(self, name, overlay=None, profile=None):
         """(level, message, fix) of one check. Every warning and error has a remedy."""
-        found = list(CHECKS[name](self.patient(overlay, profile)))
+        found = list(CHECKS[name](self.context(overlay, profile)))
         for finding in found:
             assert finding.fix or finding.level in ("ok", "note"), finding
         return [(finding.level, finding.message, finding.fix) for finding in found]

@@ -5,16 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from mtkv.ops.doctor import gpu_memory, space
-from mtkv.ops.doctor.checks import CHECKS, DoctorContext, run_checks
+from mtkv.ops.doctor import gpus, space
+from mtkv.ops.doctor.checks import DoctorContext, Finding
 from mtkv.ops.doctor.cluster import COMMANDS, sinfo_lines
-from mtkv.ops.doctor.gpu_memory import shape_of, training_gb
-from mtkv.ops.doctor.gpus import memory_of
+from mtkv.ops.doctor.command import CHECKS, run_checks
+from mtkv.ops.doctor.gpus import memory_of, shape_of, training_gb
 from mtkv.ops.snakemake_dag import PlanError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -134,7 +135,7 @@ def test_training_memory_is_the_stated_sum(clinic):
 
     from mtkv.models.load import load_model
 
-    study = clinic.patient().study
+    study = clinic.context().study
     model = load_model(study.student)
     optimizer = torch.optim.AdamW(model.parameters())
     parameters = sum(weight.numel() for weight in model.parameters())
@@ -159,7 +160,7 @@ def test_training_memory_is_the_stated_sum(clinic):
 def test_memory_falls_with_adapters_checkpointing_and_more_gpus(clinic):
     def needed(training=None, **resources):
         overlay = {"arms": {"sft": {"training": training or {}}}, "resources": {"train": resources}}
-        study = clinic.patient(overlay).study
+        study = clinic.context(overlay).study
         return training_gb(study.student, study.arms["sft"], study.resources.train, [])
 
     whole = needed()
@@ -171,17 +172,15 @@ def test_memory_falls_with_adapters_checkpointing_and_more_gpus(clinic):
 
 
 def test_teachers_that_read_along_count(clinic):
-    patient = clinic.patient({"teachers": {"mode": "online"}} | GPU)
-    arm = patient.study.arms["fixed"]
-    assert len(gpu_memory.along(patient, arm)) == len(arm.kv.teachers)
-    alone = training_gb(patient.study.student, arm, patient.study.resources.train, [])
-    assert (
-        training_gb(patient.study.student, arm, patient.study.resources.train, gpu_memory.along(patient, arm)) > alone
-    )
+    context = clinic.context({"teachers": {"mode": "online"}} | GPU)
+    arm = context.study.arms["fixed"]
+    assert len(gpus.along(context, arm)) == len(arm.kv.teachers)
+    alone = training_gb(context.study.student, arm, context.study.resources.train, [])
+    assert training_gb(context.study.student, arm, context.study.resources.train, gpus.along(context, arm)) > alone
 
 
 def test_a_model_that_is_not_here_is_judged_by_its_name(clinic):
-    study = clinic.patient({"student": {"source": "hub", "name": "Qwen/Qwen2.5-1.5B-Instruct"}}).study
+    study = clinic.context({"student": {"source": "hub", "name": "Qwen/Qwen2.5-1.5B-Instruct"}}).study
     found = shape_of(study.student)
     assert found.parameters == 1.5e9
     assert 12 * found.hidden**2 * found.layers == pytest.approx(1.5e9, rel=0.1)
@@ -234,11 +233,11 @@ def test_a_study_that_snakemake_cannot_plan(clinic, monkeypatch):
 
 def test_a_check_that_fails_keeps_no_other_from_being_made(clinic, monkeypatch):
     monkeypatch.setattr(space, "memory_mb", lambda: 1 / 0)
-    found = dict(run_checks(clinic.patient(), ["memory", "disk"]))
+    found = dict(run_checks(clinic.context(), ["memory", "disk"]))
     assert found["memory"][0].level == "error"
     assert "ZeroDivisionError" in found["memory"][0].message
     assert found["disk"][0].level == "ok"
-    broken = DoctorContext(clinic.patient().study, clinic.folder, clinic.folder / "no-profile")
+    broken = DoctorContext(clinic.context().study, clinic.folder, clinic.folder / "no-profile")
     assert "no profile" in dict(run_checks(broken, ["memory"]))["memory"][0].message
 
 
@@ -279,7 +278,13 @@ def test_a_study_that_cannot_run_says_how_to_mend_it(workflow, tmp_path):
 
 
 def test_every_check_is_run_and_documented():
-    from mtkv.ops.doctor.command import ORDER
+    from mtkv.ops.doctor import assets, cluster, gpus, packages, space
 
-    assert set(ORDER) == set(CHECKS)
+    made = {
+        function
+        for module in (assets, cluster, gpus, packages, space)
+        for function in vars(module).values()
+        if getattr(function, "__annotations__", {}).get("return") == Iterator[Finding] and function.__name__[0] != "_"
+    }
+    assert made == set(CHECKS.values())
     assert all(check.__doc__ for check in CHECKS.values())

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import yaml
 
-from mtkv.ops.doctor import hub
+from mtkv.ops.doctor import assets
 from mtkv.provenance.files import write_json
 
 NAME = "meta-llama/Llama-3.2-1B"
@@ -22,7 +22,7 @@ REAL = {
 @pytest.fixture
 def real(clinic):
     """An overlay with real data in a folder that is empty."""
-    base = yaml.safe_load((hub.Path(__file__).parents[2] / "config/config.yaml").read_text(encoding="utf-8"))
+    base = yaml.safe_load((assets.Path(__file__).parents[2] / "config/config.yaml").read_text(encoding="utf-8"))
     return REAL | {"claims": dict.fromkeys(base["claims"])}
 
 
@@ -104,14 +104,14 @@ def test_a_gated_benchmark_without_a_token_is_a_warning(clinic, real, monkeypatc
 
 
 def test_the_token_is_found_where_the_hubs_library_looks(clinic, monkeypatch):
-    assert hub.token() is None
+    assert assets.token() is None
     put(clinic.folder / "hf/token", "hf_file\n")
-    assert hub.token() == "hf_file"
+    assert assets.token() == "hf_file"
     put(clinic.folder / "other", "hf_other")
     monkeypatch.setenv("HF_TOKEN_PATH", str(clinic.folder / "other"))
-    assert hub.token() == "hf_other"
+    assert assets.token() == "hf_other"
     monkeypatch.setenv("HF_TOKEN", " hf_env ")
-    assert hub.token() == "hf_env"
+    assert assets.token() == "hf_env"
 
 
 @pytest.mark.parametrize(("code", "expected"), [(200, "ok"), (401, "error"), (403, "error"), (404, "ok"), (503, "ok")])
@@ -138,18 +138,18 @@ def test_a_mirror_that_answers(clinic, monkeypatch, code, expected):
 
 def test_a_hub_that_hangs_or_refuses_costs_seconds(clinic, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(hub, "TIMEOUT", 0.2)
+    monkeypatch.setattr(assets, "TIMEOUT", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert hub.answer("/", None, timeout=0.2) is None
-        monkeypatch.setattr(hub, "answer", lambda path, bearer: None)
+        assert assets.answer("/", None, timeout=0.2) is None
+        monkeypatch.setattr(assets, "answer", lambda path, bearer: None)
         ((level, _, fix),) = clinic.findings("hub", LLAMA)
     assert (level, "HF_ENDPOINT" in fix) == ("warning", True)
     monkeypatch.undo()
     monkeypatch.setenv("HF_ENDPOINT", "not an address")
-    assert hub.answer("/", None) is None
+    assert assets.answer("/", None) is None
 
 
 def test_offline_nothing_is_asked(clinic, monkeypatch, real):
@@ -157,7 +157,7 @@ def test_offline_nothing_is_asked(clinic, monkeypatch, real):
         raise AssertionError("asked the network")
 
     monkeypatch.setattr(socket, "create_connection", forbidden)
-    monkeypatch.setattr(hub, "answer", forbidden)
+    monkeypatch.setattr(assets, "answer", forbidden)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     for overlay in (real, LLAMA):
         assert clinic.findings("licences", overlay)

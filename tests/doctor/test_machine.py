@@ -15,9 +15,9 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from mtkv.ops.doctor import folders, gpus, packages, space
-from mtkv.ops.doctor.folders import Measured, file_system, measure
+from mtkv.ops.doctor import gpus, packages, space
 from mtkv.ops.doctor.packages import locked, other_versions
+from mtkv.ops.doctor.space import Measured, file_system, measure
 
 GPU = {"resources": {"train": {"gpu": 1}}}
 H100 = "NVIDIA H100 80GB HBM3, 81559, 81000, 550.54.15, 9.0"
@@ -235,7 +235,7 @@ def test_folders_are_tried_and_left_as_they_were(clinic):
 
 
 def test_a_folder_that_cannot_be_written(clinic, monkeypatch):
-    real = folders.measure
+    real = space.measure
 
     def read_only(place):
         if place.name == "checkpoints":
@@ -243,7 +243,7 @@ def test_a_folder_that_cannot_be_written(clinic, monkeypatch):
         return real(place)
 
     (clinic.folder / "checkpoints").mkdir()
-    monkeypatch.setattr(folders, "measure", read_only)
+    monkeypatch.setattr(space, "measure", read_only)
     found = clinic.findings("folders")
     assert [(level, "checkpoints/: Permission denied" in message) for level, message, _ in found if level != "ok"] == [
         ("error", True)
@@ -251,7 +251,7 @@ def test_a_folder_that_cannot_be_written(clinic, monkeypatch):
 
 
 def test_a_folder_where_links_are_not_exclusive(tmp_path, monkeypatch):
-    monkeypatch.setattr(folders.os, "link", lambda first, second: None)
+    monkeypatch.setattr(space.os, "link", lambda first, second: None)
     with pytest.raises(OSError, match="not exclusive"):
         measure(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -268,13 +268,13 @@ def test_a_folder_where_links_are_not_exclusive(tmp_path, monkeypatch):
     ],
 )
 def test_slow_storage_and_skewed_clocks(clinic, monkeypatch, measured, expected):
-    monkeypatch.setattr(folders, "measure", lambda place: measured)
+    monkeypatch.setattr(space, "measure", lambda place: measured)
     assert levels(clinic.findings("folders")) == expected * 3
 
 
 def test_skew_is_measured_against_the_file_servers_clock(tmp_path, monkeypatch):
-    real = folders.time.time
-    monkeypatch.setattr(folders.time, "time", lambda: real() - 100)
+    real = space.time.time
+    monkeypatch.setattr(space.time, "time", lambda: real() - 100)
     assert measure(tmp_path).skew == pytest.approx(100, abs=2)
 
 
@@ -288,9 +288,9 @@ def test_the_file_system_is_the_one_mounted_nearest(tmp_path):
 
 def test_a_cluster_needs_shared_storage(clinic, monkeypatch, slurm):
     assert clinic.findings("shared storage") == []
-    monkeypatch.setattr(folders, "file_system", lambda place: "xfs")
+    monkeypatch.setattr(space, "file_system", lambda place: "xfs")
     assert levels(clinic.findings("shared storage", profile=slurm)) == ["warning"]
-    monkeypatch.setattr(folders, "file_system", lambda place: "lustre")
+    monkeypatch.setattr(space, "file_system", lambda place: "lustre")
     assert levels(clinic.findings("shared storage", profile=slurm)) == ["ok"]
 
 

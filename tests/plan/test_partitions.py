@@ -6,7 +6,7 @@ from math import inf
 import pytest
 
 from mtkv.ops.cost_model.estimate import CostEstimate
-from mtkv.ops.plan.limits import amount, disk_problems, partition_problems, time_problems
+from mtkv.ops.plan.plan import amount, disk_problems, partition_problems, time_problems
 from mtkv.ops.planned_jobs import PlannedJob, gres_gpus
 from mtkv.ops.slurm.partitions import (
     ClusterPartition,

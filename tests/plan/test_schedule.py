@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtkv.ops.cost_model.schedule import critical_path, makespan
+from mtkv.ops.cost_model.estimate import critical_path, makespan
 from mtkv.ops.planned_jobs import PlannedJob
 
 

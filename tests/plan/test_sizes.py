@@ -25,7 +25,8 @@ def test_sizes_are_those_of_the_model(name, tied, build_model, tmp_path):
     with torch.no_grad(), KVCapture(model) as capture:
         model(input_ids=torch.tensor([[3, 4, 5]]))
         keys = capture.keys(range(config.num_hidden_layers))
-    expected = ModelSize(counted(model), len(keys), keys[0].shape[1], keys[0].shape[1] * keys[0].shape[3])
+    widths = keys[0].shape[1], keys[0].shape[1] * keys[0].shape[3]
+    expected = ModelSize(counted(model), len(keys), *widths, config.hidden_size, config.vocab_size)
     assert folder_size(tmp_path / "weights") == expected
     assert folder_size(tmp_path / "config") == expected
 

@@ -29,8 +29,7 @@ from mtkv.ops.plan.explain import explain
 from mtkv.ops.plan.plan import make_plan
 from mtkv.ops.planned_jobs import Change
 from mtkv.ops.rerun_reasons import code_change
-from mtkv.ops.snakemake_dag import PlanError, dry_run
-from mtkv.ops.snakemake_profile import Profile, ProfileError, read_profile
+from mtkv.ops.snakemake_dag import PlanError, Profile, ProfileError, dry_run, read_profile
 from mtkv.provenance import code_digest as code
 from mtkv.provenance.code_digest import Covered
 
@@ -266,11 +265,11 @@ def test_a_copy_is_shown_first_and_doctor_says_it_too(copy):
     lines = command(copy, "--json", "plan.json").splitlines()
     assert lines[0].startswith("= only the times of files differ")
     assert lines[0] == f"= {json.loads((copy / 'plan.json').read_text())['copied']}"
-    patient = DoctorContext(
+    context = DoctorContext(
         read_study(copy / "config/config.yaml", copy / "study.yaml"), copy, None, (copy / "study.yaml",)
     )
     with package_of(copy):
-        found = [(finding.level, finding.fix) for finding in space.plan(patient)]
+        found = [(finding.level, finding.fix) for finding in space.plan(context)]
     assert ("warning", f"do not run, `snakemake --touch --cores 1 all --configfile {copy / 'study.yaml'}`") in found
 
 
@@ -304,11 +303,11 @@ def test_what_cannot_be_compared_is_named(copy, monkeypatch):
         card = card_of(folder, path)
         return card and card | {"git": card["git"] | {"dirty": True}}
 
-    monkeypatch.setattr("mtkv.ops.plan.copied_results.card_of", dirty)
+    monkeypatch.setattr("mtkv.ops.plan.explain.card_of", dirty)
     assert said_of(copy).startswith(
         "only the times of files say that anything has to run; not compared: workflow/scripts/train.py; if this is a copy"
     )
-    monkeypatch.setattr("mtkv.ops.plan.copied_results.MOST", 10)
+    monkeypatch.setattr("mtkv.ops.plan.explain.MOST", 10)
     assert re.search(r"not compared: \d+\.\d kB of inputs; if this is a copy", said_of(copy))
 
 
@@ -389,7 +388,7 @@ def run(study, monkeypatch):
 def test_a_full_disk_is_said_before_all_else(run, study, monkeypatch):
     change(study, arms={"sft": {"training": {"learning_rate": 1.0e-3}}})
     usage = shutil.disk_usage(study)
-    monkeypatch.setattr("mtkv.ops.plan.limits.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr("mtkv.ops.plan.plan.shutil.disk_usage", lambda path: usage._replace(free=1000))
     said = run().output
     assert said.startswith("! disk of ")
     assert "1.0 kB are free" in said

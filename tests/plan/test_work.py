@@ -13,12 +13,10 @@ from mtkv.kv.extract import StorePlan, extract_shard
 from mtkv.latent.model import interventions as latent_conditions
 from mtkv.models.load import load_model, load_tokenizer
 from mtkv.models.tokenization import encode_rows
-from mtkv.ops.cost_model.amounts import Amounts
-from mtkv.ops.cost_model.devices import DEVICES
-from mtkv.ops.cost_model.estimate import Estimator
+from mtkv.ops.cost_model.estimate import DEVICES, Estimator
 from mtkv.ops.cost_model.model_sizes import model_size
 from mtkv.ops.cost_model.past_runs import STARTUP, Sample, config_digest
-from mtkv.ops.cost_model.work import UnknownSizeError, Work, work_of
+from mtkv.ops.cost_model.work import Amounts, UnknownSizeError, Work, work_of
 from mtkv.ops.planned_jobs import PlannedJob
 from mtkv.stages import diagnose_latents as latents
 

@@ -15,7 +15,8 @@ import pytest
 
 from mtkv.checkpointing.lock import WriterLock
 from mtkv.config.study import read_study
-from mtkv.ops.doctor.checks import CHECKS, DoctorContext
+from mtkv.ops.doctor.checks import DoctorContext
+from mtkv.ops.doctor.command import CHECKS
 from mtkv.ops.slurm.queue import queue, seconds
 from mtkv.ops.status.evidence import gather
 from mtkv.ops.status.jobs import jobs_of

@@ -29,12 +29,16 @@ HIDDEN = ("hidden_size", "n_embd", "d_model")
 
 @dataclass(frozen=True)
 class ModelSize:
-    """`parameters`: of all weights, tied ones once; `kv_width`: `kv_heads` times the width of a head."""
+    """`parameters`: of all weights, tied ones once; `kv_width`: `kv_heads` times the width of a head; `hidden`: width of a layer;
+    `vocabulary`: number of tokens (both 1 where the config does not say).
+    """
 
     parameters: int
     layers: int
     kv_heads: int
     kv_width: int
+    hidden: int = 1
+    vocabulary: int = 1
 
 
 def model_size(config: "ModelConfig") -> ModelSize | None:
@@ -55,7 +59,8 @@ def folder_size(folder: Path, trust_remote_code: bool = False) -> ModelSize | No
     parameters = stored_parameters(folder) or (built_parameters(folder, trust_remote_code) if layers else 0)
     if not (layers and heads and head_dim and parameters):
         return None
-    return ModelSize(parameters, layers, heads, heads * head_dim)
+    hidden, vocabulary = (_first(text, names) or 1 for names in (HIDDEN, ("vocab_size",)))
+    return ModelSize(parameters, layers, heads, heads * head_dim, hidden, vocabulary)
 
 
 def stored_parameters(folder: Path) -> int:

@@ -72,6 +72,19 @@ def size_on_disk(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
+def amount(size: float) -> str:
+    """Bytes as people read them, in powers of ten."""
+    for unit, power in (("TB", 12), ("GB", 9), ("MB", 6), ("kB", 3)):
+        if abs(size) >= 10**power:
+            return f"{size / 10**power:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that there is: where it will lie."""
+    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+
+
 def _sample(
     job: PlannedJob,
     outputs: tuple[str, ...],

@@ -1,15 +1,14 @@
-"""What a check is: a function from the study and this machine to findings, registered under its name; `CHECKS` keeps their order."""
+"""What a check takes, the study and the machine (`DoctorContext`), and what it yields: `Finding`s."""
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from mtkv.config.site import Site
     from mtkv.config.study import Study
-    from mtkv.ops.snakemake_profile import Profile
+    from mtkv.ops.snakemake_dag import Profile
 
 # ok: as it should be. note: good to know. warning: it may cost time or fail later. error: the study would stop.
 Level = Literal["ok", "note", "warning", "error"]
@@ -24,6 +23,12 @@ class Finding:
     fix: str = ""
 
 
+ok = partial(Finding, "ok")
+note = partial(Finding, "note")
+warning = partial(Finding, "warning")
+error = partial(Finding, "error")
+
+
 @dataclass(frozen=True)
 class DoctorContext:
     """What is examined: a study, the folder of the workflow, and the Snakemake profile it is to run with (None: this machine alone)."""
@@ -36,7 +41,7 @@ class DoctorContext:
     @cached_property
     def profile(self) -> "Profile":
         """The profile as Snakemake reads it. Raises ProfileError."""
-        from mtkv.ops.snakemake_profile import read_profile
+        from mtkv.ops.snakemake_dag import read_profile
 
         return read_profile(self.profile_folder)
 
@@ -51,27 +56,3 @@ class DoctorContext:
     def on_slurm(self) -> bool:
         """Whether jobs are sent to SLURM."""
         return self.profile.executor == "slurm"
-
-
-Check = Callable[[DoctorContext], Iterator[Finding]]
-CHECKS: dict[str, Check] = {}
-
-
-def check(name: str) -> Callable[[Check], Check]:
-    """Register a check under the name that users see."""
-
-    def register(function: Check) -> Check:
-        CHECKS[name] = function
-        return function
-
-    return register
-
-
-def run_checks(patient: DoctorContext, names: Iterable[str]) -> Iterator[tuple[str, list[Finding]]]:
-    """(name, findings) of each check in turn. A check that raises becomes a finding itself, and the others still run."""
-    for name in names:
-        try:
-            yield name, list(CHECKS[name](patient))
-        except Exception as error:
-            message = f"could not be checked: {type(error).__name__}: {error}"
-            yield name, [Finding("error", message, "mend what the message names; if it names nothing, report it")]

@@ -1,36 +1,38 @@
 """`mtkv doctor`: every check in turn, on the screen and as JSON."""
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
-from mtkv.ops.doctor import assets, cluster, folders, gpu_memory, gpus, hub, packages, space  # noqa: F401 (they register their checks)
-from mtkv.ops.doctor.checks import CHECKS, DoctorContext, Finding, run_checks
+from mtkv.ops.doctor import assets, cluster, gpus, packages, space
+from mtkv.ops.doctor.checks import DoctorContext, Finding, error
 from mtkv.provenance.files import write_json
 
 if TYPE_CHECKING:
     from mtkv.config.study import Study
 
-ORDER = (
-    "python",
-    "packages",
-    "extras",
-    "cuda",
-    "gpu memory",
-    "memory",
-    "disk",
-    "folders",
-    "shared storage",
-    "models and data",
-    "licences",
-    "hub",
-    "snakemake",
-    "slurm",
-    "plan",
-)
+# In the order in which they are made and shown.
+CHECKS: dict[str, Callable[[DoctorContext], Iterator[Finding]]] = {
+    "python": packages.python,
+    "packages": packages.packages,
+    "extras": packages.extras,
+    "cuda": gpus.cuda,
+    "gpu memory": gpus.gpu_memory,
+    "memory": space.memory,
+    "disk": space.disk,
+    "folders": space.folders,
+    "shared storage": space.shared_storage,
+    "models and data": assets.assets,
+    "licences": assets.licences,
+    "hub": assets.hub,
+    "snakemake": space.snakemake,
+    "slurm": cluster.slurm,
+    "plan": space.plan,
+}
 MARKS = {"ok": "[green]✓[/]", "note": "[cyan]·[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
 
 
@@ -41,10 +43,10 @@ def examine(
 
     `output` gets all findings as JSON; with `-` only that is printed.
     """
-    patient = DoctorContext(study, profile_folder=profile, configfiles=tuple(configfiles))
+    context = DoctorContext(study, profile_folder=profile, configfiles=tuple(configfiles))
     alone = output == Path("-")
     found: dict[str, list[Finding]] = {}
-    for name, findings in run_checks(patient, ORDER):
+    for name, findings in run_checks(context, CHECKS):
         found[name] = findings
         for finding in [] if alone else findings:
             console.print(f"{MARKS[finding.level]} [bold]{name}[/bold]: {escape(finding.message)}", highlight=False)
@@ -58,6 +60,16 @@ def examine(
     if output and not alone:
         write_json(output, as_json(study.study, found))
     return counts["error"] == 0
+
+
+def run_checks(context: DoctorContext, names: Iterable[str]) -> Iterator[tuple[str, list[Finding]]]:
+    """(name, findings) of each check in turn. A check that raises becomes a finding itself, and the others still run."""
+    for name in names:
+        try:
+            yield name, list(CHECKS[name](context))
+        except Exception as refused:
+            message = f"could not be checked: {type(refused).__name__}: {refused}"
+            yield name, [error(message, "mend what the message names; if it names nothing, report it")]
 
 
 def as_json(study: str, found: dict[str, list[Finding]]) -> dict[str, object]:
@@ -74,6 +86,3 @@ def _verdict(study: str, counts: dict[str, int]) -> str:
     if counts["error"]:
         return f"[red]{study} would not run here: {counts['error']} to mend first, {counts['warning']} warnings[/red]"
     return f"[green]{study} can run here[/green], {counts['warning']} warnings"
-
-
-assert set(ORDER) == set(CHECKS)

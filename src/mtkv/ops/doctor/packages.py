@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from mtkv.ops.doctor.checks import DoctorContext, Finding, check
+from mtkv.ops.doctor.checks import DoctorContext, Finding, error, ok, warning
 from mtkv.provenance.code_digest import PACKAGE_FOLDER
 
 LOCKED = "pip install -r requirements.lock"
@@ -29,24 +29,17 @@ class Declared:
     extras: dict[str, list[Requirement]]
 
 
-@check("python")
-def python(patient: DoctorContext) -> Iterator[Finding]:
+def python(context: DoctorContext) -> Iterator[Finding]:
     """A version of Python that mtkv supports, at a path from which Snakemake can start it."""
     if problem := path_problem(sys.executable):
-        yield Finding(
-            "error",
-            problem,
-            "move the folder to another path and make the environment anew there: rm -r .venv; make study",
-        )
+        fix = "move the folder to another path and make the environment anew there: rm -r .venv; make study"
+        yield error(problem, fix)
     wanted, here = declared().python, platform.python_version()
     if not SpecifierSet(wanted).contains(here, prereleases=True):
-        yield Finding(
-            "error",
-            f"Python {here}, but mtkv needs {wanted}",
-            "make the environment with a newer one: rm -r .venv; make PYTHON=python3.11 study",
-        )
+        fix = "make the environment with a newer one: rm -r .venv; make PYTHON=python3.11 study"
+        yield error(f"Python {here}, but mtkv needs {wanted}", fix)
     else:
-        yield Finding("ok", f"Python {here}")
+        yield ok(f"Python {here}")
 
 
 def path_problem(program: str) -> str | None:
@@ -55,46 +48,38 @@ def path_problem(program: str) -> str | None:
     return f"{program}: every job would die of {', '.join(found)} in the path of its Python" if found else None
 
 
-@check("packages")
-def packages(patient: DoctorContext) -> Iterator[Finding]:
+def packages(context: DoctorContext) -> Iterator[Finding]:
     """Missing and outdated packages stop the study; versions other than the locked ones may change numbers."""
-    pins = locked(patient.folder / "requirements.lock")
+    pins = locked(context.folder / "requirements.lock")
     broken, optional = unmet(declared().extras[""]), other_versions(pins)
     if broken:
-        yield Finding("error", f"needed: {'; '.join(broken)}", LOCKED)
+        yield error(f"needed: {'; '.join(broken)}", LOCKED)
     if not pins:
-        yield Finding(
-            "warning", "no requirements.lock here, so versions cannot be compared", "run in the repository's folder"
-        )
+        yield warning("no requirements.lock here, so versions cannot be compared", "run in the repository's folder")
     elif optional:
         more = f" and {len(optional) - SHOWN} more" if len(optional) > SHOWN else ""
-        yield Finding("warning", f"not as locked: {', '.join(optional[:SHOWN])}{more}; numbers may differ", LOCKED)
+        yield warning(f"not as locked: {', '.join(optional[:SHOWN])}{more}; numbers may differ", LOCKED)
     elif not broken:
-        yield Finding("ok", f"{len(pins)} packages as in requirements.lock, where installed")
+        yield ok(f"{len(pins)} packages as in requirements.lock, where installed")
 
 
-@check("extras")
-def extras(patient: DoctorContext) -> Iterator[Finding]:
+def extras(context: DoctorContext) -> Iterator[Finding]:
     """Optional packages that this study or this profile needs."""
-    needed = {extra: why for extra, why in wanted_extras(patient).items() if why}
+    needed = {extra: why for extra, why in wanted_extras(context).items() if why}
     for extra, why in needed.items():
         if missing := unmet(declared().extras.get(extra, [])):
-            yield Finding("error", f"{why} needs {'; '.join(missing)}", f"pip install 'mtkv[{extra}]'")
+            yield error(f"{why} needs {'; '.join(missing)}", f"pip install 'mtkv[{extra}]'")
         else:
-            yield Finding("ok", f"mtkv[{extra}], for {why}")
+            yield ok(f"mtkv[{extra}], for {why}")
 
 
-def wanted_extras(patient: DoctorContext) -> dict[str, str]:
+def wanted_extras(context: DoctorContext) -> dict[str, str]:
     """Extra → what needs it; an empty text for one that nothing needs."""
-    study = patient.study
+    study = context.study
     models = {"student": study.student, **study.teachers.models}
     trainings = {name: arm.training for name, arm in study.arms.items() if arm.training}
-    lora = [f"arms.{name}.training.lora" for name, training in trainings.items() if training.lora]
-    quantized = [
-        f"arms.{name}.training.lora.quantize"
-        for name, training in trainings.items()
-        if getattr(training.lora, "quantize", None)
-    ]
+    lora = {f"arms.{name}.training.lora": training.lora for name, training in trainings.items() if training.lora}
+    quantized = [f"{name}.quantize" for name, settings in lora.items() if getattr(settings, "quantize", None)]
     gguf = [f"model {name} (source: gguf)" for name, model in models.items() if model.source == "gguf"]
     strategy = study.resources.train.strategy
     return {
@@ -103,7 +88,7 @@ def wanted_extras(patient: DoctorContext) -> dict[str, str]:
         "gguf": ", ".join(gguf),
         "vllm": "evaluation.backend vllm" if study.evaluation.backend == "vllm" else "",
         "deepspeed": f"resources.train.strategy {strategy}" if strategy.startswith("zero") else "",
-        "slurm": f"profile {patient.profile_folder}" if patient.on_slurm else "",
+        "slurm": f"profile {context.profile_folder}" if context.on_slurm else "",
     }
 
 
@@ -124,10 +109,8 @@ def declared() -> Declared:
         holding = {extra: [need for need in own if _of(need, "")] for extra, own in needs.items()}
         return Declared(project["requires-python"], holding)
     facts, every = metadata("mtkv"), [Requirement(text) for text in requires("mtkv") or []]
-    names = ["", *facts.get_all("Provides-Extra", [])]
-    return Declared(
-        facts["Requires-Python"] or "", {name: [need for need in every if _of(need, name)] for name in names}
-    )
+    extras = {name: [need for need in every if _of(need, name)] for name in ("", *facts.get_all("Provides-Extra", []))}
+    return Declared(facts["Requires-Python"] or "", extras)
 
 
 def unmet(needs: list[Requirement]) -> list[str]:

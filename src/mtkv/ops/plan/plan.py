@@ -1,25 +1,111 @@
-"""A plan: the jobs that will run with their estimates, by stage and in total, and the problems they would run into."""
+"""A plan: the jobs that will run with their estimates, by stage and in total, and what they would run into.
 
+Problems are a full disk, time limits, partitions that take no such job: one sentence each, the worst first.
+"""
+
+import os
+import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtkv.ops.cost_model.amounts import STUDENT, Amounts, amounts_of
-from mtkv.ops.cost_model.devices import DEFAULT_GPU, DEVICES, UTILISATION, device_name
-from mtkv.ops.cost_model.estimate import BASES, Basis, CostEstimate, Estimator
-from mtkv.ops.cost_model.past_runs import card_files, cards_of, samples_of
-from mtkv.ops.cost_model.schedule import critical_path, makespan
-from mtkv.ops.plan.copied_results import copied
-from mtkv.ops.plan.limits import disk_problems, net_bytes, partition_problems, time_problems
+from mtkv.ops.cost_model.estimate import (
+    BASES,
+    DEFAULT_GPU,
+    DEVICES,
+    UTILISATION,
+    Basis,
+    CostEstimate,
+    Estimator,
+    critical_path,
+    device_name,
+    makespan,
+)
+from mtkv.ops.cost_model.past_runs import amount, card_files, cards_of, existing, samples_of, size_on_disk
+from mtkv.ops.cost_model.work import STUDENT, Amounts, amounts_of
+from mtkv.ops.plan.explain import copied
 from mtkv.ops.planned_jobs import KINDS, PlannedJob
 from mtkv.ops.slurm.partitions import ClusterPartition, partitions_in_file, partitions_of_cluster
-from mtkv.ops.snakemake_dag import DryRun, dry_run
-from mtkv.ops.snakemake_profile import Profile
+from mtkv.ops.snakemake_dag import DryRun, Profile, dry_run
 
 if TYPE_CHECKING:
     from mtkv.config.study import Study
+
+
+MARGIN = 0.8  # share of a time limit above which an estimate is reported
+
+
+def net_bytes(job: PlannedJob, estimate: CostEstimate, folder: Path) -> float:
+    """Bytes that a job adds: what it writes, less the present outputs that this replaces."""
+    return estimate.written - sum(size_on_disk(folder / path) for path in job.outputs)
+
+
+def disk_problems(
+    jobs: Sequence[PlannedJob],
+    estimates: Mapping[int, CostEstimate],
+    slots: int,
+    folder: Path,
+    free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
+) -> list[str]:
+    """A sentence for each disk with too little room for the outputs and the largest checkpoints of `slots` jobs at once.
+
+    Results and checkpoints are counted together where they are on one disk.
+    """
+    at_once = sum(sorted((estimates[job.number].transient for job in jobs), reverse=True)[:slots])
+    needs: dict[int, tuple[Path, float, float]] = {}
+    added = [(job.outputs[0], net_bytes(job, estimates[job.number], folder), 0.0) for job in jobs if job.outputs]
+    for path, stays, passes in [*added, ("checkpoints", 0.0, at_once)]:
+        place = existing(folder / path)
+        device = os.stat(place).st_dev
+        first, before, _ = needs.get(device, (place, 0.0, 0.0))
+        needs[device] = (first, before + stays, passes)
+    return [
+        f"disk of {place}: {amount(stays + passing)} are needed ({amount(stays)} of results, {amount(passing)} of checkpoints "
+        f"while {slots} jobs train), {amount(room)} are free; free some, or put results/ and checkpoints/ on a larger disk"
+        for place, stays, passing in needs.values()
+        if stays + passing > (room := free(place))
+    ]
+
+
+def time_problems(jobs: Iterable[PlannedJob], estimates: Mapping[int, CostEstimate]) -> list[str]:
+    """A sentence for each rule with a job that would take longer than its `runtime`, or nearly so."""
+    worst: dict[str, tuple[float, float, PlannedJob]] = {}
+    for job in jobs:
+        limit = float(job.resources.get("runtime") or 0)
+        needed = estimates[job.number].seconds / 60
+        if limit and needed > MARGIN * limit and needed / limit > worst.get(job.rule, (0.0,))[0]:
+            worst[job.rule] = (needed / limit, limit, job)
+    return [
+        f"{job.label}: {estimates[job.number].basis} at {share * limit:.0f} minutes, the time limit is {limit:.0f}; "
+        f"raise resources.{STAGE.get(rule, rule)}.runtime"
+        for rule, (share, limit, job) in worst.items()
+    ]
+
+
+def partition_problems(jobs: Iterable[PlannedJob], partitions: Sequence[ClusterPartition]) -> list[str]:
+    """A sentence for each kind of job that the partition it names, or else every partition, would refuse."""
+    told: dict[str, None] = {}
+    known = {partition.name: partition for partition in partitions}
+    for job in jobs:
+        if job.local or not partitions:
+            continue
+        asked = str(job.resources.get("slurm_partition") or "")
+        if asked and asked not in known:
+            told[f"{job.rule}: partition {asked!r} is not one of {', '.join(known)}; mend slurm_partition"] = None
+            continue
+        open_to = [known[asked]] if asked else [each for each in partitions if each.default] or list(partitions)
+        refusals = {partition.name: partition.refuses(job) for partition in open_to}
+        if all(refusals.values()):
+            detail = "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in refusals.items())
+            stage = STAGE.get(job.rule, job.rule)
+            told[f"{job.rule}: no partition takes it ({detail}); lower resources.{stage}"] = None
+    return list(told)
+
+
+# Rules whose resources have another name in the config.
+STAGE = {"teacher_kv": "teachers", "map": "maps", "targets": "maps"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +136,7 @@ class Plan:
     critical: list[PlannedJob]
     total_seconds: float
     slots: int
-    copied: str = ""  # advice of `copied_results`, where only file times differ
+    copied: str = ""  # advice of `explain.copied`, where only file times differ
 
     @property
     def running(self) -> list[PlannedJob]:
