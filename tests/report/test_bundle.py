@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mtkv.report
 from mtkv.report.figures.all import all_figures
-from mtkv.report.html_embedding import plotly_script
+from mtkv.report.page import plotly_script
 from mtkv.report.static_figures import KINDS
 
 BUNDLE = Path(mtkv.report.__file__).parent / "bundle"

@@ -7,13 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtkv.report.arm_changes import changes, kv_part
 from mtkv.report.figures.ablations import ablation_figures, families
-from mtkv.report.figures.matrix import duels, runs
+from mtkv.report.figures.figure import clear, outcome, verdict
 from mtkv.report.figures.pairs import forest
-from mtkv.report.figures.scores import heatmap
-from mtkv.report.files import write_tables
-from mtkv.report.outcomes import clear, outcome, verdict
+from mtkv.report.figures.scores import duels, heatmap, runs
+from mtkv.report.page import write_tables
+from mtkv.report.results import changes, kv_part
 from mtkv.report.summary import results_json
 
 
@@ -128,7 +127,7 @@ def test_of_many_arms_only_those_that_are_named_are_drawn_and_all_are_in_the_fil
 
 
 def test_a_study_without_matrix_has_no_matrix(full):
-    from mtkv.report.figures.matrix import matrix_figures
+    from mtkv.report.figures.scores import matrix_figures
 
     old = dataclasses.replace(full, matrix=pd.DataFrame())
     assert [figure.id for figure in matrix_figures(old)] == ["runs"]

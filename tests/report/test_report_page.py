@@ -14,7 +14,7 @@ import pytest
 
 from mtkv.config.study import load_study
 from mtkv.report.figures.alignment import alignment_figures
-from mtkv.report.html_embedding import embedded_json
+from mtkv.report.page import embedded_json
 from mtkv.report.results import read_results
 from mtkv.report.static_figures import Picture
 from mtkv.stages.report import render

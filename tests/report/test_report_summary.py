@@ -10,11 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mtkv.report.claim_rows import claim_rows
 from mtkv.report.figures.all import FIGURE_SECTIONS, all_figures
-from mtkv.report.files import write_summaries, write_tables
 from mtkv.report.item_browser import item_browser
-from mtkv.report.summary import cell_cards, comparison_report, plain
+from mtkv.report.page import write_summaries, write_tables
+from mtkv.report.summary import cell_cards, claim_rows, comparison_report, plain
 from mtkv.report.tables import as_latex, claims_table, matrix_table
 from mtkv.stats import cells, pairs, ranks
 from mtkv.stats.claims import verdicts as claims

@@ -11,8 +11,8 @@ import pyarrow.csv
 import pytest
 
 from mtkv.report.figures.figure import number, p_text, text
-from mtkv.report.files import write_folder
 from mtkv.report.item_browser import ITEM_HEADER, item_rows
+from mtkv.report.page import write_folder
 from mtkv.report.tables import as_csv, as_latex, as_markdown
 
 

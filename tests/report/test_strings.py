@@ -11,9 +11,9 @@ import yaml
 
 import mtkv.report
 import mtkv.stats
-from mtkv.report.claim_rows import UNITS
 from mtkv.report.figures.all import FIGURE_SECTIONS, all_figures
 from mtkv.report.strings import CATALOGUE, FACT, LANGUAGES, PHRASES, Words, chinese, listed, page_phrases, retold, say
+from mtkv.report.summary import UNITS
 from mtkv.stages.report import METHODS, SECTIONS, phrases
 from mtkv.stats.claims.verdicts import Evidence, judge
 from mtkv.stats.translatable import both, no_result, packed, tell

@@ -4,9 +4,9 @@ Words: *figure*, plotly traces with caption, numbers and table; *still*, the sam
 Chinese in static/strings.toml; *view*, one of the alternatives that a figure shows.
 
     results/<study>/ ─ results.read_results ─► Results ─┬ figures.all ─► Figures ─ static_figures ─► SVG, PDF
-                                                         ├ tables, claim_rows, summary ─► CSV, Markdown, LaTeX, results.json
-                                                         └ item_browser, latent_results, arm_changes
-      all of it ─ files, html_embedding (called by `mtkv.stages.report`) ─► report/index.html and what lies beside it
+                                                         ├ tables, summary ─► CSV, Markdown, LaTeX, results.json
+                                                         └ item_browser, latent_results
+      all of it ─ page (called by `mtkv.stages.report`) ─► report/index.html and what lies beside it
 
 Shares are 0..1 in `Results`, percentage points on the page. The names below load on first use, so that `import mtkv.report` imports none
 of their modules.

@@ -83,11 +83,9 @@ def sheets(results: Results) -> dict[Pair, ItemSheet]:
     found = {}
     for (arm, name), part in results.items.sort_values(["item", "seed"]).groupby(["arm", "dataset"], sort=False):
         seeds, items = results.runs_of(str(arm)), part["item"].drop_duplicates().tolist()
-        whole = len(part) == len(items) * len(seeds) and part["seed"].tolist() == seeds * len(items)
-        if whole:
-            found[str(arm), str(name)] = ItemSheet(
-                items, seeds, part["correct"].to_numpy().reshape(len(items), len(seeds))
-            )
+        if len(part) == len(items) * len(seeds) and part["seed"].tolist() == seeds * len(items):
+            correct = part["correct"].to_numpy().reshape(len(items), len(seeds))
+            found[str(arm), str(name)] = ItemSheet(items, seeds, correct)
     return found
 
 
@@ -203,14 +201,6 @@ def item_rows(browser: dict[str, Any]) -> Iterator[list[str]]:
 
 
 ITEM_HEADER = [
-    "right",
-    "wrong",
-    "dataset",
-    "item",
-    "share right",
-    "share right of the other",
-    "question",
-    "gold",
-    "output",
-    "output of the other",
+    *("right", "wrong", "dataset", "item", "share right", "share right of the other"),
+    *("question", "gold", "output", "output of the other"),
 ]

@@ -6,6 +6,7 @@ the seeds agree is in `runs`.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +44,11 @@ class Latents:
 
     def cell(self, arm: str, condition: str, dataset: str) -> dict[str, Any] | None:
         """One row of `cells`, None where there is no number."""
-        if "_cells" not in self.__dict__:
-            rows = self.cells.to_dict("records")
-            self.__dict__["_cells"] = {(row["arm"], row["condition"], row["dataset"]): row for row in rows}
-        return self.__dict__["_cells"].get((arm, condition, dataset))
+        return self._by_key.get((arm, condition, dataset))
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[str, str, str], dict[Any, Any]]:
+        return {(row["arm"], row["condition"], row["dataset"]): row for row in self.cells.to_dict("records")}
 
     @property
     def conditions(self) -> list[str]:
@@ -75,10 +77,9 @@ def read_latents(study: "Study", root: Path, absent: list[str]) -> Latents | Non
 
 def _frames(study: "Study", root: Path, arms: list[str], name: str) -> pd.DataFrame | None:
     """The table `name` of all runs that have it, one below the other; None when none has."""
-    runs = [
-        (arm, seed, root / f"latents/{arm}/seed{seed}/{name}.parquet") for arm in arms for seed in study.seeds_of(arm)
-    ]
-    frames = [pd.read_parquet(path).assign(arm=arm, seed=seed) for arm, seed, path in runs if path.is_file()]
+    runs = [(arm, seed) for arm in arms for seed in study.seeds_of(arm)]
+    paths = [(run, root / f"latents/{run[0]}/seed{run[1]}/{name}.parquet") for run in runs]
+    frames = [pd.read_parquet(path).assign(arm=arm, seed=seed) for (arm, seed), path in paths if path.is_file()]
     filled = [frame for frame in frames if len(frame)] or frames[:1]
     return pd.concat(filled, ignore_index=True) if filled else None
 
@@ -111,18 +112,7 @@ def _cells(study: "Study", accuracy: pd.DataFrame, arms: list[str]) -> pd.DataFr
         for column in answers.columns
         if (row := _row(answers, resamples, side, column, settings.confidence)) is not None
     ]
-    names = [
-        "arm",
-        "condition",
-        "dataset",
-        "mean",
-        "low",
-        "high",
-        "delta",
-        "delta_low",
-        "delta_high",
-        "n_items",
-    ]
+    names = ["arm", "condition", "dataset", "mean", "low", "high", "delta", "delta_low", "delta_high", "n_items"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -130,25 +120,15 @@ def _row(answers: Answers, resamples: Resamples, side: Side, column: str, confid
     found = cell(answers, resamples, _name(side), column, confidence)
     if isinstance(found, str):
         return None
-    row = {
-        "arm": side[0],
-        "condition": side[1],
-        "dataset": column,
-        "mean": found.value,
-        "low": found.low,
-        "high": found.high,
-    }
-    row["n_items"] = found.n_items
+    row = {"arm": side[0], "condition": side[1], "dataset": column, "mean": found.value}
+    row |= {"low": found.low, "high": found.high, "n_items": found.n_items}
     if side[1] == UNCHANGED:
         return row
     apart = difference(answers, resamples, _name(side), _name((side[0], UNCHANGED)), column, confidence)
     if isinstance(apart, str):
         return row
-    return row | {
-        "delta": apart.estimate.value,
-        "delta_low": apart.estimate.low,
-        "delta_high": apart.estimate.high,
-    }
+    of = apart.estimate
+    return row | {"delta": of.value, "delta_low": of.low, "delta_high": of.high}
 
 
 def _answers(study: "Study", accuracy: pd.DataFrame, sides: list[Side]) -> Answers:

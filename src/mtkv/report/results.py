@@ -1,23 +1,89 @@
 """Reads what a study has left on disk into one `Results` object, the only thing figures, tables and the page look at.
 
+What each arm changes in the arm that it extends (`changes`) is read from the study's config, as in `kv.loss.layers: all → first`.
+
 In: `results/<study>/` (compare/, cards, training logs, routing, maps). Out: tidy frames with accuracies in 0..1. Files that only
 some studies have may be absent: `Results.absent` then names them, and the page says so. Predictions and questions stay on disk:
 `item_browser` reads the few that are shown.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mtkv.provenance.files import read_json
-from mtkv.report.arm_changes import changes, kv_part
 from mtkv.report.latent_results import Latents, read_latents
-from mtkv.report.strings import retold
+from mtkv.report.strings import retold, say
 
 if TYPE_CHECKING:
+    from mtkv.config.arms import Arm
     from mtkv.config.study import Study
+
+
+NO_SETTINGS = ("description", "extends", "seeds")
+
+
+def changes(study: "Study") -> dict[str, list[str]]:
+    """Arm → what differs from the arm it extends, in the order of the config; arms that extend none are left out."""
+    dumped = {name: arm.model_dump(mode="json", exclude=set(NO_SETTINGS)) for name, arm in study.arms.items()}
+    written = {name: dict(_leaves(settings)) for name, settings in dumped.items()}
+    return {
+        name: list(_differences(written[arm.extends], written[name]))
+        for name, arm in study.arms.items()
+        if arm.extends in study.arms
+    }
+
+
+def kv_part(arm: "Arm") -> dict[str, Any]:
+    """What the figures need of an arm's KV loss: teachers, layers, kinds (K, V) and control."""
+    assert arm.kv is not None
+    loss = arm.kv.loss
+    kinds = [name for name, weight in (("K", loss.lambda_k), ("V", loss.lambda_v)) if weight > 0]
+    layers = loss.layers if isinstance(loss.layers, str) else f"{loss.layers[0]}–{loss.layers[1]}"
+    return {
+        "teachers": list(arm.kv.teachers),
+        "layers": layers,
+        "kinds": " + ".join(kinds) or "neither",
+        "control": arm.kv.control,
+        "aligns": [f"{teacher}/{arm.kv.align.slug}" for teacher in arm.kv.teachers],
+    }
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything in a tree that is no mapping."""
+    if not isinstance(tree, dict):
+        yield path, tree
+        return
+    for key, value in tree.items():
+        yield from _leaves(value, f"{path}.{key}" if path else key)
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    """One text per setting that differs; a whole section that comes or goes is one text."""
+    told: set[str] = set()
+    for path in dict.fromkeys([*before, *after]):
+        if before.get(path) == after.get(path) and (path in before) == (path in after):
+            continue
+        section = path.split(".")[0]
+        if (section in before) != (section in after):  # a section is null on one side
+            if section not in told:
+                told.add(section)
+                yield say("without {section}" if section in after else "with {section}", section=section)
+            continue
+        yield f"{path}: {_shown(before.get(path))} → {_shown(after.get(path))}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
+
 
 MACRO = "macro"
 MATRIX_ARMS = 30  # arms shown against each other in the page and results.json; of more, only the named ones
@@ -74,11 +140,11 @@ class Results:
 
     def cell(self, arm: str, dataset: str) -> dict[str, Any]:
         """The row of cells.parquet for one arm and dataset; a row that is not there counts as missing."""
-        return self._lookup("cells", arm, dataset) or {"status": "missing", "reason": "no row in cells.parquet"}
+        return self._cells.get((arm, dataset)) or {"status": "missing", "reason": "no row in cells.parquet"}
 
     def pair(self, arm: str, dataset: str, other: str | None = None) -> dict[str, Any] | None:
         """The row of pairs.parquet of `arm` against `other` (the study's baseline), if there is one with numbers."""
-        found = self._lookup("pairs", arm, dataset, other or self.baseline)
+        found = self._pairs.get((arm, dataset, other or self.baseline))
         return found if found is not None and found["delta"] == found["delta"] else None
 
     @property
@@ -103,26 +169,32 @@ class Results:
 
     def accuracy(self, arm: str, dataset: str, seed: int) -> float | None:
         """Accuracy of one run on one dataset, or None."""
-        return self._by_run().get((arm, dataset, seed))
+        return self._by_run.get((arm, dataset, seed))
 
     def delta(self, arm: str, dataset: str, seed: int, other: str | None = None) -> float | None:
         """Accuracy of one run minus that of `other` (the study's baseline) with the same seed, or None."""
         ours, theirs = self.accuracy(arm, dataset, seed), self.accuracy(other or self.baseline, dataset, seed)
         return None if ours is None or theirs is None else ours - theirs
 
+    @cached_property
     def _by_run(self) -> dict[tuple[str, str, int], float]:
-        if "_runs" not in self.__dict__:
-            frame = self.seed_scores
-            keys = zip(frame["arm"], frame["dataset"], frame["seed"], strict=True)
-            self.__dict__["_runs"] = dict(zip(keys, frame["accuracy"], strict=True))
-        return self.__dict__["_runs"]
+        frame = self.seed_scores
+        return dict(
+            zip(zip(frame["arm"], frame["dataset"], frame["seed"], strict=True), frame["accuracy"], strict=True)
+        )
 
-    def _lookup(self, table: str, *key: str) -> dict[str, Any] | None:
-        if f"_{table}" not in self.__dict__:
-            names = {"cells": ["arm", "dataset"], "pairs": ["arm", "dataset", "baseline"]}[table]
-            rows = getattr(self, table).drop_duplicates(names).to_dict("records")
-            self.__dict__[f"_{table}"] = {tuple(row[name] for name in names): row for row in rows}
-        return self.__dict__[f"_{table}"].get(key)
+    @cached_property
+    def _cells(self) -> dict[tuple[str, ...], dict[str, Any]]:
+        return _by_key(self.cells, ["arm", "dataset"])
+
+    @cached_property
+    def _pairs(self) -> dict[tuple[str, ...], dict[str, Any]]:
+        return _by_key(self.pairs, ["arm", "dataset", "baseline"])
+
+
+def _by_key(table: pd.DataFrame, names: list[str]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The first row of a table for each value of the columns `names`."""
+    return {tuple(row[name] for name in names): row for row in table.drop_duplicates(names).to_dict("records")}
 
 
 def read_results(study: "Study", root: Path) -> Results:
@@ -130,7 +202,7 @@ def read_results(study: "Study", root: Path) -> Results:
     runs = [(arm, int(seed)) for arm, seed in study.runs()]
     absent: list[str] = []
     used = set(study.maps())
-    cards = {key: card for key, card in _cards(root).items() if not key.startswith("maps/") or _map_of(key) in used}
+    cards = {key: card for key, card in read_cards(root).items() if not key.startswith("maps/") or _map_of(key) in used}
     items = pd.read_parquet(root / "compare/items.parquet", columns=["arm", "seed", "dataset", "item", "correct"])
     probe = _probes(root, used)
     if not any(key.startswith("arms/") for key in cards):
@@ -189,16 +261,12 @@ def seed_scores(items: pd.DataFrame, datasets: list[str]) -> pd.DataFrame:
     return pd.concat([grouped, macro.assign(dataset=MACRO)], ignore_index=True)
 
 
-def _cards(root: Path) -> dict[str, dict[str, Any]]:
-    """Every card of the study, keyed by its folder (and by its file's stem when it is not plainly card.json)."""
-    cards = {}
-    for path in sorted(root.glob("*/**/*card.json")):
-        folder = path.parent.relative_to(root).as_posix()
-        if folder.startswith("report") or "/model" in folder:
-            continue
-        stem = path.name.removesuffix("card.json").strip(".-_")
-        cards[f"{folder}/{stem}" if stem else folder] = read_json(path)
-    return cards
+def read_cards(root: Path) -> dict[str, dict[str, Any]]:
+    """Every card of the study, keyed by its path below `root` without "card.json"; the report's own is left out."""
+    paths = sorted(root.glob("*/**/*card.json"))
+    named = {path.relative_to(root).as_posix().removesuffix("card.json").rstrip("/.-_"): path for path in paths}
+    shown = {name: path for name, path in named.items() if not name.startswith("report") and "/model" not in name}
+    return {name: read_json(path) for name, path in shown.items()}
 
 
 def _map_of(key: str) -> str:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtkv.report.figures.cost import MEASURES, arm_costs
-from mtkv.report.figures.figure import Verbatim, mean, number, percent, text
-from mtkv.report.outcomes import outcome
+from mtkv.report.figures.figure import Verbatim, mean, number, outcome, percent, text, word
 from mtkv.report.results import MACRO, Results, reason_of
 from mtkv.report.strings import say
 
@@ -21,15 +20,8 @@ BLANK = "\t\n\v\f\r"
 CSV_QUOTED = re.compile(r'[",\x00-\x1f\x7f\x85\u2028\u2029]')
 MARKDOWN_SPECIAL = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "&": "&amp;"})
 MARKDOWN_SPECIAL |= {code: f"&#{code};" for code in (*CONTROL, 0x85, 0x2028, 0x2029)}
-LATEX_SPECIAL = {
+LATEX_SPECIAL = {letter: rf"\{letter}" for letter in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "\u2212": "$-$",
@@ -52,7 +44,7 @@ LATEX_SPECIAL = {
 }
 # TeX refuses control characters, or ends its line there: a blank for white space, ^[ for others.
 LATEX_SPECIAL |= {chr(code): rf"\textasciicircum{{}}{chr(code ^ 64)}" for code in CONTROL if chr(code) not in BLANK}
-LATEX_SPECIAL |= dict.fromkeys(BLANK, " ")
+LATEX_SPECIAL = str.maketrans(LATEX_SPECIAL | dict.fromkeys(BLANK, " "))
 
 
 @dataclass(frozen=True)
@@ -93,15 +85,8 @@ class Table:
 def headline(results: Results) -> list[Row]:
     """The rows of the headline table: the baseline first, then the arms in the study's order."""
     arms = sorted(results.arms, key=lambda arm: arm != results.baseline)
-    return [
-        Row(
-            arm,
-            results.descriptions.get(arm, ""),
-            arm == results.baseline,
-            [_cell(results, arm, name) for name in results.columns],
-        )
-        for arm in arms
-    ]
+    cells = {arm: [_cell(results, arm, name) for name in results.columns] for arm in arms}
+    return [Row(arm, results.descriptions.get(arm, ""), arm == results.baseline, cells[arm]) for arm in arms]
 
 
 def _cell(results: Results, arm: str, dataset: str) -> Cell:
@@ -145,33 +130,20 @@ def _plain(cell: Cell) -> str:
 
 def claims_table(results: Results) -> Table:
     """One row per claim."""
-    header = [
-        "claim",
-        "statement",
-        "level",
-        "verdict",
-        "estimate",
-        "low",
-        "high",
-        "needed",
-        "p",
-        "p (Holm)",
-        "n",
-        "seeds",
-    ]
-    header += ["mdd", "twin", "twin estimate", "twin low", "twin high", "why"]
+    header = ["claim", "statement", "level", "verdict", "estimate", "low", "high", "needed", "p", "p (Holm)", "n"]
+    header += ["seeds", "mdd", "twin", "twin estimate", "twin low", "twin high", "why"]
     rows = [
         [
             str(claim["claim"]),
             Verbatim(claim["statement"]),
-            *(_word(claim[key]) for key in ("level", "verdict")),
+            *(word(claim[key]) for key in ("level", "verdict")),
             *(text(claim[key]) for key in ("delta", "low", "high", "threshold")),
             *(text(claim[key], 4) for key in ("p", "p_holm")),
             *(text(claim.get(key), 0) for key in ("n", "n_seeds")),
             text(claim.get("mdd")),
-            _word(claim["twin"]),
+            word(claim["twin"]),
             *(text(claim.get(f"twin_{key}")) for key in ("delta", "low", "high")),
-            _word(claim["why"]),
+            word(claim["why"]),
         ]
         for claim in results.claims.to_dict("records")
     ]
@@ -180,22 +152,8 @@ def claims_table(results: Results) -> Table:
 
 def pairs_table(results: Results) -> Table:
     """Every paired difference, in percentage points."""
-    header = [
-        "arm",
-        "baseline",
-        "dataset",
-        "delta",
-        "low",
-        "high",
-        "p",
-        "p (Holm)",
-        "outcome",
-        "n",
-        "seeds",
-        "sd seeds",
-        "sd items",
-    ]
-    header += ["mdd", "p (TOST)", "t over seeds", "p over seeds", "Cohen's d", "family"]
+    header = ["arm", "baseline", "dataset", "delta", "low", "high", "p", "p (Holm)", "outcome", "n", "seeds"]
+    header += ["sd seeds", "sd items", "mdd", "p (TOST)", "t over seeds", "p over seeds", "Cohen's d", "family"]
     order = {name: i for i, name in enumerate(results.columns)}
     pairs = sorted(results.pairs.to_dict("records"), key=lambda pair: order.get(pair["dataset"], 99))
     return Table("pairs", header, [_pair_row(results, pair) for pair in pairs])
@@ -211,7 +169,7 @@ def _pair_row(results: Results, pair: dict[Any, Any]) -> list[str]:
         *(text(percent(pair[key]), 2) for key in ("sd_seeds", "sd_items", "mdd")),
         text(pair.get("p_tost"), 4),
         *(text(pair.get(key), 3) for key in ("t_seeds", "p_seeds", "cohens_d")),
-        _word(pair["family"]),
+        word(pair["family"]),
     ]
 
 
@@ -219,9 +177,8 @@ def matrix_csv(results: Results) -> Iterator[bytes]:
     """CSV of every arm against every other, whether shown on the page or not; in parts, for there may be millions of pairs."""
     yield as_csv(MATRIX_HEADER, []).encode()
     for start in range(0, len(results.matrix), 100_000):
-        part = results.matrix.iloc[start : start + 100_000].astype(
-            {"arm": str, "other": str, "dataset": str, "outcome": str}
-        )
+        part = results.matrix.iloc[start : start + 100_000]
+        part = part.astype(dict.fromkeys(("arm", "other", "dataset", "outcome"), str))
         for names, factor, digits in ((["delta", "low", "high"], 100, 2), (["p", "p_holm"], 1, 4)):
             part[names] = ((part[names] * factor).round(digits) + 0.0).map(f"{{:.{digits}f}}".format)
         yield part[MATRIX_COLUMNS].to_csv(header=False, index=False, lineterminator="\n").encode()
@@ -248,47 +205,26 @@ def models_table(results: Results) -> Table:
     titles = [one.title for one in MEASURES]
     header = ["arm", "trained", "extends", "changes"]
     header += [f"{name}{suffix}" for name in results.columns for suffix in ("", " low", " high", " n", " seeds")]
-    header += [
-        "sd over seeds",
-        "rank",
-        "rank low",
-        "rank high",
-        "delta",
-        "delta low",
-        "delta high",
-        "p (Holm)",
-        "outcome",
-        "mdd",
-        *titles,
-    ]
+    header += ["sd over seeds", "rank", "rank low", "rank high", "delta", "delta low", "delta high", "p (Holm)"]
+    header += ["outcome", "mdd", *titles]
     return Table("models", header, [_model_row(results, arm, costs.get(arm, {}), titles) for arm in results.arms])
 
 
 def _model_row(results: Results, arm: str, cost: dict[str, dict[int, float | None]], titles: list[str]) -> list[str]:
-    row = [
-        arm,
-        "yes" if arm in results.trained else "no",
-        results.extends.get(arm, ""),
-        "; ".join(results.changes.get(arm, [])),
-    ]
+    trained = "yes" if arm in results.trained else "no"
+    row = [arm, trained, results.extends.get(arm, ""), "; ".join(results.changes.get(arm, []))]
     for name in results.columns:
         cell = results.cell(arm, name)
         row += [text(percent(cell.get(key)), 2, missing="") for key in ("mean", "low", "high")]
         row += [text(cell.get(key), 0, missing="") for key in ("n_items", "n_seeds")]
-    macro, pair = results.cell(arm, MACRO), results.pair(arm, MACRO)
+    macro, pair = results.cell(arm, MACRO), results.pair(arm, MACRO) or {}
     row.append(text(percent(macro.get("sd_seeds")), 2, missing=""))
     row += [text(macro.get(key), 0, missing="") for key in ("rank", "rank_low", "rank_high")]
-    row += [text(percent((pair or {}).get(key)), 2, missing="") for key in ("delta", "low", "high")]
-    row += [
-        text((pair or {}).get("p_holm"), 4, missing=""),
-        "" if arm == results.baseline else outcome(pair, results.alpha),
-    ]
-    row.append(text(percent((pair or {}).get("mdd")), 2, missing=""))
+    row += [text(percent(pair.get(key)), 2, missing="") for key in ("delta", "low", "high")]
+    row.append(text(pair.get("p_holm"), 4, missing=""))
+    row.append("" if arm == results.baseline else outcome(pair, results.alpha))
+    row.append(text(percent(pair.get("mdd")), 2, missing=""))
     return [*row, *(text(mean(cost.get(title, {}).values()), 3, missing="") for title in titles)]
-
-
-def _word(value: Any) -> str:
-    return "" if value is None or value != value else str(value)
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -305,34 +241,15 @@ def _csv(cell: str) -> str:
 
 def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A GitHub table; line ends and other control characters are character references."""
-    escaped = [[cell.translate(MARKDOWN_SPECIAL) for cell in line] for line in (header, *rows)]
-    return (
-        "\n".join("| " + " | ".join(line) + " |" for line in [escaped[0], ["---"] * len(header), *escaped[1:]]) + "\n"
-    )
+    head, *lines = [[cell.translate(MARKDOWN_SPECIAL) for cell in line] for line in (header, *rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in (head, ["---"] * len(head), *lines))
 
 
 def as_latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A booktabs tabular."""
-    lines = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in [header, *rows]]
-    columns = "l" + "r" * (len(header) - 1)
-    return (
-        "\n".join(
-            [
-                rf"\begin{{tabular}}{{{columns}}}",
-                r"\toprule",
-                lines[0],
-                r"\midrule",
-                *lines[1:],
-                r"\bottomrule",
-                r"\end{tabular}",
-            ]
-        )
-        + "\n"
-    )
-
-
-def _latex(cell: str) -> str:
-    return "".join(LATEX_SPECIAL.get(letter, letter) for letter in cell)
+    head, *lines = [" & ".join(cell.translate(LATEX_SPECIAL) for cell in row) + r" \\" for row in [header, *rows]]
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 FORMATS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], str]] = {

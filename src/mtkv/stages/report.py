@@ -14,11 +14,10 @@ from markupsafe import Markup
 
 from mtkv.config.study import Study
 from mtkv.provenance.files import write_text
-from mtkv.report.claim_rows import claim_rows, claim_texts
 from mtkv.report.figures.all import FIGURE_SECTIONS, OPTIONAL_SECTIONS, all_figures
 from mtkv.report.figures.figure import Figure
-from mtkv.report.files import write_folder, write_summaries, write_tables
-from mtkv.report.html_embedding import (
+from mtkv.report.item_browser import item_browser, item_rows
+from mtkv.report.page import (
     content_policy,
     embedded_json,
     environment,
@@ -27,11 +26,14 @@ from mtkv.report.html_embedding import (
     plotly_script,
     pretty,
     static,
+    write_folder,
+    write_summaries,
+    write_tables,
 )
-from mtkv.report.item_browser import item_browser, item_rows
 from mtkv.report.results import Results, read_results
 from mtkv.report.static_figures import Picture, picture
 from mtkv.report.strings import LANGUAGES, Words, chinese, page_phrases, say
+from mtkv.report.summary import claim_rows, claim_texts
 from mtkv.report.tables import headline, missing_cells
 
 SECTIONS = ("answer", "headline", *FIGURE_SECTIONS, "items", "provenance", "methods")

@@ -4,10 +4,9 @@ In: `Results` with `extends`, `changes` and the settings of each arm's KV loss. 
 what was changed, and a heatmap layer range × {K, V, K + V} of the macro difference from the study's baseline.
 """
 
-from mtkv.report.figures.figure import Figure, Trace, by_seed, label, mean, percent, text
+from mtkv.report.figures.figure import Figure, Trace, by_seed, label, mean, percent, text, verdict
 from mtkv.report.figures.pairs import forest_figure, significance_note
-from mtkv.report.figures.palette import CELL_TEXT, DIVERGING
-from mtkv.report.outcomes import verdict
+from mtkv.report.figures.palette import DOWN, centred, heatmap_trace, margin
 from mtkv.report.results import MACRO, Results
 from mtkv.report.strings import listed, say
 
@@ -70,7 +69,14 @@ def layers_and_kinds(results: Results) -> Figure | None:
     if not groups:
         return None
     rows = [
-        [parent, layers, kinds, arm, _delta_text(results, arm), verdict(results.pair(arm, MACRO), results.alpha)]
+        [
+            parent,
+            layers,
+            kinds,
+            arm,
+            text(_value(results, arm, None), sign=True),
+            verdict(results.pair(arm, MACRO), results.alpha),
+        ]
         for parent, members in groups.items()
         for (layers, kinds), arm in members.items()
     ]
@@ -86,14 +92,8 @@ def layers_and_kinds(results: Results) -> Figure | None:
         [_family_map(results, parent, members) for parent, members in groups.items()],
         {
             "xaxis": {"type": "category", "showgrid": False, "side": "top"},
-            "yaxis": {
-                "type": "category",
-                "autorange": "reversed",
-                "automargin": True,
-                "showgrid": False,
-                "title": {"text": "Supervised layers"},
-            },
-            "margin": {"l": 120, "r": 24, "t": 40, "b": 24},
+            "yaxis": DOWN | {"title": {"text": "Supervised layers"}},
+            "margin": margin(120, 24, top=40),
         },
         ["Made from", "Layers", "Kinds", "Arm", "Macro Δ (points)", "Outcome"],
         rows,
@@ -114,27 +114,17 @@ def _family_map(results: Results, parent: str, members: dict[tuple[str, str], st
     def grid(of: int | None) -> list[list[float | None]]:
         return [[_value(results, members.get((layers, kinds)), of) for kinds in columns] for layers in ranges]
 
-    z = grid(None)
-    bound = max((abs(value) for line in z for value in line if value is not None), default=1.0) or 1.0
-    return {
-        "type": "heatmap",
-        "name": label(parent),
-        "x": columns,
-        "y": ranges,
-        "z": z,
-        "zmin": -bound,
-        "zmax": bound,
-        "zmid": 0,
-        "colorscale": DIVERGING,
-        "xgap": 2,
-        "ygap": 2,
-        "hoverongaps": False,
-        "texttemplate": "%{z:+.1f}",
-        "textfont": CELL_TEXT,
-        "hovertemplate": "layers %{y}, %{x}: %{z:+.1f} points<extra></extra>",
-        "colorbar": {"thickness": 12, "outlinewidth": 0},
-        "meta": {"view": parent, "arm": parent, "by_seed": by_seed("z", {seed: grid(seed) for seed in results.seeds})},
-    }
+    z, seeds = grid(None), {seed: grid(seed) for seed in results.seeds}
+    return heatmap_trace(
+        label(parent),
+        columns,
+        ranges,
+        z,
+        **centred(z),
+        texttemplate="%{z:+.1f}",
+        hovertemplate="layers %{y}, %{x}: %{z:+.1f} points<extra></extra>",
+        meta={"view": parent, "arm": parent, "by_seed": by_seed("z", seeds)},
+    )
 
 
 def _value(results: Results, arm: str | None, seed: int | None) -> float | None:
@@ -145,11 +135,6 @@ def _value(results: Results, arm: str | None, seed: int | None) -> float | None:
         return percent(results.delta(arm, MACRO, seed))
     if arm == results.baseline:
         return 0.0
-    pair = results.pair(arm, MACRO)
-    return (
-        percent(pair["delta"]) if pair else mean([percent(results.delta(arm, MACRO, s)) for s in results.runs_of(arm)])
-    )
-
-
-def _delta_text(results: Results, arm: str) -> str:
-    return text(_value(results, arm, None), sign=True)
+    if pair := results.pair(arm, MACRO):
+        return percent(pair["delta"])
+    return mean([percent(results.delta(arm, MACRO, s)) for s in results.runs_of(arm)])

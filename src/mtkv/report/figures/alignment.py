@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mtkv.report.figures.figure import Figure, Trace, Verbatim, label, mean, number, percent, text
-from mtkv.report.figures.palette import GREYS, OKABE_ITO, SEQUENTIAL, style
+from mtkv.report.figures.palette import ACROSS, DOWN, GREYS, OKABE_ITO, SEQUENTIAL, heatmap_trace, margin, style
 from mtkv.report.results import Results
 from mtkv.report.strings import say
 
@@ -60,8 +60,8 @@ def coverage(results: Results) -> Figure | None:
     }
     layout = {
         "xaxis": {"title": {"text": "Student tokens with a teacher target (%)"}, "range": [0, 100]},
-        "yaxis": {"type": "category", "autorange": "reversed", "automargin": True, "showgrid": False},
-        "margin": {"l": 120, "r": 24, "t": 16, "b": 56},
+        "yaxis": DOWN,
+        "margin": margin(120, 56),
     }
     return Figure(
         "coverage",
@@ -178,7 +178,18 @@ def tokens(results: Results) -> Figure | None:
         places = zip(matched["student_token"], matched["teacher_token"], strict=True)
         weights = dict(zip(((int(s), int(t)) for s, t in places), matched["weight"], strict=True))
         z = [[number(weights.get((s, t)), 4) for t, _ in theirs] for s, _ in mine]
-        traces.append(_token_map(view, mine, theirs, z))
+        traces.append(
+            heatmap_trace(
+                "weight",
+                [label(shown) for _, shown in theirs],
+                [label(shown) for _, shown in mine],
+                z,
+                SEQUENTIAL,
+                **{"zmin": 0, "zmax": 1, "xgap": 1, "ygap": 1, "texttemplate": ""},
+                hovertemplate="%{y} ← %{x}: %{z:.2f}<extra></extra>",
+                meta={"view": view},
+            )
+        )
         told = dict(_tokens(frame, "teacher"))
         for s, shown in mine:
             partners = [f"{told[t]} ({text(weight, 2)})" for (i, t), weight in weights.items() if i == s]
@@ -198,21 +209,9 @@ def tokens(results: Results) -> Figure | None:
         + (say(" The first {count} tokens are shown.", count=MAX_TOKENS) if cut else ""),
         traces,
         {
-            "xaxis": {
-                "type": "category",
-                "showgrid": False,
-                "tickangle": -60,
-                "automargin": True,
-                "title": {"text": "Teacher token"},
-            },
-            "yaxis": {
-                "type": "category",
-                "autorange": "reversed",
-                "automargin": True,
-                "showgrid": False,
-                "title": {"text": "Student token"},
-            },
-            "margin": {"l": 120, "r": 24, "t": 16, "b": 110},
+            "xaxis": ACROSS | {"tickangle": -60, "automargin": True, "title": {"text": "Teacher token"}},
+            "yaxis": DOWN | {"title": {"text": "Student token"}},
+            "margin": margin(120, 110),
         },
         ["Map", "Number", "Student token", "Compared with (weight)"],
         rows,
@@ -228,25 +227,3 @@ def _tokens(frame: pd.DataFrame, side: str) -> list[tuple[int, str]]:
     known = frame.dropna(subset=f"{side}_token").drop_duplicates(f"{side}_token").sort_values(f"{side}_token")
     pairs = zip(known[f"{side}_token"], known[f"{side}_text"], strict=True)
     return [(int(i), Verbatim(f"{int(i)} {str(shown).translate(SHOWN_LETTERS)}")) for i, shown in pairs]
-
-
-def _token_map(
-    view: str, mine: list[tuple[int, str]], theirs: list[tuple[int, str]], z: list[list[float | None]]
-) -> Trace:
-    return {
-        "type": "heatmap",
-        "name": "weight",
-        "x": [label(shown) for _, shown in theirs],
-        "y": [label(shown) for _, shown in mine],
-        "z": z,
-        "zmin": 0,
-        "zmax": 1,
-        "colorscale": SEQUENTIAL,
-        "xgap": 1,
-        "ygap": 1,
-        "hoverongaps": False,
-        "texttemplate": "",
-        "hovertemplate": "%{y} ← %{x}: %{z:.2f}<extra></extra>",
-        "colorbar": {"thickness": 12, "outlinewidth": 0},
-        "meta": {"view": view},
-    }

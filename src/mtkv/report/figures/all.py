@@ -8,11 +8,10 @@ from mtkv.report.figures.alignment import alignment_figures
 from mtkv.report.figures.cost import cost_figures
 from mtkv.report.figures.figure import Figure
 from mtkv.report.figures.latents import latent_figures
-from mtkv.report.figures.matrix import matrix_figures
 from mtkv.report.figures.pairs import pair_figures
 from mtkv.report.figures.routing import routing_figures
-from mtkv.report.figures.scores import score_figures
-from mtkv.report.figures.training import learning_figures, training_figures
+from mtkv.report.figures.scores import matrix_figures, score_figures
+from mtkv.report.figures.training import training_figures
 from mtkv.report.results import Results
 
 BUILDERS: tuple[Callable[[Results], list[Figure]], ...] = (
@@ -21,7 +20,6 @@ BUILDERS: tuple[Callable[[Results], list[Figure]], ...] = (
     matrix_figures,
     ablation_figures,
     training_figures,
-    learning_figures,
     routing_figures,
     alignment_figures,
     latent_figures,

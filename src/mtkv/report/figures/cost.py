@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtkv.report.figures.figure import Figure, Trace, by_seed, label, mean, number, percent, text
-from mtkv.report.figures.palette import ArmStyle, arm_styles
+from mtkv.report.figures.palette import DOWN, ArmStyle, arm_styles, margin
 from mtkv.report.latent_results import Latents
 from mtkv.report.results import MACRO, Results
 from mtkv.report.strings import say
@@ -55,9 +55,7 @@ def stored_megabytes(results: Results, arm: str) -> float | None:
 MEASURES = (
     Measure("Wall time (s)", lambda results, arm, card: card.get("wall_seconds")),
     Measure("GPU-hours", lambda results, arm, card: gpu_hours(card), 3),
-    Measure(
-        "Peak memory (MB)", lambda results, arm, card: card.get("peak_gpu_memory_mb") or card.get("peak_memory_mb")
-    ),
+    Measure("Peak memory (MB)", lambda _, arm, card: card.get("peak_gpu_memory_mb") or card.get("peak_memory_mb")),
     Measure("Tokens per second", lambda results, arm, card: tokens_per_second(card), 0),
     Measure("Stored KV (MB)", lambda results, arm, card: stored_megabytes(results, arm)),
 )
@@ -65,19 +63,15 @@ MEASURES = (
 
 def arm_costs(results: Results) -> dict[str, dict[str, dict[int, float | None]]]:
     """Arm → title of a measure → seed → value, for trained arms with a card."""
-    cards = {
-        (arm, s): results.cards.get(f"arms/{arm}/seed{s}") for arm in results.trained for s in results.runs_of(arm)
-    }
-    return {
-        arm: {
-            one.title: {
-                s: number(one.value(results, arm, card)) for (name, s), card in cards.items() if name == arm and card
+    costs = {}
+    for arm in results.trained:
+        cards = {s: results.cards.get(f"arms/{arm}/seed{s}") for s in results.runs_of(arm)}
+        known = {s: card for s, card in cards.items() if card}
+        if known:
+            costs[arm] = {
+                one.title: {s: number(one.value(results, arm, card)) for s, card in known.items()} for one in MEASURES
             }
-            for one in MEASURES
-        }
-        for arm in results.trained
-        if any(card for (name, _), card in cards.items() if name == arm)
-    }
+    return costs
 
 
 def cost_figures(results: Results) -> list[Figure]:
@@ -94,9 +88,8 @@ def cost_figures(results: Results) -> list[Figure]:
         "Cost of one training run per arm, mean over seeds: wall time of the whole stage, peak memory (of the GPU where one was used), "
         "tokens per second of the training loop, and the KV of its teachers on disk, which arms share."
     )
-    caption += (
-        say(" GPU-hours of all training runs: {hours}.", hours=text(total, 2)) if total else say(" No run used a GPU.")
-    )
+    used = say(" GPU-hours of all training runs: {hours}.", hours=text(total, 2))
+    caption += used if total else say(" No run used a GPU.")
     header = ["Arm", *(one.title for one in MEASURES)]
     height = max(240, 100 + 34 * len(arms))
     return [Figure("cost", "cost", "Cost of training", caption, traces, _layout(shown), header, rows, height=height)]
@@ -135,9 +128,9 @@ def _layout(shown: list[Measure]) -> dict[str, Any]:
         for i, one in enumerate(shown)
     }
     return layout | {
-        "yaxis": {"type": "category", "autorange": "reversed", "automargin": True, "showgrid": False},
+        "yaxis": DOWN,
         "showlegend": False,
-        "margin": {"l": 120, "r": 24, "t": 16, "b": 56},
+        "margin": margin(120, 56),
     }
 
 
@@ -150,9 +143,7 @@ def passes_per_question(results: Results, arm: str, seed: int) -> float | None:
     for key, card in results.cards.items():
         facts = card.get("result") or {}
         if key == f"latents/{arm}/seed{seed}":
-            known |= {
-                name: each for name, each in (facts.get("passes_per_question") or {}).items() if name not in known
-            }
+            known = (facts.get("passes_per_question") or {}) | known
         elif f"{key}/".startswith(f"predictions/{arm}/seed{seed}/"):
             counted = (facts.get("datasets") or {}).items()
             known |= {name: one["passes_per_question"] for name, one in counted if "passes_per_question" in one}
@@ -181,13 +172,9 @@ def latent_cost(results: Results, latents: Latents) -> Figure | None:
         },
         ["Arm", "Latents", "Forward passes per question", "Macro average (%)"],
         [
-            [
-                arm,
-                str(latents.tokens.get(arm, 0)),
-                text(mean(values.values())),
-                text(percent(results.cell(arm, MACRO).get("mean"))),
-            ]
+            [arm, str(latents.tokens.get(arm, 0)), text(mean(values.values())), text(percent(found.get("mean")))]
             for arm, values in passes.items()
+            if (found := results.cell(arm, MACRO))
         ],
         height=400,
     )

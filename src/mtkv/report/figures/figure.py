@@ -4,19 +4,20 @@ A trace's `meta` says what it shows: `arm`, `seed`, `dataset` for a whole trace,
 for single entries; `by_seed` holds the per-seed values its means are made of, so that the page can average again over a
 subset of seeds. The filter in static/figures.js reads nothing else.
 
-Texts are English; those that hold facts are made by `strings.say`, which knows their Chinese too.
+Texts are English; those that hold facts are made by `strings.say`, which knows their Chinese too. The word for a paired difference
+(`outcome`) is the same in every figure and table: better, worse, equivalent, undecided or missing; an undecided one has the smallest
+difference that the study would have seen four times out of five, so that "not significant" is never read as "no difference".
 """
 
 import html
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from mtkv.report.strings import Words
-
-Trace = dict[str, Any]
+from mtkv.report.figures.palette import Trace
+from mtkv.report.strings import Words, say
 
 
 @dataclass
@@ -132,15 +133,9 @@ def interval(low: Any, high: Any, center: Any) -> tuple[float | None, float | No
     return percent(max(0.0, center - low)), percent(max(0.0, high - center))
 
 
-def error_bars(whiskers: Sequence[tuple[float | None, float | None]], thickness: float, width: int) -> Trace:
-    """Plotly's whiskers around a trace's points, from the lengths that `interval` gives for each."""
-    return {
-        "type": "data",
-        "array": [high for _, high in whiskers],
-        "arrayminus": [low for low, _ in whiskers],
-        "thickness": thickness,
-        "width": width,
-    }
+def word(value: Any) -> str:
+    """The text of a table's cell; empty for null and NaN."""
+    return "" if value is None or value != value else str(value)
 
 
 def text(value: Any, digits: int = 1, sign: bool = False, missing: str = "—") -> str:
@@ -160,3 +155,32 @@ def p_text(value: Any) -> str:
     if known is None:
         return "—"
     return "<0.001" if known < 0.001 else f"{known:.3f}"
+
+
+def outcome(pair: dict[str, Any] | None, alpha: float) -> str:
+    """The word; rows from before the column `outcome` existed are judged by their p value and interval."""
+    if pair is None or number(pair.get("delta")) is None:
+        return "missing"
+    if isinstance(known := pair.get("outcome"), str):
+        return known
+    p, low, high = (number(pair.get(name)) for name in ("p_holm", "low", "high"))
+    if p is None or low is None or high is None or not p < alpha or low <= 0 <= high:
+        return "undecided"
+    return "better" if low > 0 else "worse"
+
+
+def clear(pair: dict[str, Any] | None, alpha: float) -> bool:
+    """Whether the arm is better or worse, beyond doubt."""
+    return outcome(pair, alpha) in ("better", "worse")
+
+
+def verdict(pair: dict[str, Any] | None, alpha: float) -> str:
+    """The word; for `undecided` with the smallest detectable difference: `undecided, sees ≥ 3.4` (points)."""
+    word = outcome(pair, alpha)
+    seen = detectable(pair)
+    return say("{word}, sees ≥ {points}", word=word, points=seen) if word == "undecided" and seen != "—" else word
+
+
+def detectable(pair: dict[str, Any] | None) -> str:
+    """The smallest detectable difference in points."""
+    return text(percent((pair or {}).get("mdd")))

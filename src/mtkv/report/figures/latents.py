@@ -11,20 +11,8 @@ import pandas as pd
 
 from mtkv.report.figures.alignment import SHOWN_LETTERS
 from mtkv.report.figures.cost import latent_cost
-from mtkv.report.figures.figure import (
-    Figure,
-    Trace,
-    Verbatim,
-    by_seed,
-    error_bars,
-    interval,
-    label,
-    mean,
-    percent,
-    text,
-    tick,
-)
-from mtkv.report.figures.palette import CELL_TEXT, GREYS, OKABE_ITO, SEQUENTIAL
+from mtkv.report.figures.figure import Figure, Trace, Verbatim, by_seed, interval, label, mean, percent, text, tick
+from mtkv.report.figures.palette import ACROSS, DOWN, GREYS, OKABE_ITO, SEQUENTIAL, error_bars, heatmap_trace, margin
 from mtkv.report.latent_results import UNCHANGED, Latents
 from mtkv.report.results import MACRO, Results
 from mtkv.report.strings import say
@@ -53,23 +41,13 @@ def kept_places(results: Results, latents: Latents) -> Figure | None:
         ),
         [_kept_map(results, latents, arm, teacher, part) for (arm, teacher), part in groups.items()],
         {
-            "xaxis": {
-                "type": "category",
-                "showgrid": False,
-                "tickangle": 0,
-                "title": {"text": "Place in the chain"},
-            },
-            "yaxis": {"type": "category", "autorange": "reversed", "automargin": True, "showgrid": False},
-            "margin": {"l": 90, "r": 24, "t": 16, "b": 56},
+            "xaxis": ACROSS | {"title": {"text": "Place in the chain"}},
+            "yaxis": DOWN,
+            "margin": margin(90, 56),
         },
         [
-            "Arm",
-            "Teacher",
-            "Latent",
-            "Mean place (%)",
-            "With KV (%)",
-            "Tokens per chain",
-            "Chains with fewer tokens (%)",
+            *("Arm", "Teacher", "Latent", "Mean place (%)", "With KV (%)"),
+            *("Tokens per chain", "Chains with fewer tokens (%)"),
         ],
         rows,
         views=[(f"{arm} · {teacher}", f"{arm} · {teacher}") for arm, teacher in groups],
@@ -91,24 +69,16 @@ def _kept_map(results: Results, latents: Latents, arm: str, teacher: str, part: 
 
     seeds = {seed: grid(part[part["seed"] == seed]) for seed in results.seeds}
     first = list(seeds.values())
-    return {
-        "type": "heatmap",
-        "name": "share",
-        "x": TENTHS,
-        "y": [say("latent {latent}", latent=slot) for slot in slots],
-        "z": [[mean(one[i][j] for one in first) for j in range(len(TENTHS))] for i in range(len(slots))],
-        "zmin": 0,
-        "zmax": 100,
-        "colorscale": SEQUENTIAL,
-        "xgap": 1,
-        "ygap": 1,
-        "hoverongaps": False,
-        "texttemplate": "%{z:.0f}",
-        "textfont": CELL_TEXT,
-        "hovertemplate": "%{y}<br>%{x}: %{z:.1f} %<extra></extra>",
-        "colorbar": {"thickness": 12, "outlinewidth": 0},
-        "meta": {"view": f"{arm} · {teacher}", "arm": arm, "by_seed": by_seed("z", seeds)},
-    }
+    return heatmap_trace(
+        "share",
+        TENTHS,
+        [say("latent {latent}", latent=slot) for slot in slots],
+        [[mean(one[i][j] for one in first) for j in range(len(TENTHS))] for i in range(len(slots))],
+        SEQUENTIAL,
+        **{"zmin": 0, "zmax": 100, "xgap": 1, "ygap": 1, "texttemplate": "%{z:.0f}"},
+        hovertemplate="%{y}<br>%{x}: %{z:.1f} %<extra></extra>",
+        meta={"view": f"{arm} · {teacher}", "arm": arm, "by_seed": by_seed("z", seeds)},
+    )
 
 
 def _kept_rows(arm: str, teacher: str, part: pd.DataFrame, tokens: int) -> list[list[str]]:
@@ -147,19 +117,10 @@ def decoded_tokens(results: Results, latents: Latents) -> Figure | None:
         "dataset. ␣ is a space, ⏎ a new line. The same token for every question means that the latent holds nothing of the question that "
         "the lm head can read; the table has the next tokens, how often each is the first, and single questions.",
         [_map(arm, seed, part, names, latents.tokens[arm]) for (arm, seed), part in groups.items()],
-        {
-            "xaxis": {"type": "category", "showgrid": False, "tickangle": 0},
-            "yaxis": {"type": "category", "autorange": "reversed", "automargin": True, "showgrid": False},
-            "margin": {"l": 90, "r": 24, "t": 16, "b": 56},
-        },
+        {"xaxis": ACROSS, "yaxis": DOWN, "margin": margin(90, 56)},
         [
-            "Arm",
-            "Seed",
-            "Dataset",
-            "Question",
-            "Latent",
-            "Tokens (probability in %)",
-            "The first is the likeliest in (%)",
+            *("Arm", "Seed", "Dataset", "Question", "Latent"),
+            *("Tokens (probability in %)", "The first is the likeliest in (%)"),
         ],
         rows,
         views=[(_view(arm, seed), say("{arm}, seed {seed}", arm=arm, seed=seed)) for arm, seed in groups],
@@ -183,31 +144,17 @@ def _map(arm: str, seed: int, part: pd.DataFrame, names: list[str], tokens: int)
     keys = zip(likeliest["slot"], likeliest["dataset"], strict=True)
     cells = dict(zip(keys, zip(likeliest["shown"], likeliest["probability"], strict=True), strict=True))
     slots = range(1, tokens + 1)
-    return {
-        "type": "heatmap",
-        "name": "probability",
-        "x": [tick(name) for name in names],
-        "y": [say("latent {latent}", latent=slot) for slot in slots],
-        "z": [[percent(cells.get((slot, name), (None, None))[1]) for name in names] for slot in slots],
-        "text": [[label(cells.get((slot, name), ("", None))[0]) for name in names] for slot in slots],
-        "zmin": 0,
-        "zmax": 100,
-        "colorscale": SEQUENTIAL,
-        "xgap": 2,
-        "ygap": 2,
-        "hoverongaps": False,
-        "texttemplate": "%{text}",
-        "textfont": CELL_TEXT,
-        "hovertemplate": "%{y}, %{x}: %{text}, %{z:.1f} %<extra></extra>",
-        "colorbar": {"thickness": 12, "outlinewidth": 0},
-        "meta": {
-            "view": _view(arm, seed),
-            "arm": arm,
-            "seed": seed,
-            "rows": {},
-            "columns": {"dataset": names},
-        },
-    }
+    return heatmap_trace(
+        "probability",
+        [tick(name) for name in names],
+        [say("latent {latent}", latent=slot) for slot in slots],
+        [[percent(cells.get((slot, name), (None, None))[1]) for name in names] for slot in slots],
+        SEQUENTIAL,
+        text=[[label(cells.get((slot, name), ("", None))[0]) for name in names] for slot in slots],
+        **{"zmin": 0, "zmax": 100, "texttemplate": "%{text}"},
+        hovertemplate="%{y}, %{x}: %{text}, %{z:.1f} %<extra></extra>",
+        meta={"view": _view(arm, seed), "arm": arm, "seed": seed, "rows": {}, "columns": {"dataset": names}},
+    )
 
 
 def _rows(arm: str, seed: int, part: pd.DataFrame) -> list[list[str]]:
@@ -265,12 +212,11 @@ def interventions(results: Results, latents: Latents) -> Figure | None:
         "was changed. In the final pass a changed latent still reads the question; “none left” takes that away too.",
         confidence=f"{results.confidence:.0%}",
     )
-    if used:
-        caption += say(
-            " Clearly worse on the macro average with the latents of another question: {arms}.", arms=", ".join(used)
-        )
-    else:
-        caption += say(" No arm is clearly worse on the macro average with the latents of another question.")
+    named = say(
+        " Clearly worse on the macro average with the latents of another question: {arms}.", arms=", ".join(used)
+    )
+    none = say(" No arm is clearly worse on the macro average with the latents of another question.")
+    caption += named if used else none
     return Figure(
         "latent_interventions",
         "latents",

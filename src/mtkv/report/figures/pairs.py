@@ -7,9 +7,22 @@ the datasets' Δ, so dataset d contributes Δ_d / D and the D bars of the waterf
 
 from typing import Any
 
-from mtkv.report.figures.figure import Figure, Trace, by_seed, error_bars, interval, label, p_text, percent, text, tick
-from mtkv.report.figures.palette import BETTER, NEUTRAL, WORSE, arm_styles
-from mtkv.report.outcomes import clear, detectable, outcome, verdict
+from mtkv.report.figures.figure import (
+    Figure,
+    Trace,
+    by_seed,
+    clear,
+    detectable,
+    interval,
+    label,
+    outcome,
+    p_text,
+    percent,
+    text,
+    tick,
+    verdict,
+)
+from mtkv.report.figures.palette import ACROSS, BETTER, NEUTRAL, WORSE, arm_styles, error_bars
 from mtkv.report.results import MACRO, Results
 from mtkv.report.strings import listed, say
 
@@ -46,7 +59,7 @@ def waterfall(results: Results) -> Figure:
         caption,
         traces,
         {
-            "xaxis": {"type": "category", "showgrid": False, "tickangle": 0},
+            "xaxis": ACROSS,
             "yaxis": {"title": {"text": "Contribution to macro Δ (points)"}, "zeroline": True},
             "showlegend": False,
         },
@@ -115,16 +128,7 @@ def _first(results: Results) -> list[str]:
 
 
 HEADER = [
-    "Dataset",
-    "Arm",
-    "Against",
-    "Δ (points)",
-    "Interval",
-    "p",
-    "p (Holm)",
-    "Outcome",
-    "n",
-    "Seeds",
+    *("Dataset", "Arm", "Against", "Δ (points)", "Interval", "p", "p (Holm)", "Outcome", "n", "Seeds"),
     "Smallest detectable Δ (80 % power)",
 ]
 Pairs = list[tuple[str, str]]
@@ -173,9 +177,8 @@ def significance_note(results: Results, pairs: Pairs) -> str:
         if clear(pair, results.alpha)
     ]
     gone = [arm for (arm, _), pair in found.items() if pair is None]
-    note = (
-        say(" Clear macro differences: {arms}.", arms=listed(sure)) if sure else say(" No macro difference is clear.")
-    )
+    clear_ones = say(" Clear macro differences: {arms}.", arms=listed(sure))
+    note = clear_ones if sure else say(" No macro difference is clear.")
     return note + say(" Without a macro difference: {arms}.", arms=", ".join(gone)) if gone else note
 
 
@@ -207,6 +210,7 @@ def _traces(results: Results, pairs: Pairs, name: str, several: bool) -> list[Tr
     y = [label(_row_name(arm, other, several)) for arm, other, _ in known]
     whiskers = [interval(pair["low"], pair["high"], pair["delta"]) for _, _, pair in known]
     colors = [styles[arm].color for arm in arms]
+    filled = [styles[arm].color if clear(pair, results.alpha) else "#ffffff" for arm, _, pair in known]
     meta = {"view": name, "points": {"arm": arms}, **({} if name == MACRO else {"dataset": name})}
     seeds = {s: [percent(results.delta(arm, name, s, other)) for arm, other, _ in known] for s in results.seeds}
     points: Trace = {
@@ -216,13 +220,7 @@ def _traces(results: Results, pairs: Pairs, name: str, several: bool) -> list[Tr
         "x": [percent(pair["delta"]) for _, _, pair in known],
         "y": y,
         "error_x": error_bars(whiskers, 1.6, 4),
-        "marker": {
-            "size": 10,
-            "color": [
-                c if clear(pair, results.alpha) else "#ffffff" for c, (_, _, pair) in zip(colors, known, strict=True)
-            ],
-            "line": {"width": 2, "color": colors},
-        },
+        "marker": {"size": 10, "color": filled, "line": {"width": 2, "color": colors}},
         "hovertemplate": "%{y}: %{x:+.1f} points<extra></extra>",
         "meta": meta | {"by_seed": by_seed("x", seeds)},
     }

@@ -8,16 +8,22 @@ import math
 from typing import Any
 
 from mtkv.report.figures.figure import Figure, Trace, by_seed, label, mean, number, text, tick
-from mtkv.report.figures.palette import CELL_TEXT, DASHES, SEQUENTIAL, SYMBOLS, ArmStyle, arm_styles
-from mtkv.report.figures.training import logged, run_line
+from mtkv.report.figures.palette import (
+    ACROSS,
+    DASHES,
+    DOWN,
+    SEQUENTIAL,
+    SYMBOLS,
+    ArmStyle,
+    arm_styles,
+    heatmap_trace,
+    margin,
+)
+from mtkv.report.figures.training import logged, run_line, steps_layout
 from mtkv.report.results import Results
 from mtkv.report.strings import say
 
-HEATMAP_AXES: dict[str, Any] = {
-    "xaxis": {"type": "category", "showgrid": False, "tickangle": 0},
-    "yaxis": {"type": "category", "autorange": "reversed", "automargin": True, "showgrid": False},
-    "margin": {"l": 160, "r": 24, "t": 16, "b": 56},
-}
+HEATMAP_AXES: dict[str, Any] = {"xaxis": ACROSS, "yaxis": DOWN, "margin": margin(160, 56)}
 
 
 def routing_figures(results: Results) -> list[Figure]:
@@ -50,11 +56,7 @@ def over_steps(results: Results) -> Figure | None:
         "Mean weight α of each teacher, averaged over layers and rows. Colour: arm; dash: teacher. Lines are means over "
         "seeds, bands their range.",
         traces,
-        {
-            "margin": {"l": 64, "r": 24, "t": 16, "b": 104},
-            "xaxis": {"title": {"text": "Step"}},
-            "yaxis": {"title": {"text": "Weight"}, "range": [-0.02, 1.02]},
-        },
+        steps_layout("Weight", range=[-0.02, 1.02]),
         ["Arm", "Teacher", "First", "Last"],
         rows,
         height=420,
@@ -70,9 +72,8 @@ def _term_line(results: Results, arm: str, term: str, style: ArmStyle, name: str
     """A logged term over the steps as a line: of the training rows, or of the validation rows where only these have it."""
     for split in ("train", "val"):
         if (arm, term, split) in logged(results):
-            line = run_line(logged(results)[arm, term, split], arm, split, style)
-            line["name"] = label(name)
-            line["line"] |= {"width": 2, "dash": style.dash}
+            line = run_line(logged(results)[arm, term, split], arm, split, style, name)
+            line["line"]["width"] = 2
             return line
     return None
 
@@ -102,11 +103,7 @@ def entropy(results: Results) -> Figure | None:
         "Entropy of a row's weights, as a share of what equal weights have: 1 is an equal mix, 0 is one teacher alone. A router that "
         "is unsure and one that picks different teachers for different rows can have the same mean weights; this tells them apart.",
         traces,
-        {
-            "margin": {"l": 64, "r": 24, "t": 16, "b": 104},
-            "xaxis": {"title": {"text": "Step"}},
-            "yaxis": {"title": {"text": "Entropy / ln(teachers)"}, "range": [-0.02, 1.04]},
-        },
+        steps_layout("Entropy / ln(teachers)", range=[-0.02, 1.04]),
         ["Arm", "Teachers", "First", "Last"],
         rows,
         height=360,
@@ -152,14 +149,8 @@ def by_layer(results: Results) -> Figure | None:
         weights = part.groupby(["seed", "teacher", "layer"])["weight"].mean().to_dict()
         seeds = {s: [[number(weights.get((s, t, la)), 5) for la in layers] for t in teachers] for s in results.seeds}
         z = [[mean(seeds[s][i][j] for s in results.seeds) for j in range(len(layers))] for i in range(len(teachers))]
-        traces.append(
-            _weights(
-                z,
-                [say("layer {layer}", layer=layer) for layer in layers],
-                teachers,
-                {"view": arm, "arm": arm, "by_seed": by_seed("z", seeds)},
-            )
-        )
+        meta = {"view": arm, "arm": arm, "by_seed": by_seed("z", seeds)}
+        traces.append(_weights(z, [say("layer {layer}", layer=layer) for layer in layers], teachers, meta))
         rows += [[arm, t, str(la), text(z[i][j], 3)] for i, t in enumerate(teachers) for j, la in enumerate(layers)]
     if not traces:
         return None
@@ -180,20 +171,7 @@ def by_layer(results: Results) -> Figure | None:
 
 def _weights(z: list[list[Any]], columns: list[str], lines: list[str], meta: dict[str, Any]) -> Trace:
     """Weights as a heatmap from 0 to 1."""
-    return {
-        "type": "heatmap",
-        "name": "weight",
-        "x": columns,
-        "y": [label(line) for line in lines],
-        "z": z,
-        "zmin": 0,
-        "zmax": 1,
-        "colorscale": SEQUENTIAL,
-        "xgap": 2,
-        "ygap": 2,
-        "texttemplate": "%{z:.2f}",
-        "textfont": CELL_TEXT,
-        "hovertemplate": "%{y}<br>%{x}: %{z:.3f}<extra></extra>",
-        "colorbar": {"thickness": 12, "outlinewidth": 0},
-        "meta": meta,
-    }
+    texts = {"texttemplate": "%{z:.2f}", "hovertemplate": "%{y}<br>%{x}: %{z:.3f}<extra></extra>"}
+    return heatmap_trace(
+        "weight", columns, [label(line) for line in lines], z, SEQUENTIAL, zmin=0, zmax=1, meta=meta, **texts
+    )

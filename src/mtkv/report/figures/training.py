@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from mtkv.report.figures.figure import Figure, Trace, by_seed, label, mean, number, percent, text
-from mtkv.report.figures.palette import ArmStyle, arm_styles
+from mtkv.report.figures.palette import ArmStyle, arm_styles, margin
 from mtkv.report.results import MACRO, Results
 from mtkv.report.strings import say
 
@@ -28,11 +28,11 @@ Key = tuple[str, str, str]
 
 
 def training_figures(results: Results) -> list[Figure]:
-    """Curves per term, and KV loss with validation CE; nothing when there is no training log."""
+    """Curves, KV loss with validation CE and beside accuracy, and validation minus training; nothing without a training log."""
     if results.training.empty:
         return []
-    together = kv_and_ce(results)
-    return [curves(results), *([together] if together is not None else [])]
+    found = (curves(results), kv_and_ce(results), kv_and_accuracy(results), gap(results))
+    return [figure for figure in found if figure is not None]
 
 
 def logged(results: Results) -> dict[Key, pd.DataFrame]:
@@ -76,11 +76,7 @@ def curves(results: Results) -> Figure:
         "Every term of the loss, its share of the gradient, the learning rate and the gradient norm over the steps. "
         "Solid: validation; dotted: training. Lines are means over seeds, bands the range of the seeds. A cross: a run was resumed there.",
         traces,
-        {
-            "margin": {"l": 64, "r": 24, "t": 16, "b": 104},
-            "xaxis": {"title": {"text": "Step"}},
-            "yaxis": {"title": {"text": "Value"}, "automargin": True, "exponentformat": "e"},
-        },
+        steps_layout("Value", automargin=True, exponentformat="e"),
         ["Term", "Arm", "Split", "First", "Last"],
         rows,
         views=[(term, term) for term in terms],
@@ -102,10 +98,8 @@ def kv_and_ce(results: Results) -> Figure | None:
         upper, lower = summed.get((arm, "key + value", split)), logged(results).get((arm, "ce", "val"))
         for part, axis in ((upper, "y"), (lower, "y2")):
             if part is not None:
-                line = run_line(part, arm, split, styles[arm])
-                line |= {"name": label(arm), "yaxis": axis, "showlegend": axis == "y2" or lower is None}
-                line["line"]["dash"] = styles[arm].dash
-                traces.append(line)
+                line = run_line(part, arm, split, styles[arm], arm)
+                traces.append(line | {"yaxis": axis, "showlegend": axis == "y2" or lower is None})
                 rows.append(["key + value" if axis == "y" else "ce", arm, split if axis == "y" else "val", *ends(line)])
     return Figure(
         "kv_and_ce",
@@ -118,7 +112,7 @@ def kv_and_ce(results: Results) -> Figure | None:
         ),
         traces,
         {
-            "margin": {"l": 64, "r": 24, "t": 16, "b": 104},
+            "margin": margin(bottom=104),
             "xaxis": {"title": {"text": "Step"}, "anchor": "y2"},
             "yaxis": {"title": {"text": "KV loss"}, "domain": [0.56, 1], "automargin": True},
             "yaxis2": {"title": {"text": "Validation CE"}, "domain": [0, 0.44], "automargin": True},
@@ -136,17 +130,27 @@ def kv_sums(frame: pd.DataFrame, split: str) -> pd.DataFrame:
     return summed.assign(term="key + value", split=split)
 
 
-def run_line(wide: pd.DataFrame, arm: str, split: str, style: ArmStyle) -> Trace:
-    """The mean over seeds of a table step × seed, as a line that carries the seeds for the page's filter."""
+def steps_layout(title: str, across: str = "Step", **yaxis: Any) -> dict[str, Any]:
+    """Layout of lines over the steps, with room for a legend of all arms below."""
+    axes = {"xaxis": {"title": {"text": across}}, "yaxis": {"title": {"text": title}, **yaxis}}
+    return {"margin": margin(bottom=104), **axes}
+
+
+def run_line(wide: pd.DataFrame, arm: str, split: str, style: ArmStyle, name: str | None = None) -> Trace:
+    """The mean over seeds of a table step × seed, as a line that carries the seeds for the page's filter.
+
+    Named and dashed by arm and split; with a `name` by that and by the arm's style.
+    """
     seeds: dict[int, list[Any]] = {int(s): [number(v, 5) for v in wide[s]] for s in wide.columns}
+    dash = style.dash if name else SPLIT_DASH.get(split, "solid")
     return {
         "type": "scatter",
         "mode": "lines" if len(wide) > 1 else "markers",
-        "name": label(say("{arm} · {split}", arm=arm, split=split)),
+        "name": label(name or say("{arm} · {split}", arm=arm, split=split)),
         "legendgroup": arm,
         "x": [int(step) for step in wide.index],
         "y": [number(mean(values), 5) for values in zip(*seeds.values(), strict=True)],
-        "line": {"color": style.color, "width": 2 if split == "val" else 1.4, "dash": SPLIT_DASH.get(split, "solid")},
+        "line": {"color": style.color, "width": 2 if split == "val" else 1.4, "dash": dash},
         "marker": {"color": style.color, "symbol": style.symbol},
         "hovertemplate": "%{fullData.name}<br>step %{x}: %{y:.4g}<extra></extra>",
         "meta": {"arm": arm, "by_seed": by_seed("y", seeds, band=True)},
@@ -194,13 +198,6 @@ def ends(line: Trace) -> list[str]:
 GAP_TERMS = ("ce", "key", "value", "cosine", "loss")
 
 
-def learning_figures(results: Results) -> list[Figure]:
-    """KV loss beside accuracy, and validation minus training, where their data exist."""
-    if results.training.empty:
-        return []
-    return [figure for figure in (kv_and_accuracy(results), gap(results)) if figure is not None]
-
-
 def kv_and_accuracy(results: Results) -> Figure | None:
     """One point per run: KV loss on the validation rows at the end of training, and accuracy on the test items."""
     last = last_kv(results.training)
@@ -229,11 +226,7 @@ def kv_and_accuracy(results: Results) -> Figure | None:
         "Points that go down to the right would mean that a better match of the KV goes with better answers. Losses of arms with other "
         "teachers, layers or maps have other targets: compare points of one arm, and an arm with its control.",
         traces,
-        {
-            "margin": {"l": 64, "r": 24, "t": 16, "b": 104},
-            "xaxis": {"title": {"text": "Validation KV loss at the end"}},
-            "yaxis": {"title": {"text": "Accuracy (%)"}, "automargin": True},
-        },
+        steps_layout("Accuracy (%)", "Validation KV loss at the end", automargin=True),
         ["Dataset", "Arm", "Seed", "KV loss", "Accuracy (%)"],
         rows,
         views=[(name, name) for name in [MACRO, *results.datasets]],
@@ -279,18 +272,13 @@ def gap(results: Results) -> Figure | None:
     lines = by_line(differences.assign(split="val"))
     present = {term for _, term, _ in lines}
     terms = [term for term in GAP_TERMS if term in present]
-    terms += [
-        term
-        for term in (*TERM_ORDER, *sorted(present))
-        if term in present and term not in terms and term.startswith("kd")
-    ]
+    terms += [term for term in sorted(present) if term not in terms and term.startswith("kd")]
     styles = arm_styles(results.arms, results.trained, results.baseline)
     traces, rows = [], []
     for term in terms:
         for arm in results.trained:
             if (arm, term, "val") in lines:
-                line = run_line(lines[arm, term, "val"], arm, "val", styles[arm]) | {"name": label(arm)}
-                line["line"]["dash"] = styles[arm].dash
+                line = run_line(lines[arm, term, "val"], arm, "val", styles[arm], arm)
                 line["meta"]["view"] = term
                 traces.append(line)
                 rows.append([term, arm, *ends(line)])
@@ -301,11 +289,7 @@ def gap(results: Results) -> Figure | None:
         "Loss on the validation rows minus the mean loss on the training rows since the last log line, at every validation. A gap that "
         "grows is overfitting; a KV loss with a gap and a cross-entropy without one has learnt the rows' KV by heart.",
         traces,
-        {
-            "margin": {"l": 64, "r": 24, "t": 16, "b": 104},
-            "xaxis": {"title": {"text": "Step"}},
-            "yaxis": {"title": {"text": "Validation − training"}, "zeroline": True, "automargin": True},
-        },
+        steps_layout("Validation − training", zeroline=True, automargin=True),
         ["Term", "Arm", "First", "Last"],
         rows,
         views=[(term, term) for term in terms],
@@ -318,7 +302,6 @@ def gaps(frame: pd.DataFrame) -> pd.DataFrame:
     """arm, seed, term, step, value: each validation value minus the last training value logged at or before its step."""
     keys = ["arm", "seed", "term"]
     sides = {split: frame[frame["split"] == split].sort_values("step") for split in ("val", "train")}
-    joined = pd.merge_asof(sides["val"], sides["train"], on="step", by=keys, suffixes=("", "_train")).dropna(
-        subset="value_train"
-    )
+    joined = pd.merge_asof(sides["val"], sides["train"], on="step", by=keys, suffixes=("", "_train"))
+    joined = joined.dropna(subset="value_train")
     return joined.assign(value=joined["value"] - joined["value_train"])[[*keys, "step", "value"]]
