@@ -12,12 +12,10 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from mtkv.stats.bootstrap import Resamples
 from mtkv.stats.cells import cell, design_effect, effective_items
-from mtkv.stats.effect_size import classic
-from mtkv.stats.intervals import estimate, wilson
+from mtkv.stats.intervals import estimate, item_variance, residual_spread, spread, wilson
 from mtkv.stats.items import Answers
 from mtkv.stats.paired_tests import difference
-from mtkv.stats.power import equivalence_p, noncentrality
-from mtkv.stats.variance import item_variance, residual_spread, spread
+from mtkv.stats.power import classic, equivalence_p, noncentrality
 
 ONE = ["pocket_bbh"]
 

@@ -4,8 +4,8 @@ Words: *cell*, one arm on one dataset; *pair*, two arms on the same items; *macr
 comparisons that Holm's adjustment counts together; *cluster*, items that are alike (a template, a passage).
 
     scores/*.json ─ items ─► Answers: per arm and dataset a matrix [seeds, items] of 0, 1
-      ├ cells ─ intervals, variance ─► accuracy with interval
-      ├ pairs ─ paired_tests (bootstrap shared by all arms), power, effect_size ─ multiplicity ─► better, worse, equivalent, undecided
+      ├ cells ─ intervals ─► accuracy with interval
+      ├ pairs ─ paired_tests (bootstrap shared by all arms), power ─ multiplicity ─► better, worse, equivalent, undecided
       ├ ranks ─► matrix of wins and ties, tied set, rank intervals
       └ claims ─► supported, refuted or undecided ─► grade
     compute_parity refuses arms of unequal compute; translatable keeps sentences for the Chinese page

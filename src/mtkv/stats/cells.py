@@ -13,26 +13,15 @@ import pandas as pd
 from scipy import stats
 
 from mtkv.stats.bootstrap import Resamples
-from mtkv.stats.intervals import Estimate, estimate, wilson
+from mtkv.stats.intervals import Estimate, estimate, spread, wilson
 from mtkv.stats.items import MACRO, Answers
 from mtkv.stats.ranks import Rank, tied_set
 from mtkv.stats.translatable import packed
-from mtkv.stats.variance import spread
 
 __all__ = ["COLUMNS", "cell", "cells_table", "effective_items", "is_binary", "tied_set"]
 COLUMNS = ["arm", "dataset", "mean", "low", "high", "n_items", "n_seeds", "sd_seeds", "status", "reason", "tied"]
-COLUMNS += [
-    "sd_items",
-    "se",
-    "interval",
-    "n_clusters",
-    "clustered",
-    "design_effect",
-    "rank",
-    "rank_low",
-    "rank_high",
-    "reason_parts",
-]
+COLUMNS += ["sd_items", "se", "interval", "n_clusters", "clustered", "design_effect"]
+COLUMNS += ["rank", "rank_low", "rank_high", "reason_parts"]
 NUMBERS = ["mean", "low", "high", "sd_seeds", "sd_items", "se", "design_effect"]
 
 

@@ -5,12 +5,17 @@ a two-way table without replication). Out: `Estimate`. The error of a mean is dr
 - seeds: s²(seed means) / seeds. Three seeds can be resampled in ten ways only, with 2/3 of the variance, so this level is
   drawn from the t distribution of their mean instead. It holds what a seed does to all items and what it does to each; the
   latter is also known from the residual mean square, a floor for seeds that agree by accident (`seed_level`).
-- items: the variance between items without the seeds' share of it (`variance`), by the bootstrap of items, all seeds together,
+- items: the variance between items without the seeds' share of it (`item_variance`), by the bootstrap of items, all seeds together,
   shrunk to that variance; between whole clusters where items come in clusters, then from t with one degree less than clusters.
 One seed has no first level: the interval speaks of that one trained model, not of how another seed would have come out; it
 is bias-corrected and accelerated (BCa, Efron 1987), stratified by dataset. Other intervals are percentiles of the two-level draws.
 A dataset whose answers do not vary at all (all right; no item on which two arms differ) has nothing to resample, which is no
 certainty: its error is drawn from the score interval of such data (`edge_error`).
+
+For items with values xᵢ in clusters g the variance of the mean is G/(G−1)·Σ_g(Σ_{i∈g}(xᵢ − x̄))²/n², the cluster-robust (CR1)
+variance of a regression on a constant (Liang & Zeger 1986); with one item per cluster it is s²/n. `spread`, `residual_spread` and
+`item_variance` are that times n: a variance per item. Matrices are [..., seeds, items], and their leading axes (pairs of arms) those of
+the result; `groups` [items] are cluster numbers, None: every item its own.
 """
 
 from collections.abc import Sequence
@@ -25,11 +30,57 @@ from statsmodels.stats.proportion import proportion_confint
 
 from mtkv.stats.bootstrap import Resamples, bca_tails, quantiles
 from mtkv.stats.items import Answers, Codes
-from mtkv.stats.variance import item_variance, residual_spread, sample_variance, satterthwaite, spread
 
-Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+
+
+def spread(values: Vector, groups: Codes | None = None) -> Vector:
+    """Variance per item of `values` [..., items]; divided by the number of items it is the variance of their mean."""
+    sums = cluster_sums(values - values.mean(axis=-1, keepdims=True), groups)
+    return np.asarray(_correction(sums) * (sums**2).sum(axis=-1) / values.shape[-1])
+
+
+def residual_spread(matrix: Vector, groups: Codes | None = None) -> Vector:
+    """Variance per item of one seed's answers [..., seeds, items] once the means of seeds and of items are taken off (interaction)."""
+    seeds, items = matrix.shape[-2:]
+    by_seed, by_item, whole = (matrix.mean(axis=axes, keepdims=True) for axes in (-1, -2, (-2, -1)))
+    sums = cluster_sums(matrix - by_seed - by_item + whole, groups)
+    return np.asarray(_correction(sums) * (sums**2).sum(axis=(-2, -1)) / ((seeds - 1) * items))
+
+
+def item_variance(shares: Vector, sources: list[Vector], groups: Codes | None = None) -> Vector:
+    """`spread` of `shares` [..., items], less the noise in it: `shares` average `sources` [..., seeds, items] over a few seeds only."""
+    noise = sum(residual_spread(source, groups) / source.shape[-2] for source in sources)
+    return np.asarray(np.maximum(0.0, spread(shares, groups) - noise))
+
+
+def sample_variance(values: Vector) -> Vector:
+    """s² of `values` [..., n], or 0 of a single value."""
+    return np.asarray(values.var(axis=-1, ddof=1)) if values.shape[-1] > 1 else np.zeros(values.shape[:-1])
+
+
+def satterthwaite(variances: Sequence[float], degrees: Sequence[float]) -> float:
+    """Degrees of freedom (Satterthwaite) of a sum of independent variance estimates; the sum must be positive."""
+    total = sum(variances)
+    return total**2 / sum(v**2 / df for v, df in zip(variances, degrees, strict=True))
+
+
+def cluster_sums(matrix: Vector, groups: Codes | None) -> Vector:
+    """[..., clusters]: the sums of `matrix` [..., items] over the items of each cluster."""
+    if groups is None:
+        return matrix
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    return np.asarray(np.add.reduceat(matrix[..., order], starts, axis=-1))
+
+
+def _correction(sums: Vector) -> float:
+    """G/(G − 1); 0 for a single cluster or item, which shows no variation."""
+    clusters = sums.shape[-1]
+    return clusters / (clusters - 1) if clusters > 1 else 0.0
+
+
 NORMAL = 1_000_000  # degrees of freedom from which on Student's t is the normal distribution
-__all__ = ["Estimate", "estimate", "item_variance", "satterthwaite", "seed_sources", "wilson"]
 
 
 @dataclass(frozen=True)
@@ -92,12 +143,8 @@ def estimates(
         found.add_seeds(source, groups, confidence, side)
     for index, dataset in enumerate(strata):
         if groups[index] is not None:
-            found.add_items(
-                index,
-                groups[index],
-                answers.n_groups(dataset),
-                resamples.cluster_draws(answers.n_groups(dataset), dataset),
-            )
+            units = answers.n_groups(dataset)
+            found.add_items(index, groups[index], units, resamples.cluster_draws(units, dataset))
             continue
         error = resamples.of(others or [arm], dataset)
         if others:
@@ -117,18 +164,18 @@ class Estimates:
 
     method, n_seeds = "", 1
 
-    def __init__(self, per_item: list[Matrix], sources: list[list[Matrix]], resamples: Resamples) -> None:
+    def __init__(self, per_item: list[Vector], sources: list[list[Vector]], resamples: Resamples) -> None:
         self.per_item, self.sources, self.resamples = per_item, sources, resamples
         self.value = np.mean([shares.mean(axis=-1) for shares in per_item], axis=0)
         self.draws = np.zeros((len(self.value), resamples.resamples))
-        self.variances: list[Matrix] = []
-        self.degrees: list[Matrix] = []
-        self.naive: list[Matrix] = [np.zeros(len(self.value))]
-        self.seed_means: list[Matrix] = []
+        self.variances: list[Vector] = []
+        self.degrees: list[Vector] = []
+        self.naive: list[Vector] = [np.zeros(len(self.value))]
+        self.seed_means: list[Vector] = []
         self.flat: list[NDArray[np.bool_]] = []
         self.units: list[int] = []
 
-    def add_seeds(self, source: list[Matrix], groups: list[Codes | None], confidence: float, side: int) -> None:
+    def add_seeds(self, source: list[Vector], groups: list[Codes | None], confidence: float, side: int) -> None:
         """Add the error of the seeds of one of `sources`. `side`: its number, so that independent sources have independent draws."""
         means = np.mean([matrix.mean(axis=-1) for matrix in source], axis=0)
         means = np.broadcast_to(means, (len(self.value), means.shape[-1]))
@@ -139,7 +186,7 @@ class Estimates:
         for one in set(df.tolist()):
             self.draws += np.where(df == one, np.sqrt(variance), 0.0)[:, None] * self.resamples.seed_draws(one, side)
 
-    def add_items(self, index: int, codes: Codes | None, units: int, error: Matrix) -> None:
+    def add_items(self, index: int, codes: Codes | None, units: int, error: Vector) -> None:
         """Add the error of a dataset's items, or of its clusters when there are `codes` [items]; `units` is the number of either.
 
         `error` [means, resamples]: the bootstrap means of the shares (overwritten); with clusters, draws of Student's t.
@@ -173,9 +220,8 @@ class Estimates:
         extra = np.zeros(len(self.value))
         for place in np.flatnonzero(self.unvaried):
             means = [shares[place].mean() for shares in self.per_item]
-            alike = [
-                one for one, flat in zip(zip(self.units, means, strict=True), self.flat, strict=True) if flat[place]
-            ]
+            each = zip(self.units, means, self.flat, strict=True)
+            alike = [(units, mean) for units, mean, flat in each if flat[place]]
             error, square = edge_error(self.resamples.normal_draws, alike, least)
             self.draws[place] += error / len(means)
             extra[place] = square / len(means) ** 2
@@ -207,8 +253,8 @@ class Estimates:
 
 
 def seed_level(
-    means: Matrix, source: list[Matrix], groups: list[Codes | None], confidence: float
-) -> tuple[Matrix, Matrix]:
+    means: Vector, source: list[Vector], groups: list[Codes | None], confidence: float
+) -> tuple[Vector, Vector]:
     """Variance of the mean of the seeds' `means` [..., seeds], and its degrees of freedom.
 
     Three seeds may agree by accident, to the last item even; but each seed's mean varies at least by what a seed does to
@@ -225,7 +271,7 @@ def seed_level(
     return np.where(wider, seen, least), np.where(wider, few, many)
 
 
-def unvaried(variance: Matrix, units: int, sources: list[Matrix]) -> NDArray[np.bool_]:
+def unvaried(variance: Vector, units: int, sources: list[Vector]) -> NDArray[np.bool_]:
     """Whether a dataset shows no variation: `variance` over its items (or clusters) is 0, and all seeds of `sources` agree.
 
     A single item shows none, whatever its seeds say.
@@ -236,7 +282,7 @@ def unvaried(variance: Matrix, units: int, sources: list[Matrix]) -> NDArray[np.
     return flat
 
 
-def edge_error(z: Matrix, flat: list[tuple[int, float]], least: float) -> tuple[Matrix, float]:
+def edge_error(z: Vector, flat: list[tuple[int, float]], least: float) -> tuple[Vector, float]:
     """Error [draws] of the sum of several means of answers that do not vary, and the mean square of its wider side.
 
     `flat` holds (number of items, value) of each mean, values within `least`..1; `z` is standard normal. If a share m of a dataset's
@@ -257,7 +303,7 @@ def _critical(df: int, confidence: float) -> float:
     return float(stats.t.ppf((1 + confidence) / 2, df))
 
 
-def seed_sources(answers: Answers, arm: str, others: Sequence[str], strata: Sequence[str]) -> list[list[Matrix]]:
+def seed_sources(answers: Answers, arm: str, others: Sequence[str], strata: Sequence[str]) -> list[list[Vector]]:
     """What varies by seed, as one list of [others or 1, seeds, items] per independent source.
 
     Two arms with the same seeds give one source, their difference seed by seed. An arm with one seed is repeated for each

@@ -85,11 +85,8 @@ class Answers:
         """The arms with the same seeds as `arm` and all answers to the dataset, as one array; made once and kept."""
         key = tuple(self.seeds[arm]), dataset
         if key not in self._matrices:
-            runs = {
-                one: [(one, seed, dataset) for seed in key[0]]
-                for one, own in self.seeds.items()
-                if tuple(own) == key[0]
-            }
+            alike = [one for one, own in self.seeds.items() if tuple(own) == key[0]]
+            runs = {one: [(one, seed, dataset) for seed in key[0]] for one in alike}
             there = [one for one, own in runs.items() if all(run in self.correct for run in own)]
             correct = np.stack([np.stack([self.correct[run] for run in runs[one]]) for one in there])
             self._matrices[key] = Stack({one: row for row, one in enumerate(there)}, correct, correct.mean(axis=1))
@@ -98,11 +95,8 @@ class Answers:
     def missing(self, arm: str, column: str) -> str | None:
         """Why an arm has no number in a column, or None when it has one."""
         runs = [(arm, seed, dataset) for dataset in self.strata(column) for seed in self.seeds[arm]]
-        gaps = [
-            tell("{dataset}, seed {seed}: {reason}", dataset=run[2], seed=run[1], reason=self.reasons[run])
-            for run in runs
-            if run in self.reasons
-        ]
+        known = [(run, self.reasons[run]) for run in runs if run in self.reasons]
+        gaps = [tell("{dataset}, seed {seed}: {reason}", dataset=run[2], seed=run[1], reason=why) for run, why in known]
         return listed(gaps) if gaps else None
 
     def n_clusters(self, dataset: str) -> int:
@@ -235,9 +229,8 @@ def _with_other_items(sheets: Mapping[Run, ScoreSheet]) -> dict[Run, str]:
         for run in runs:
             lacks, more = (common if leads else every) - sets[run], sets[run] - common
             if sets[run] != common or not leads:
-                found[run] = tell(
-                    "different items: {difference}", difference=_difference(lacks, more if leads else set())
-                )
+                difference = _difference(lacks, more if leads else set())
+                found[run] = tell("different items: {difference}", difference=difference)
     return found
 
 
@@ -276,13 +269,11 @@ def _table(sheets: Sequence[tuple[Run, ScoreSheet]]) -> pd.DataFrame:
         name: np.repeat(np.array([run[i] for run, _ in sheets], dtype=kind), lengths)
         for i, (name, kind) in enumerate((("arm", object), ("seed", int), ("dataset", object)))
     }
-    columns["item"] = [item for _, sheet in sheets for item in sheet.items]
-    columns["cluster"] = [cluster for _, sheet in sheets for cluster in sheet.clusters]
-    columns["question"] = [question for _, sheet in sheets for question in sheet.questions]
+    for name in ("item", "cluster", "question"):
+        columns[name] = [one for _, sheet in sheets for one in getattr(sheet, f"{name}s")]
     columns["correct"] = np.concatenate([sheet.correct for _, sheet in sheets]) if sheets else []
-    return pd.DataFrame(columns, columns=COLUMNS).astype(
-        dict.fromkeys(("arm", "dataset", "item", "cluster", "question"), str)
-    )
+    texts = dict.fromkeys(("arm", "dataset", "item", "cluster", "question"), str)
+    return pd.DataFrame(columns, columns=COLUMNS).astype(texts)
 
 
 def _label(run: Run) -> str:

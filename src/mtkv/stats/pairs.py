@@ -15,40 +15,18 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mtkv.stats.bootstrap import Resamples
-from mtkv.stats.effect_size import classic
 from mtkv.stats.items import MACRO, Answers
 from mtkv.stats.multiplicity import holm
 from mtkv.stats.paired_tests import difference
-from mtkv.stats.power import equivalence_p
+from mtkv.stats.power import classic, equivalence_p
 
 if TYPE_CHECKING:
     from mtkv.config.claims import Claim
     from mtkv.config.study import Study
 
-COLUMNS = [
-    "arm",
-    "baseline",
-    "dataset",
-    "delta",
-    "low",
-    "high",
-    "p",
-    "p_holm",
-    "n_items",
-    "n_seeds",
-    "sd_seeds",
-    "sd_items",
-    "mdd",
-    "family",
-    "se",
-    "p_items",
-    "p_tost",
-    "t_seeds",
-    "p_seeds",
-    "cohens_d",
-    "interval",
-    "outcome",
-]
+COLUMNS = ["arm", "baseline", "dataset", "delta", "low", "high", "p", "p_holm", "n_items", "n_seeds", "sd_seeds"]
+COLUMNS += ["sd_items", "mdd", "family", "se", "p_items", "p_tost", "t_seeds", "p_seeds", "cohens_d"]
+COLUMNS += ["interval", "outcome"]
 NUMBERS = [
     *("delta", "low", "high", "p", "sd_seeds", "sd_items", "mdd"),
     *("se", "p_items", "p_tost", "t_seeds", "p_seeds", "cohens_d"),

@@ -6,29 +6,74 @@ the same statistics as two arms of one study, on the questions that both studies
 many they are, `only_a` and `only_b` how many were left out.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mtkv.study_diff.facts import (
-    code_facts,
-    config_digests,
-    config_facts,
-    data_facts,
-    flatten,
-    read_cards,
-    version_facts,
-)
-from mtkv.study_diff.questions import with_questions
-from mtkv.study_diff.scores import score_rows
+from mtkv.provenance.files import read_json
+from mtkv.report.results import read_cards
+from mtkv.study_diff.scores import score_rows, with_questions
 
-__all__ = ["NoComparisonError", "StudyDiff", "diff_studies", "flatten"]
-CONFIG_COLUMNS = ["path", "a", "b"]
-DATA_COLUMNS = ["what", "a", "b"]
-VERSION_COLUMNS = ["what", "a", "b"]
-CODE_COLUMNS = ["what", "a", "b"]
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """`{"a": {"b": [1]}}` → `{"a.b[0]": 1}`; an empty mapping or list is kept as a value."""
+    if isinstance(value, dict) and value:
+        parts = {f"{path}.{key}" if path else str(key): part for key, part in value.items()}
+    elif isinstance(value, list) and value:
+        parts = {f"{path}[{i}]": part for i, part in enumerate(value)}
+    else:
+        return {path: value}
+    return {key: leaf for name, part in parts.items() for key, leaf in flatten(part, name).items()}
+
+
+def config_facts(folder: Path) -> dict[str, Any]:
+    path = folder / "compare/study.json"
+    return flatten(read_json(path)) if path.is_file() else {}
+
+
+def config_digests(cards: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Each job's digest of its config, for studies made before study.json was written: they hold nothing better."""
+    return {f"{name} (config digest)": card.get("config_digest") for name, card in cards.items()}
+
+
+def data_facts(cards: dict[str, dict[str, Any]], items: pd.DataFrame) -> dict[str, Any]:
+    """What the data card says of the rows, and each dataset's number of items."""
+    facts = flatten(cards.get("data", {}).get("result", {}), "data")
+    counts = items.drop_duplicates(["dataset", "item"]).groupby("dataset").size()
+    return facts | {f"items of {dataset}": int(count) for dataset, count in counts.items()}
+
+
+def version_facts(cards: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Packages and hardware; a fact with several values among the cards has all of them."""
+    return _gathered(
+        {f"package {name}": version for name, version in card.get("packages", {}).items()}
+        | {f"hardware {name}": value for name, value in card.get("hardware", {}).items() if name != "memory_gb"}
+        for card in cards.values()
+    )
+
+
+def code_facts(cards: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The git revision, and the digest of the code that each stage ran."""
+    return _gathered(
+        {f"git {name}": value for name, value in card.get("git", {}).items()}
+        | {f"code of {card.get('stage')}": card.get("code_digest")}
+        for card in cards.values()
+    )
+
+
+def _gathered(facts: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Name → the distinct values it has among `facts`, as one text."""
+    found: dict[str, set[str]] = {}
+    for one in facts:
+        for name, value in one.items():
+            found.setdefault(name, set()).add(str(value))
+    return {name: ", ".join(sorted(values)) for name, values in found.items()}
+
+
+COLUMNS = ["what", "a", "b"]
 CLAIM_COLUMNS = ["claim", "verdict_a", "verdict_b", "delta_a", "delta_b", "threshold_a", "threshold_b"]
 ABSENT = "—"
 
@@ -75,10 +120,10 @@ def diff_studies(
     return StudyDiff(
         a=str(folders[0]),
         b=str(folders[1]),
-        config=_changes(*config, columns=CONFIG_COLUMNS),
-        data=pd.concat([_changes(*map(data_facts, cards, items), columns=DATA_COLUMNS), _other_questions(changed)]),
-        versions=_changes(*map(version_facts, cards), columns=VERSION_COLUMNS),
-        code=_changes(*map(code_facts, cards), columns=CODE_COLUMNS),
+        config=_changes(*config).rename(columns={"what": "path"}),
+        data=pd.concat([_changes(*map(data_facts, cards, items)), _other_questions(changed)]),
+        versions=_changes(*map(version_facts, cards)),
+        code=_changes(*map(code_facts, cards)),
         scores=scores,
         claims=_claims(*folders),
     )
@@ -101,18 +146,14 @@ def _check(folder: Path) -> None:
 
 def _other_questions(changed: dict[str, int]) -> pd.DataFrame:
     rows = [(f"other questions in {name}", "0", str(count)) for name, count in changed.items() if count]
-    return pd.DataFrame(rows, columns=DATA_COLUMNS, dtype=object)
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
 
 
-def _changes(a: dict[str, Any], b: dict[str, Any], *, columns: list[str]) -> pd.DataFrame:
+def _changes(a: dict[str, Any], b: dict[str, Any]) -> pd.DataFrame:
     """Keys whose values differ, in the order of a, then b; a key that one side lacks shows as a dash."""
     keys = [key for key in a | b if a.get(key, ABSENT) != b.get(key, ABSENT)]
-    rows = [(key, _text(a.get(key, ABSENT)), _text(b.get(key, ABSENT))) for key in keys]
-    return pd.DataFrame(rows, columns=columns, dtype=object)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)
+    rows = [(key, str(a.get(key, ABSENT)), str(b.get(key, ABSENT))) for key in keys]
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
 
 
 def _claims(a: Path, b: Path) -> pd.DataFrame:

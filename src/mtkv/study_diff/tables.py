@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtkv.report.figures.figure import p_text, percent, text
+from mtkv.report.figures.figure import p_text, percent, text, word
 from mtkv.report.summary import records
 from mtkv.study_diff.diff import StudyDiff
 
@@ -35,7 +35,7 @@ def print_differences(diff: StudyDiff, confidence: float, console: Console) -> N
         shown = _table("claims: verdicts that differ", VERDICTS, ("claim", "verdict a", "verdict b"))
         for row in diff.claims.to_dict("records"):
             deltas = (text(row[key], sign=True) for key in ("delta_a", "delta_b"))
-            _row(shown, [*(_word(row[key]) for key in ("claim", "verdict_a", "verdict_b")), *deltas])
+            _row(shown, [*(word(row[key]) for key in ("claim", "verdict_a", "verdict_b")), *deltas])
         console.print(shown)
     _scores(diff, confidence, console)
     if diff.same:
@@ -84,7 +84,7 @@ def _score(row: dict[Any, Any]) -> list[str]:
         *(p_text(row[key]) for key in ("p", "p_holm")),
         "—" if text(percent(row["mdd"])) == "—" else f"≥ {text(percent(row['mdd']))}",
         str(row["n_items"]),
-        _word(row["reason"]),
+        word(row["reason"]),
     ]
 
 
@@ -97,7 +97,3 @@ def _table(title: str, columns: tuple[str, ...], left: tuple[str, ...]) -> Table
 
 def _row(table: Table, cells: list[str]) -> None:
     table.add_row(*map(Text, cells))  # escaped: names and values come from files, and are no markup
-
-
-def _word(value: Any) -> str:
-    return "" if value is None or value != value else str(value)

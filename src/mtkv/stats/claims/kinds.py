@@ -5,6 +5,7 @@ Each p is the chance of data this far on their side of the threshold if the trut
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,9 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import brentq
 
+from mtkv.stats.bootstrap import Resamples
 from mtkv.stats.cells import cell, is_binary
-from mtkv.stats.claims.evidence import Evidence, Weighing, evidence_of, interval, macro_difference, sample
-from mtkv.stats.items import MACRO
+from mtkv.stats.items import MACRO, Answers
 from mtkv.stats.mixture import MIXTURE, mixture
 from mtkv.stats.multiplicity import holm, partial_conjunction
 from mtkv.stats.paired_tests import Difference, difference, two_level_p
@@ -22,20 +23,112 @@ from mtkv.stats.power import equivalence_p
 from mtkv.stats.translatable import both, listed, no_result, tell
 
 if TYPE_CHECKING:
-    from mtkv.config.claims import (
-        AccuracyClaim,
-        DatasetsImprovedClaim,
-        DifferClaim,
-        DifferenceClaim,
-        EquivalentClaim,
-        ReachesClaim,
-        RecoversClaim,
-    )
+    from mtkv.config import claims as kind
 
+
+NAN = float("nan")
 SHARE_LIMIT = 5.0  # shares farther than this from the estimate are not looked for: the gain is then hardly known
 
 
-def weigh_difference(claim: "DifferenceClaim", on: Weighing) -> Evidence:
+@dataclass(frozen=True)
+class Evidence:
+    """What one claim has for and against it, before Holm's adjustment.
+
+    The claim holds between `threshold` and `upper`. These, `delta`, `low`, `high` and `mdd` (smallest detectable difference) are
+    percentage points, or numbers of datasets; the twin's are differences from the control twin. `p` tests the side of the threshold
+    that the interval lies on; `inclusive`: equal to it is enough. `n` counts items. `finding` is the first half of the verdict's
+    sentence; `missing` why there is nothing to weigh; `unmet` a further condition that does not hold; `contradicted` one that is refuted.
+    """
+
+    finding: str
+    threshold: float
+    delta: float = NAN
+    low: float = NAN
+    high: float = NAN
+    p: float = NAN
+    n: int = 0
+    baseline: str | None = None
+    inclusive: bool = False
+    missing: str | None = None
+    unmet: str | None = None
+    contradicted: str | None = None
+    upper: float = float("inf")
+    mdd: float = NAN
+    n_seeds: int = 0
+    twin_delta: float = NAN
+    twin_low: float = NAN
+    twin_high: float = NAN
+
+    @property
+    def beyond(self) -> bool:
+        """The whole interval is on the claim's side of the threshold."""
+        past = self.low >= self.threshold if self.inclusive else self.low > self.threshold
+        return past and self.high < self.upper
+
+    @property
+    def below(self) -> bool:
+        """The whole interval is on the other side of the threshold, or beyond `upper`."""
+        return self.high < self.threshold or self.low > self.upper
+
+    def with_(self, **changes: object) -> "Evidence":
+        """A copy with other fields."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """What the functions of `kinds.KINDS` need besides the claim. `margin` (0..1): arms closer than this count as equivalent."""
+
+    answers: Answers
+    resamples: Resamples
+    confidence: float
+    margin: float = 0.01
+
+
+def macro_difference(on: Weighing, arm: str, baseline: str, threshold: float) -> Evidence:
+    """arm − baseline in macro accuracy, against a threshold in points."""
+    found = difference(on.answers, on.resamples, arm, baseline, MACRO, on.confidence, threshold / 100)
+    if isinstance(found, str):
+        return Evidence("", threshold, baseline=baseline, missing=found)
+    return evidence_of(found, arm, baseline, threshold, on.confidence)
+
+
+def evidence_of(found: Difference, arm: str, baseline: str, threshold: float, confidence: float) -> Evidence:
+    """A paired difference (0..1) as evidence in points, with the finding in words."""
+    of = found.estimate
+    delta, low, high = (100 * value for value in (of.value, of.low, of.high))
+    finding = tell(
+        "{arm} − {baseline} = {delta} points ({interval}, {sample})",
+        arm=arm,
+        baseline=baseline,
+        delta=f"{delta:+.1f}",
+        interval=interval(confidence, low, high, "+"),
+        sample=sample(of.n_items, of.n_seeds),
+    )
+    return Evidence(
+        finding,
+        threshold,
+        *(delta, low, high, found.p, of.n_items),
+        baseline=baseline,
+        mdd=100 * found.mdd,
+        n_seeds=of.n_seeds,
+    )
+
+
+def interval(confidence: float, low: float, high: float, sign: str = "") -> str:
+    """For example `95 % interval 1.0 to 2.0`; `sign` "+" writes plus signs."""
+    limits = {"low": f"{low:{sign}.1f}", "high": f"{high:{sign}.1f}"}
+    return tell("{confidence} % interval {low} to {high}", confidence=f"{100 * confidence:.4g}", **limits)
+
+
+def sample(items: int, seeds: int) -> str:
+    """For example `1,400 items, 3 seeds`."""
+    if seeds > 1:
+        return tell("{items} items, {seeds} seeds", items=f"{items:,}", seeds=seeds)
+    return tell("{items} items, {seeds} seed", items=f"{items:,}", seeds=seeds)
+
+
+def weigh_difference(claim: "kind.DifferenceClaim", on: Weighing) -> Evidence:
     """arm − baseline > threshold; with a twin, arm − twin > 0 as well."""
     evidence = macro_difference(on, claim.arm, claim.baseline, claim.threshold)
     if claim.twin is None or evidence.missing:
@@ -55,7 +148,7 @@ def weigh_difference(claim: "DifferenceClaim", on: Weighing) -> Evidence:
     )
 
 
-def weigh_equivalent(claim: "EquivalentClaim", on: Weighing) -> Evidence:
+def weigh_equivalent(claim: "kind.EquivalentClaim", on: Weighing) -> Evidence:
     """|arm − baseline| < margin, by two one-sided tests; refuted where the difference is larger than the margin for sure."""
     found = difference(on.answers, on.resamples, claim.arm, claim.baseline, MACRO, on.confidence)
     if isinstance(found, str):
@@ -69,17 +162,15 @@ def weigh_equivalent(claim: "EquivalentClaim", on: Weighing) -> Evidence:
     return evidence.with_(upper=claim.margin, p=min(p, 1 - p))
 
 
-def weigh_datasets_improved(claim: "DatasetsImprovedClaim", on: Weighing) -> Evidence:
+def weigh_datasets_improved(claim: "kind.DatasetsImprovedClaim", on: Weighing) -> Evidence:
     """At least `at_least` datasets improve: each with its interval above 0 and a significant Holm p (over items) within the datasets.
 
     `delta` counts the datasets whose estimate is up, `low` those that improve, `high` those that do not get worse in the
     same sense. The claim's p is that of the partial conjunction "at least k datasets improve", k = `at_least`, over the p
     values (seeds and items) of those that improve; refuting it takes n − k + 1 datasets that get worse.
     """
-    found = [
-        difference(on.answers, on.resamples, claim.arm, claim.baseline, dataset, on.confidence)
-        for dataset in on.answers.datasets
-    ]
+    pair = claim.arm, claim.baseline
+    found = [difference(on.answers, on.resamples, *pair, name, on.confidence) for name in on.answers.datasets]
     if gaps := [gap for gap in found if isinstance(gap, str)]:
         return Evidence("", claim.at_least, baseline=claim.baseline, missing=listed(gaps))
     known = [one for one in found if isinstance(one, Difference)]
@@ -96,11 +187,7 @@ def weigh_datasets_improved(claim: "DatasetsImprovedClaim", on: Weighing) -> Evi
         tell(
             "{better} of {total} datasets are significantly better than {baseline}, {worse} significantly worse; "
             "{up} point estimates are up",
-            better=better,
-            total=total,
-            baseline=claim.baseline,
-            worse=worse,
-            up=up,
+            **{"better": better, "total": total, "baseline": claim.baseline, "worse": worse, "up": up},
         ),
         threshold=needed,
         delta=up,
@@ -114,7 +201,7 @@ def weigh_datasets_improved(claim: "DatasetsImprovedClaim", on: Weighing) -> Evi
     )
 
 
-def weigh_accuracy(claim: "AccuracyClaim", on: Weighing) -> Evidence:
+def weigh_accuracy(claim: "kind.AccuracyClaim", on: Weighing) -> Evidence:
     """The accuracy on one dataset (or "macro") is at least the threshold."""
     found = cell(on.answers, on.resamples, claim.arm, claim.dataset, on.confidence)
     if isinstance(found, str):
@@ -142,20 +229,18 @@ def weigh_accuracy(claim: "AccuracyClaim", on: Weighing) -> Evidence:
     )
 
 
-def weigh_reaches(claim: "ReachesClaim", on: Weighing) -> Evidence:
+def weigh_reaches(claim: "kind.ReachesClaim", on: Weighing) -> Evidence:
     """arm − (the baseline with the lowest macro average) ≥ threshold."""
     gaps = [no_result(arm, gap) for arm in claim.baselines if (gap := on.answers.missing(arm, MACRO))]
     if gaps:
         return Evidence("", claim.threshold, missing=both(gaps))
-    means = {
-        arm: np.mean([on.answers.matrix(arm, dataset).mean() for dataset in on.answers.datasets])
-        for arm in claim.baselines
-    }
+    names = on.answers.datasets
+    means = {arm: np.mean([on.answers.matrix(arm, name).mean() for name in names]) for arm in claim.baselines}
     weakest = min(means, key=means.__getitem__)
     return macro_difference(on, claim.arm, weakest, claim.threshold).with_(inclusive=True)
 
 
-def weigh_differ(claim: "DifferClaim", on: Weighing) -> Evidence:
+def weigh_differ(claim: "kind.DifferClaim", on: Weighing) -> Evidence:
     """Any two of the arms differ in macro accuracy: the pair that differs most clearly, adjusted for the choice (Bonferroni).
 
     Refuted where all pairs are equivalent within the study's margin.
@@ -182,7 +267,7 @@ def weigh_differ(claim: "DifferClaim", on: Weighing) -> Evidence:
     return evidence.with_(p=min(1.0, evidence.p * len(pairs)))
 
 
-def weigh_recovers(claim: "RecoversClaim", on: Weighing) -> Evidence:
+def weigh_recovers(claim: "kind.RecoversClaim", on: Weighing) -> Evidence:
     """(arm − baseline) ÷ (reference − baseline) > threshold, all in percent of the reference's gain.
 
     The share τ is weighed through the contrast arm − [(1 − τ)·baseline + τ·reference], which is linear; its interval holds the τ at

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mtkv.stats.bootstrap import Resamples
-from mtkv.stats.claims.evidence import Evidence, Weighing
-from mtkv.stats.claims.kinds import KINDS
+from mtkv.stats.claims.kinds import KINDS, Evidence, Weighing
 from mtkv.stats.items import Answers
 from mtkv.stats.multiplicity import holm
 from mtkv.stats.translatable import Sentence, packed, tell
@@ -66,17 +65,15 @@ def judge(evidence: Evidence, p_holm: float, alpha: float) -> tuple[str, Sentenc
     if against and evidence.p < alpha:
         return "refuted", _because(finding, against)
     if against:
-        weak = tell(
-            "{against}, but its own p {p} is not below {alpha}", against=against, p=_p(evidence.p), alpha=f"{alpha:.3g}"
-        )
+        own, level = _p(evidence.p), f"{alpha:.3g}"
+        weak = tell("{against}, but its own p {p} is not below {alpha}", against=against, p=own, alpha=level)
         return "undecided", _because(doubt, weak)
     if not evidence.beyond:
         unsure = tell("the data do not place it for sure on either side of {needed}", needed=needed)
         return "undecided", _because(doubt, unsure)
     if evidence.unmet:
-        return "undecided", _because(
-            doubt, tell("it passes {needed}, but {unmet}", needed=needed, unmet=evidence.unmet)
-        )
+        failed = tell("it passes {needed}, but {unmet}", needed=needed, unmet=evidence.unmet)
+        return "undecided", _because(doubt, failed)
     passed = _place(evidence, passed=True)
     if not p_holm < alpha:
         weak = tell("{passed}, but the adjusted p is not below {alpha}", passed=passed, alpha=f"{alpha:.3g}")
