@@ -12,7 +12,8 @@ from mtkv.config.arms import Arm, TrainingConfig
 from mtkv.config.claims import ComparisonConfig
 from mtkv.config.data import DataConfig
 from mtkv.config.evaluation import EvaluationConfig
-from mtkv.config.kv import AlignConfig, FusionConfig, KVConfig, KVLossConfig
+from mtkv.config.fusion import FusionConfig
+from mtkv.config.kv import AlignConfig, KVConfig, KVLossConfig
 from mtkv.config.models import ModelConfig, TeachersConfig
 from mtkv.config.study import Study, load_study, read_study
 from mtkv.provenance.digest import digest_of

@@ -10,7 +10,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 from tiny_study import TRAINING, TinyStudy, kv, same, weights
 
-from mtkv.config.kv import LogitConfig
+from mtkv.config.fusion import LogitConfig
 from mtkv.distill.distiller import LogitTeachers
 from mtkv.fuse.routers import task_number
 from mtkv.models.load import load_model

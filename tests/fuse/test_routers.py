@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from scipy.stats import kstest
 
-from mtkv.config.kv import FusionConfig
+from mtkv.config.fusion import FusionConfig
 from mtkv.fuse.routers import ROUTERS, build_router, fuse, task_number
 
 DEFAULTS = {

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from tiny_study import TRAINING, TinyStudy, kv, rows, weights
 
-from mtkv.config.kv import KVConfig, LogitConfig
+from mtkv.config.fusion import LogitConfig
+from mtkv.config.kv import KVConfig
 from mtkv.config.latent import LatentConfig
 from mtkv.provenance.files import write_parquet
 from mtkv.training.data_parallel import LOSS_TERMS

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from mtkv.config.base import Name, Section, distinct, problem, without_unset
-from mtkv.config.kv import OWN_TEACHER, KVConfig, LogitConfig
+from mtkv.config.fusion import LogitConfig
+from mtkv.config.kv import OWN_TEACHER, KVConfig
 from mtkv.config.latent import LatentConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

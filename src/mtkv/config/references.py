@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from mtkv.config.data import SOURCES_OF
 from mtkv.config.errors import Loc, Problem, show, unknown
 from mtkv.config.evaluation import COT_TASKS, LM_EVAL_TASKS
-from mtkv.config.kv import KVConfig, LogitConfig
+from mtkv.config.fusion import LogitConfig
+from mtkv.config.kv import KVConfig
 from mtkv.config.models import ModelConfig
 
 if TYPE_CHECKING:

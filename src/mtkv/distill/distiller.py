@@ -25,7 +25,7 @@ from mtkv.models.tokenization import end_answers, frame_of
 from mtkv.training.data_parallel import LossTerm, summed
 
 if TYPE_CHECKING:
-    from mtkv.config.kv import LogitConfig
+    from mtkv.config.fusion import LogitConfig
 
 CE, KD, ROUTE_CE = LossTerm("ce", "targets"), LossTerm("kd", "targets"), LossTerm("route_ce", "targets")
 

@@ -33,7 +33,8 @@ from mtkv.models.load import load_model, load_tokenizer
 from mtkv.models.tokenization import EncodedRow
 
 if TYPE_CHECKING:
-    from mtkv.config.kv import KVConfig, LogitConfig, SelectConfig
+    from mtkv.config.fusion import LogitConfig
+    from mtkv.config.kv import KVConfig, SelectConfig
 
 COMPONENTS = "components.safetensors"  # beside the shards of tier components
 

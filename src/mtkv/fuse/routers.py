@@ -23,7 +23,7 @@ from mtkv.kv.row_rng import row_uniforms
 from mtkv.registry import needs, registered
 
 if TYPE_CHECKING:
-    from mtkv.config.kv import FusionConfig
+    from mtkv.config.fusion import FusionConfig
 
 
 def task_number(name: str) -> int:

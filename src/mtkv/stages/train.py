@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from mtkv.align.closed_form_maps import KVMap
 from mtkv.config.arms import TrainingConfig
-from mtkv.config.kv import KVConfig, LogitConfig
+from mtkv.config.fusion import LogitConfig
+from mtkv.config.kv import KVConfig
 from mtkv.config.latent import LatentConfig
 from mtkv.config.models import ModelConfig
 from mtkv.data.rows import RowFile, check_files, check_rows
