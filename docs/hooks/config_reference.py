@@ -28,7 +28,8 @@ def _find_places(name: str, path: str, models: dict[str, Schema], places: dict[s
     for field, schema in models[name]["properties"].items():
         below = f"{path}.{field}".lstrip(".") + (".<name>" if "patternProperties" in schema else "")
         for used in _used(schema):
-            _find_places(used, below, models, places)
+            if used != name:  # a model that is made of others of its kind
+                _find_places(used, below, models, places)
 
 
 def _section(name: str, paths: list[str], models: dict[str, Schema]) -> str:

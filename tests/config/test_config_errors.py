@@ -88,16 +88,16 @@ SINGLE = {
     "level": ("claims.gsm8k_75.level", "minimun", "claims.gsm8k_75.level", ["did you mean 'minimum'?"]),
     "jobs": ("evaluation.jobs", "per_set", "evaluation.jobs", ["per_run, per_dataset"]),
     "control": (
-        "arms.fixed_shuffled.kv.control",
+        "arms.oracle_shuffled.kv.control",
         "shufle_items",
-        "arms.fixed_shuffled.kv.control",
+        "arms.oracle_shuffled.kv.control",
         ["'shuffle_items'"],
     ),
     "unknown teacher": ("arms.single.kv.teachers", ["qwen"], "arms.single.kv.teachers[0]", ["did you mean 'qwen2'?"]),
     "unknown teacher as model": (
-        "arms.teacher_gpt2.model",
+        "arms.teacher_qwen2.model",
         "gtp2",
-        "arms.teacher_gpt2.model",
+        "arms.teacher_qwen2.model",
         ["did you mean 'gpt2'?"],
     ),
     "duplicate teacher": ("arms.fixed.kv.teachers", ["gpt2", "gpt2"], "arms.fixed.kv.teachers", ["'gpt2' given more"]),
@@ -107,7 +107,7 @@ SINGLE = {
     "weights too many": (f"{FIXED}.weights", [0.5, 0.25, 0.25], f"{FIXED}.weights", ["length 3", "2 teachers"]),
     "channels of a map that learns": (
         "arms.other",
-        {"extends": "single", "kv": {"align": {"map": "linear"}, "loss": {"unit": "channel"}}},
+        {"extends": "single", "kv": {"align": {"map": "linear", "side": "teacher"}, "loss": {"unit": "channel"}}},
         "arms.other.kv.loss.unit",
         ["needs a target whose channels have a fixed spread", "align.side student", "allowed: layer"],
     ),
@@ -121,9 +121,46 @@ SINGLE = {
         "arms.single.kv.loss.relation_heads",
         48,
         "arms.single.kv.loss.relation_heads",
-        ["48 given, but distance is mse", "allowed: 1"],
+        ["48 given, but distance is smooth_l1", "allowed: 1"],
     ),
     "weights negative": (f"{FIXED}.weights", [1.5, -0.5], f"{FIXED}.weights[1]", ["-0.5", "at least 0"]),
+    "weights of no task": (
+        "arms.oracle.kv.fusion.by_task.pocket_gsm",
+        [1, 0],
+        "arms.oracle.kv.fusion.by_task.pocket_gsm",
+        ["did you mean 'pocket_gsm8k'?"],
+    ),
+    "weights of a task off by a little": (
+        "arms.oracle.kv.fusion.by_task.pocket_gsm8k",
+        [1, 0.1],
+        "arms.oracle.kv.fusion.by_task.pocket_gsm8k",
+        ["sums to 1.1, not to 1"],
+    ),
+    "a task without weights": (
+        "arms.logits_routed.logits.fusion.by_task.pocket_bbh",
+        None,
+        "arms.logits_routed.logits.fusion.by_task",
+        ["has no weights for pocket_bbh"],
+    ),
+    "tasks of another strategy": (
+        "arms.oracle.kv.fusion.strategy",
+        "teacher_ce",
+        "arms.oracle.kv.fusion.by_task",
+        ["given, but strategy is teacher_ce; allowed: null"],
+    ),
+    "logits weighed by KV": (
+        "arms.other",
+        {"extends": "sft", "logits": {"teachers": ["reasoning", "knowledge"], "fusion": {"strategy": "similarity"}}},
+        "arms.other.logits.fusion.strategy",
+        ["weighs teachers by their KV", "teacher_ce"],
+    ),
+    "merge of an unknown teacher": (
+        "teachers.models.merged.merge",
+        ["reasoning", "knowlege"],
+        "teachers.models.merged.merge[1]",
+        ["did you mean 'knowledge'?"],
+    ),
+    "share of nothing": ("arms.single.kv.loss.share", 0, "arms.single.kv.loss.share", ["greater than 0"]),
     "weights for a router": (
         "arms.learnable.kv.fusion.weights",
         [0.5, 0.5],
@@ -174,10 +211,10 @@ SINGLE = {
     "unknown pocket model": ("student.name", "studnet", "student.name", ["did you mean 'student'?"]),
     "kv without training": ("arms.raw.kv", {"teachers": ["qwen2"]}, "arms.raw.kv", ["needs training"]),
     "trained teacher": (
-        "arms.teacher_gpt2.training",
+        "arms.teacher_qwen2.training",
         {"steps": 1},
-        "arms.teacher_gpt2.training",
-        ["'gpt2' is a teacher", "allowed: null"],
+        "arms.teacher_qwen2.training",
+        ["'qwen2' is a teacher", "allowed: null"],
     ),
     "steps and epochs": ("arms.sft.training.epochs", 3, "arms.sft.training", ["steps 150 and epochs 3 are both given"]),
     "no steps, no epochs": ("arms.sft.training.steps", None, "arms.sft.training", ["neither steps nor epochs"]),
@@ -185,12 +222,12 @@ SINGLE = {
     "unknown view": ("arms.sft.student_view", "latnet", "arms.sft.student_view", ["text, latent"]),
     "claim's arm": ("claims.gsm8k_75.arm", "lernable", "claims.gsm8k_75.arm", ["did you mean 'learnable'?"]),
     "claim's baseline": ("claims.kv_beats_sft.baseline", "stf", "claims.kv_beats_sft.baseline", ["'sft'"]),
-    "claim's twin": ("claims.kv_beats_sft.twin", "fixed_shufled", "claims.kv_beats_sft.twin", ["'fixed_shuffled'"]),
+    "claim's twin": ("claims.kv_beats_sft.twin", "oracle_shufled", "claims.kv_beats_sft.twin", ["'oracle_shuffled'"]),
     "claim's baselines": (
         "claims.reaches_weakest_teacher.baselines",
-        ["teacher_gpt2", "teacher_gpt3"],
+        ["teacher_qwen2", "teacher_qwen3"],
         "claims.reaches_weakest_teacher.baselines[1]",
-        ["did you mean 'teacher_gpt2'?"],
+        ["did you mean 'teacher_qwen2'?"],
     ),
     "claim's dataset": (
         "claims.gsm8k_75.dataset",
@@ -198,14 +235,14 @@ SINGLE = {
         "claims.gsm8k_75.dataset",
         ["did you mean 'pocket_gsm8k'?"],
     ),
-    "claim against itself": ("claims.kv_beats_sft.baseline", "fixed", "claims.kv_beats_sft.baseline", ["own arm"]),
+    "claim against itself": ("claims.kv_beats_sft.baseline", "oracle", "claims.kv_beats_sft.baseline", ["own arm"]),
     "claim against itself among others": (
         "claims.reaches_weakest_teacher.baselines",
-        ["teacher_gpt2", "learnable"],
+        ["teacher_qwen2", "learnable"],
         "claims.reaches_weakest_teacher.baselines[1]",
         ["'learnable' is the claim's own arm", "other arms"],
     ),
-    "claim is its own twin": ("claims.kv_beats_sft.twin", "fixed", "claims.kv_beats_sft.twin", ["own arm"]),
+    "claim is its own twin": ("claims.kv_beats_sft.twin", "oracle", "claims.kv_beats_sft.twin", ["own arm"]),
     "more datasets than there are": (
         "claims.datasets_improved.at_least",
         8,
@@ -307,7 +344,7 @@ def test_self_containing_values(raw: dict[str, Any]) -> None:
     raw["arms"]["raw"]["kv"] = raw
     raw["seeds"].append(raw["seeds"])
     assert [line.split(": ", 1) for line in lines_of(raw)] == [
-        ["seeds[3]", "the value contains itself"],
+        ["seeds[5]", "the value contains itself"],
         ["arms.raw.kv", "the value contains itself"],
     ]
 

@@ -16,7 +16,12 @@ HOOK = Path(__file__).parents[2] / "docs" / "hooks" / "config_reference.py"
 def models_in(annotation: Any) -> set[type[BaseModel]]:
     """The models that an annotation names, those of their fields included."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return {annotation}.union(*(models_in(field.annotation) for field in annotation.model_fields.values()))
+        fields = [
+            field.annotation
+            for field in annotation.model_fields.values()
+            if annotation not in get_args(field.annotation)
+        ]
+        return {annotation}.union(*map(models_in, fields))
     return set().union(*map(models_in, get_args(annotation)))
 
 

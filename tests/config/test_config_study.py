@@ -16,6 +16,7 @@ from mtkv.config.fusion import FusionConfig
 from mtkv.config.kv import AlignConfig, KVConfig, KVLossConfig
 from mtkv.config.models import ModelConfig, TeachersConfig
 from mtkv.config.study import Study, load_study, read_study
+from mtkv.models.pocket_recipe import MODELS
 from mtkv.provenance.digest import digest_of
 
 DATASETS = [f"pocket_{name}" for name in ["gsm8k", "math500", "bbh", "gpqa", "truthfulqa", "cmmlu", "ceval"]]
@@ -40,8 +41,8 @@ OF_THE_DESIGN: list[tuple[BaseModel, dict[str, Any]]] = [
         }
         | {"gradient_checkpointing": False, "dtype": "float32"},
     ),
-    (AlignConfig(), {"time": "sync", "layers": "ratio", "map": "ridge", "ridge": 1e-3}),
-    (KVLossConfig(), {"distance": "mse", "lambda_k": 1, "lambda_v": 1, "beta": 0.1, "gamma": 0.01}),
+    (AlignConfig(), {"time": "sync", "layers": "ratio", "map": "linear", "side": "student", "ridge": 1e-3}),
+    (KVLossConfig(), {"distance": "smooth_l1", "unit": "channel", "lambda_k": 1, "lambda_v": 1, "beta": 0, "gamma": 0}),
     (
         KVConfig(teachers=["a"]),
         {"control": "none", "align": AlignConfig().model_dump(), "loss": KVLossConfig().model_dump()}
@@ -98,31 +99,53 @@ def test_the_default_study(study: Study) -> None:
         "fixed",
         "similarity",
         "learnable",
-        "fixed_shuffled",
+        "teacher_ce",
+        "oracle",
+        "oracle_shuffled",
+        "logits_routed",
+        "merged",
+        "merged_kv",
+        "foreign",
+        "foreign_shuffled",
+        "teacher_reasoning",
+        "teacher_knowledge",
+        "teacher_merged",
         "teacher_qwen2",
-        "teacher_gpt2",
     ]
     assert study.study == "pocket"
     assert list(study.arms) == arms
     assert study.datasets == DATASETS
     trained = [name for name in arms if study.trained(name)]
-    assert trained == arms[1:7]
+    assert trained == arms[1:14]
     (training,) = {study.arm(name).training.model_dump_json(exclude_none=True) for name in trained}  # the same for all
     assert (
-        '"steps":150,"batch_size":64,"gradient_accumulation":1,"learning_rate":0.004,"scheduler":"cosine"' in training
+        '"steps":150,"batch_size":32,"gradient_accumulation":1,"learning_rate":0.004,"scheduler":"cosine"' in training
     )
     kv = {name: arm.kv for name, arm in study.arms.items() if arm.kv}
+    experts = ["reasoning", "knowledge"]
     assert {name: (c.teachers, c.fusion.strategy, c.control) for name, c in kv.items()} == {
-        "single": (["qwen2"], "fixed", "none"),
-        "fixed": (["qwen2", "gpt2"], "fixed", "none"),
-        "similarity": (["qwen2", "gpt2"], "similarity", "none"),
-        "learnable": (["qwen2", "gpt2"], "learnable", "none"),
-        "fixed_shuffled": (["qwen2", "gpt2"], "fixed", "shuffle_items"),
+        "single": (["reasoning"], "fixed", "none"),
+        "fixed": (experts, "fixed", "none"),
+        "similarity": (experts, "similarity", "none"),
+        "learnable": (experts, "learnable", "none"),
+        "teacher_ce": (experts, "teacher_ce", "none"),
+        "oracle": (experts, "task", "none"),
+        "oracle_shuffled": (experts, "task", "shuffle_items"),
+        "merged_kv": (experts, "task", "none"),
+        "foreign": (["qwen2"], "fixed", "none"),
+        "foreign_shuffled": (["qwen2"], "fixed", "shuffle_items"),
+    }
+    of_origin = {name for name, c in kv.items() if c.align.map == "identity"}
+    assert of_origin == {name for name, c in kv.items() if c.teachers != ["qwen2"]}
+    assert {(kv[name].align.map, kv[name].align.side) for name in kv.keys() - of_origin} == {("linear", "student")}
+    right = study.arm("oracle").kv.fusion.by_task
+    assert {task: experts[weights.index(1)] for task, weights in right.items()} == {
+        task: expert for expert in experts for task in MODELS[f"expert_{expert}"].tasks
     }
     levels = [(claim.kind, claim.level) for claim in study.claims.values()]
-    assert len(levels) == 12
+    assert len(levels) == 19
     assert {level: sum(at == level for _, at in levels) for _, level in levels} == {
-        None: 3,
+        None: 10,
         "minimum": 3,
         "ideal": 4,
         "stretch": 2,
@@ -134,34 +157,32 @@ def test_keys_only_and_values_only(config_folder: Path) -> None:
     assert study.study == "pocket-kv-only"
     losses = {name: study.arm(name).kv.loss for name in ("keys_only", "values_only")}
     assert {name: (loss.lambda_k, loss.lambda_v, loss.beta) for name, loss in losses.items()} == {
-        "keys_only": (1, 0, 0.1),
-        "values_only": (0, 1, 0.1),
+        "keys_only": (10, 0, 0),
+        "values_only": (0, 10, 0),
     }
 
 
 def test_runs(study: Study) -> None:
     runs = study.runs()
-    assert len(runs) == len(set(runs)) == 3 * 1 + 6 * 3
+    assert len(runs) == len(set(runs)) == 5 * 1 + 13 * 5
     assert runs[:4] == [("raw", 42), ("sft", 42), ("sft", 43), ("sft", 44)]
-    assert study.seeds_of("teacher_gpt2") == [42]
-    assert study.seeds_of("learnable") == [42, 43, 44]
+    assert study.seeds_of("teacher_qwen2") == [42]
+    assert study.seeds_of("learnable") == [42, 43, 44, 45, 46]
 
 
 def test_teachers_and_aligns_that_arms_use(raw: dict[str, Any]) -> None:
-    raw["arms"]["stiff"] = {"extends": "single", "kv": {"align": {"ridge": 1}}}
+    raw["arms"]["stiff"] = {"extends": "foreign", "kv": {"align": {"ridge": 1}}}
+    raw["arms"]["two"] = {"extends": "foreign", "kv": {"teachers": ["qwen2", "gpt2"]}}
     study = load_study(raw)
-    assert study.teachers_used() == ["qwen2", "gpt2"]
+    assert study.teachers_used() == ["reasoning", "knowledge", "qwen2", "gpt2"]
     assert [align.ridge for align in study.aligns("qwen2")] == [1e-3, 1.0]
     assert [align.ridge for align in study.aligns("gpt2")] == [1e-3]
     slugs = [align.slug for align in study.aligns("qwen2")]
     assert len(set(slugs)) == 2
-    assert all(slug.startswith("ratio-ridge-") and len(slug) == 18 for slug in slugs)
-    raw["teachers"]["models"] = {
-        "gpt2": raw["teachers"]["models"]["gpt2"],
-        "qwen2": {"name": "qwen2"},
-        "idle": {"name": "gpt2"},
-    }
-    assert load_study(raw).teachers_used() == ["gpt2", "qwen2"]
+    assert all(slug.startswith("ratio-linear-") and len(slug) == 19 for slug in slugs)
+    models = raw["teachers"]["models"]
+    raw["teachers"]["models"] = {"gpt2": models.pop("gpt2"), "idle": {"name": "gpt2"}} | models
+    assert load_study(raw).teachers_used() == ["gpt2", "reasoning", "knowledge", "qwen2"]
 
 
 def test_a_model_folder(raw: dict[str, Any], tmp_path: Path) -> None:
@@ -192,7 +213,7 @@ def test_a_study_is_frozen_and_does_not_share_defaults(study: Study) -> None:
     DataConfig().styles.clear()
     study.seeds_of("sft").clear()
     assert DataConfig().styles == ["cot", "direct"]
-    assert study.seeds_of("sft") == [42, 43, 44]
+    assert study.seeds_of("sft") == [42, 43, 44, 45, 46]
 
 
 def test_reading_a_config_loads_no_heavy_package(config_folder: Path) -> None:
