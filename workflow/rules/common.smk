@@ -13,6 +13,7 @@ from mtkv.config.overlay import read_overlaid
 from mtkv.config.site import read_site
 from mtkv.config.study import load_study
 from mtkv.provenance.digest import state_of
+from mtkv.ops import warm_workers
 from mtkv.ops.doctor.packages import path_problem
 from mtkv.models.paths import content_digest
 from mtkv.provenance.code_digest import code_digest
@@ -207,3 +208,16 @@ def figure_labels(wildcards):
     """ "heatmap-delta" → figure "heatmap", view "delta" in the list of `snakemake --report`."""
     name, _, view = wildcards.figure.partition("-")
     return {"figure": name.replace("_", " "), "view": view or "—"}
+
+
+# On one machine jobs fork from a process that has imported torch; everywhere else these do nothing.
+onstart:
+    warm_workers.start(workflow, shell)
+
+
+onsuccess:
+    warm_workers.stop()
+
+
+onerror:
+    warm_workers.stop()
