@@ -76,7 +76,7 @@ def classic(answers: Answers, arm: str, baseline: str, column: str, found: Estim
 
 def seeds_test(found: Estimate) -> tuple[float, float]:
     """t and two-sided p of a difference, from the means of its seeds alone."""
-    variances = [sample_variance(means) / means.size for means in found.seed_means]
+    variances = [float(sample_variance(means)) / means.size for means in found.seed_means]
     error = float(np.sqrt(sum(variances)))
     if error < 1e-12:
         return NAN, NAN
