@@ -40,19 +40,18 @@ from mtkv.config.evaluation import EvaluationConfig
 from mtkv.config.kv import AlignConfig, KVConfig
 from mtkv.config.models import ModelConfig
 from mtkv.distill.teacher_kv import TeacherFiles
-from mtkv.kv.extract import extract_shard, read_rows
-from mtkv.kv.store import KEY, VALUE, KVStore, write_index
+from mtkv.kv.extract import StorePlan, extract_shard, read_rows
+from mtkv.kv.shards import KEY, VALUE
+from mtkv.kv.store import KVStore, write_index
 from mtkv.models.load import load_model, load_tokenizer
 from mtkv.models.tokenization import encode_rows
-from mtkv.ops.cost_model.amounts import Amounts
-from mtkv.ops.cost_model.devices import DEVICES
-from mtkv.ops.cost_model.work import work_of
+from mtkv.ops.cost_model.estimate import DEVICES
+from mtkv.ops.cost_model.work import Amounts, work_of
 from mtkv.provenance.files import write_parquet
-from mtkv.stages.fit_map import calibrate_map
-from mtkv.stages.predict import predict
-from mtkv.stages.train import train_arm
+from mtkv.stages.fit_map import MapFiles, calibrate_map
+from mtkv.stages.predict import ModelSource, predict
+from mtkv.stages.train import TrainingRun, train_arm
 from mtkv.stages.train_worker import train
-from mtkv.stages.training_run import TrainingRun
 from mtkv.training.checkpointing import CheckpointPolicy
 from mtkv.training.resume import Pace
 
@@ -135,14 +134,15 @@ class GPUBenchmark:
         """The stage; then capture of K and V against the plain forward, and the store against what the projections put out."""
         scale, teacher, shard = self.scale, self.configs["teacher"], self.store / "shard-0000.safetensors"
         layers, paths = range(self.shapes["teacher"][3]), list(self.rows.values())
-        facts = extract_shard(teacher, layers, paths, 0, 1, "float16", scale.batch, shard, likelihood=False)
+        plan = StorePlan(layers, 1, "float16", scale.batch, likelihood=False)
+        facts = extract_shard(teacher, paths, 0, plan, shard)
         write_index([shard], self.store / "index.parquet")
         model, rows = load_model(teacher), pd.read_parquet(self.rows["train"]).head(scale.batch)
         encoded = encode_rows(load_tokenizer(teacher), list(rows["prompt"]), list(rows["target"]))
         ids = torch.from_numpy(np.stack([row.input_ids for row in encoded])).to(self.device)
 
         plain = partial(model.base_model, ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        read = partial(read_rows, model, encoded, layers, scale.batch, likelihood=False, dtype=torch.float16)
+        read = partial(read_rows, model, encoded, layers, scale.batch, likelihood=False)
         with torch.no_grad():
             expected = projections(model, plain).half().cpu()
             forget_peak(self.device)
@@ -164,8 +164,8 @@ class GPUBenchmark:
     def fitted(self) -> dict[str, Any]:
         """The teacher's map."""
         models, probe = (self.configs["student"], "teacher", self.configs["teacher"]), self.folder / "map.probe"
-        rows = self.rows["calibration"], self.rows["val"]
-        facts = calibrate_map(*models, AlignConfig(), self.store, *rows, self.map, probe)
+        files = MapFiles(self.map, probe, self.folder / "map.example")
+        facts = calibrate_map(*models, AlignConfig(), self.store, self.folder, files)
         return {name: facts[name] for name in ("coverage", "calibration_tokens")}
 
     def arm(self, name: str, student: str = "student", teachers: int = 0, **changes: Any) -> TrainingRun:
@@ -198,7 +198,7 @@ class GPUBenchmark:
             train_arm(run)
         seconds = float(np.median(np.diff(begun)[scale.warm_up :]))
         arm = {"training": run.training.model_dump() | {"steps": 1}, "kv": run.kv and run.kv.model_dump()}
-        arm |= {"teachers": [], "tier": "raw", "logit_teacher": None}
+        arm |= {"teachers": [], "tier": "raw", "logit_teachers": []}
         return {
             "seconds per step": seconds,
             "tokens/s": scale.batch * scale.tokens / seconds,
@@ -241,7 +241,7 @@ class GPUBenchmark:
             write_parquet(data / "test" / f"{name}.parquet", frame.assign(question_hash=frame["id"]))
         settings = EvaluationConfig(batch_size=count, max_new_tokens=self.scale.new_tokens)
         outputs = {name: self.folder / f"{name}.parquet" for name in DATASETS}
-        facts = predict(self.folder / "student", list(DATASETS), data, settings, outputs)
+        facts = predict(ModelSource(self.folder / "student"), data, settings, outputs)
         if facts["failed"]:
             raise RuntimeError(str(facts["failed"]))
         of = facts["datasets"]
