@@ -140,10 +140,10 @@ class TinyStudy:
             for name in ([] if kv.own else kv.teachers)
         ]
 
-    def train(self, name: str, kv: KVConfig | None = None, tier: str = "raw", keeping=None, layout=None, **more):
+    def train(self, name: str, kv: KVConfig | None = None, tier: str = "raw", policy=None, layout=None, **more):
         """Train one arm; returns its folder and the facts for the card. `more` as `run` takes it."""
         output = self.folder / "arms" / name
-        return output, train_arm(self.run(output, kv, tier, **more), keeping, layout)
+        return output, train_arm(self.run(output, kv, tier, **more), policy, layout)
 
     def run(self, output: Path, kv: KVConfig | None = None, tier: str = "raw", **more) -> TrainingRun:
         """Of an arm whose results go to `output`; `more` are other fields than those of this study."""

@@ -188,9 +188,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_model(study, tmp_path):
 
     def start():
         with Checkpoint(tmp_path, {"stage": "arms"}, {"study": "tiny", "stage": "arms"}) as checkpoint:
-            return study.train(
-                "cut", arm, training=SHORT, keeping=CheckpointPolicy(checkpoint, steps=1), layout=ON_DISK
-            )
+            return study.train("cut", arm, training=SHORT, policy=CheckpointPolicy(checkpoint, steps=1), layout=ON_DISK)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resume.Pace, "on_step_begin", cut_off, raising=False)

@@ -69,7 +69,7 @@ step = DistillationTrainer.training_step
 def held_step(trainer, *arguments, **more):
     if trainer.state.global_step == {HELD_AT} and Path("hold").exists():
         Path(f"holding-{{os.environ.get('SLURM_JOB_ID')}}").write_text(str(os.getpid()))
-        while Path("hold").exists() and not trainer.keeping.asked:
+        while Path("hold").exists() and not trainer.policy.asked:
             time.sleep(0.05)
     return step(trainer, *arguments, **more)
 

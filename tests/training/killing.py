@@ -41,7 +41,7 @@ def with_dropout(study: TinyStudy) -> None:
     path.write_text(json.dumps(config))
 
 
-def train(study: TinyStudy, arm: str, output: Path, keeping: CheckpointPolicy | None) -> dict:
+def train(study: TinyStudy, arm: str, output: Path, policy: CheckpointPolicy | None) -> dict:
     """One attempt at one arm."""
     changes = {"steps": STEPS, "eval_steps": 3, "logging_steps": 3, "eval_rows": 4}
     if arm == "kv":  # annealed: another part of the layers is trained before the middle than after it
@@ -50,7 +50,7 @@ def train(study: TinyStudy, arm: str, output: Path, keeping: CheckpointPolicy | 
     learnable = kv(fusion={"strategy": "learnable"}, loss={"gamma": 0.0, "anneal": 0.5}) if arm == "kv" else None
     study.folder, home = output.parent.parent, study.folder
     try:
-        return study.train(output.name, learnable, training=training, keeping=keeping)[1]
+        return study.train(output.name, learnable, training=training, policy=policy)[1]
     finally:
         study.folder = home
 

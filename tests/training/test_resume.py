@@ -1,5 +1,6 @@
 """A training that is cut off goes on to the very model that an undisturbed one gives, or says why it does not."""
 
+import copy
 import json
 import os
 import shutil
@@ -26,7 +27,14 @@ from mtkv.config.latent import LatentConfig
 from mtkv.provenance.files import DiskFullError
 from mtkv.stages.train import training_arguments
 from mtkv.training import resume
-from mtkv.training.checkpointing import CheckpointPolicy, load_trained, save_trained, trained_tensors
+from mtkv.training.checkpointing import (
+    CheckpointPolicy,
+    load_optimizer_state,
+    load_trained,
+    optimizer_state,
+    save_trained,
+    trained_tensors,
+)
 from mtkv.training.data_parallel import DeterministicSampler
 from mtkv.training.resume import trainer_folder
 from mtkv.training.trainer import DistillationTrainer
@@ -57,9 +65,9 @@ def resumed(study, name, root, cut_at, arm=None, training=SHORT, every=1, **more
             resume.Pace, "on_step_begin", lambda self, args, state, control, **_: _cut(state, cut_at), raising=False
         )
         with kept(root) as checkpoint, pytest.raises(CutOffError):
-            study.train(name, arm, training=training, keeping=CheckpointPolicy(checkpoint, steps=every), **more)
+            study.train(name, arm, training=training, policy=CheckpointPolicy(checkpoint, steps=every), **more)
     with kept(root) as checkpoint:
-        return study.train(name, arm, training=training, keeping=CheckpointPolicy(checkpoint, steps=every), **more)
+        return study.train(name, arm, training=training, policy=CheckpointPolicy(checkpoint, steps=every), **more)
 
 
 def _cut(state, step):
@@ -140,7 +148,7 @@ def test_every_kind_of_arm_with_latents_goes_on_to_the_same_result(study, tmp_pa
 def test_only_what_is_trained_is_kept_and_nothing_is_pickled_but_the_optimizer(study, tmp_path):
     training = SHORT.model_copy(update={"lora": LoraConfig(rank=2, targets=["q_proj"])})
     with kept(tmp_path) as checkpoint:
-        study.train("kept", training=training, keeping=CheckpointPolicy(checkpoint, steps=3))
+        study.train("kept", training=training, policy=CheckpointPolicy(checkpoint, steps=3))
         steps = [trainer_folder(step) for step in checkpoint.intact().values()]
     assert [step.name for step in steps] == ["checkpoint-4"]  # the record of the last step stays
     names = load_file(steps[0] / "model.safetensors")
@@ -151,13 +159,13 @@ def test_only_what_is_trained_is_kept_and_nothing_is_pickled_but_the_optimizer(s
 
 def test_after_the_last_step_outputs_are_written_without_training(study, tmp_path, monkeypatch):
     with kept(tmp_path) as checkpoint:
-        output, facts = study.train("whole", kv(), training=SHORT, keeping=CheckpointPolicy(checkpoint, steps=2))
+        output, facts = study.train("whole", kv(), training=SHORT, policy=CheckpointPolicy(checkpoint, steps=2))
     first = weights(output)
     tables = {name: pd.read_parquet(output / name) for name in TABLES}
     shutil.rmtree(output)
     monkeypatch.setattr(resume.ResumableTrainer, "train", None)
     with kept(tmp_path) as checkpoint:
-        output, again = study.train("whole", kv(), training=SHORT, keeping=CheckpointPolicy(checkpoint))
+        output, again = study.train("whole", kv(), training=SHORT, policy=CheckpointPolicy(checkpoint))
     assert same(first, weights(output))
     assert all(tables[name].equals(pd.read_parquet(output / name)) for name in TABLES)
     assert again["train_seconds"] == facts["train_seconds"]
@@ -177,12 +185,12 @@ def test_usr1_saves_after_the_step_and_leaves_with_75(study, tmp_path, capfd):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resume, "reporters", lambda *_: [Signal()])
         with kept(tmp_path) as checkpoint, Preemption() as preemption, pytest.raises(SystemExit) as ended:
-            study.train("signal", training=training, keeping=CheckpointPolicy(checkpoint, preemption))
+            study.train("signal", training=training, policy=CheckpointPolicy(checkpoint, preemption))
     assert ended.value.code == SAVED == 75
     assert newest_step(checkpoint.folder).name == "step-00000002"
     assert "step 2 of 4 saved" in capfd.readouterr().err
     with kept(tmp_path) as checkpoint:
-        output, facts = study.train("signal", training=training, keeping=CheckpointPolicy(checkpoint))
+        output, facts = study.train("signal", training=training, policy=CheckpointPolicy(checkpoint))
     assert facts["resumed_at"] == [2]
     assert same(weights(undisturbed), weights(output))
     assert same_tables(undisturbed, output)
@@ -195,13 +203,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(study, tmp_path)
             resume.Pace, "on_step_begin", lambda self, args, state, control, **_: _cut(state, 3), raising=False
         )
         with kept(tmp_path) as checkpoint, pytest.raises(CutOffError):
-            study.train("damaged", training=SHORT, keeping=CheckpointPolicy(checkpoint, steps=1))
+            study.train("damaged", training=SHORT, policy=CheckpointPolicy(checkpoint, steps=1))
     newest = newest_step(checkpoint.folder)
     assert newest.name == "step-00000003"
     path = trainer_folder(newest) / "optimizer.pt"
     path.write_bytes(path.read_bytes()[:-100])
     with kept(tmp_path) as checkpoint:
-        output, facts = study.train("damaged", training=SHORT, keeping=CheckpointPolicy(checkpoint, steps=1))
+        output, facts = study.train("damaged", training=SHORT, policy=CheckpointPolicy(checkpoint, steps=1))
     assert facts["resumed_at"] == [2]
     assert same(weights(undisturbed), weights(output))
 
@@ -237,7 +245,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stays(study, tmp_path, mo
     monkeypatch.setattr(torch, "save", full)
     needed = "bytes are needed, 10,000 bytes are free" if where == "before" else "no space left"
     with kept(tmp_path) as checkpoint, pytest.raises(DiskFullError, match=needed):
-        study.train("full", training=SHORT, keeping=CheckpointPolicy(checkpoint, steps=1))
+        study.train("full", training=SHORT, policy=CheckpointPolicy(checkpoint, steps=1))
     assert [path.name for path in checkpoint.folder.glob("*step*")] == ["step-00000001"]
     assert newest_step(checkpoint.folder).name == "step-00000001"
 
@@ -245,7 +253,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stays(study, tmp_path, mo
 def test_progress_says_step_and_loss(study, tmp_path):
     with kept(tmp_path) as checkpoint:
         output, _ = study.train(
-            "progress", training=SHORT.model_copy(update={"logging_steps": 2}), keeping=CheckpointPolicy(checkpoint)
+            "progress", training=SHORT.model_copy(update={"logging_steps": 2}), policy=CheckpointPolicy(checkpoint)
         )
         progress = json.loads((checkpoint.folder / "progress.json").read_text())
     log = (
@@ -259,12 +267,12 @@ def test_checkpoints_come_by_the_clock(monkeypatch, tmp_path):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with Checkpoint(tmp_path, IDENTITY, RUN) as checkpoint:
-        keeping, due = CheckpointPolicy(checkpoint, seconds=60.0), []
-        keeping.kept()
+        policy, due = CheckpointPolicy(checkpoint, seconds=60.0), []
+        policy.kept()
         for now[0] in (10.0, 59.0, 60.0, 61.0, 119.0, 121.0):
-            due.append(keeping.due(1))
+            due.append(policy.due(1))
             if due[-1]:
-                keeping.kept()
+                policy.kept()
     assert due == [False, False, True, False, False, True]
     assert not CheckpointPolicy(seconds=0.0).due(1)
 
@@ -326,6 +334,30 @@ def test_tied_weights_are_kept_once_and_other_weights_refused(build_model, tmp_p
         load_trained(build_model("llama", vocab_size=32, tie_word_embeddings=True), tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="absent"):
         load_trained(build_model("llama", num_hidden_layers=4, tie_word_embeddings=True), tmp_path / "w.safetensors")
+
+
+def test_a_parameter_without_a_gradient_before_the_checkpoint_takes_its_first_step_after_it():
+    def made(weights=None):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"always": torch.nn.Linear(3, 3), "later": torch.nn.Linear(3, 3)})
+        model.load_state_dict(weights or model.state_dict())
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    def step(model, optimizer, *names):
+        optimizer.zero_grad()
+        sum(model[name](torch.ones(2, 3)).square().sum() for name in names).backward()
+        optimizer.step()
+
+    model, optimizer = made()
+    step(model, optimizer, "always")
+    saved = {name: value.clone() for name, value in model.state_dict().items()}
+    state = copy.deepcopy(optimizer_state(model, optimizer))
+    again, optimizer_again = made(saved)
+    load_optimizer_state(again, optimizer_again, state)
+    for pair in ((model, optimizer), (again, optimizer_again)):
+        step(*pair, "always", "later")
+    assert same(model.state_dict(), again.state_dict())
+    assert not same(saved, model.state_dict())
 
 
 def test_a_board_whose_package_is_missing_is_named(monkeypatch):

@@ -170,7 +170,7 @@ def stops_at(monkeypatch, step):
         if self.state.global_step == step and os.environ.get("RANK", "0") == "0":
             os.kill(os.getppid() if "RANK" in os.environ else os.getpid(), signal.SIGUSR1)
             deadline = time.monotonic() + 10
-            while not self.keeping.asked and time.monotonic() < deadline:
+            while not self.policy.asked and time.monotonic() < deadline:
                 time.sleep(0.01)
         return must_save(self)
 

@@ -116,7 +116,7 @@ def train_arm(
             eval_dataset=validation,
             data_collator=train.collate,
             teachers=kv.teachers if kv else [],
-            keeping=policy or CheckpointPolicy(),
+            policy=policy or CheckpointPolicy(),
         )
         take_over(trainer, layout.strategy, training.dtype)
         trainer.run()
@@ -142,7 +142,7 @@ def train_arm(
         "ce_weight": training.ce_weight,
         "train_rows": len(train),
         "train_seconds": round(trainer.counters.seconds, 3),
-        "resumed_at": trainer.keeping.finish(),
+        "resumed_at": trainer.policy.finish(),
         "supervised_share": supervised_share(train),
         "budget_bites": budget_bites(train, kv),
         **({"slots": distiller.student.slots} if isinstance(distiller, LatentDistiller) else {}),

@@ -16,6 +16,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from transformers import Trainer
@@ -27,44 +32,12 @@ from mtkv.checkpointing.store import ROOT, Checkpoint, carry_on
 from mtkv.training.data_parallel import rank
 
 
-def whole_tensor(x: Tensor) -> Tensor:
-    """The whole of a tensor that is split over processes, on the CPU; others as they are. Collective."""
-    return x.full_tensor().cpu() if isinstance(x, DTensor) else x
-
-
 def split_like(x: Tensor, like: Tensor) -> Tensor:
     """This process's part of `x`, split as `like` is. All processes have the same `x`."""
     if not isinstance(like, DTensor):
         return x
     own = x.to(like.device, like.dtype)
     return distribute_tensor(own, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def whole_state(optimizer: Optimizer) -> dict[str, Any]:
-    """`optimizer.state_dict()` with whole tensors. Collective."""
-    state = optimizer.state_dict()
-    whole = {
-        number: {name: whole_tensor(value) if torch.is_tensor(value) else value for name, value in values.items()}
-        for number, values in state["state"].items()
-    }
-    return state | {"state": whole}
-
-
-def split_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A whole state for `optimizer.load_state_dict`, split as its parameters are. Raises ValueError when it is of other parameters."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if len(parameters) != sum(len(group["params"]) for group in state["param_groups"]):
-        raise ValueError("the saved state of the optimiser is of another number of parameters than are trained now")
-    split = {
-        number: {name: _part(value, parameters[number]) for name, value in values.items()}
-        for number, values in state["state"].items()
-    }
-    return state | {"state": split}
-
-
-def _part(value: Any, parameter: Tensor) -> Any:
-    is_moment = torch.is_tensor(value) and value.shape == parameter.shape  # and not the number of steps
-    return split_like(value, parameter) if is_moment else value
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -95,6 +68,25 @@ def load_trained(model: nn.Module, path: Path) -> None:
         )
     for name, tensor in own.items():
         tensor.copy_(split_like(saved[name], tensor))
+
+
+def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """The state of an optimiser of `model`'s parameters, whole and on the CPU, by the parameters' names. Collective; with several processes
+    only the first one's is filled."""
+    return get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Put back what `optimizer_state` gave, split as the parameters are now. All processes have the same `state`."""
+    optimizer = getattr(
+        optimizer, "optimizer", optimizer
+    )  # torch takes an empty step here, which accelerate's wrapper may leave out
+    set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True, strict=False))
+    for name, parameter in model.named_parameters():
+        if (
+            name not in state["state"]
+        ):  # had no gradient yet: torch gave it a state of one step, and its first would be a second
+            optimizer.state.pop(parameter, None)
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -19,12 +19,12 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 
 from mtkv.training.checkpointing import (
     CheckpointPolicy,
+    load_optimizer_state,
     load_trained,
+    optimizer_state,
     save_trained,
-    split_state,
     tensor_bytes,
     trained_tensors,
-    whole_state,
 )
 from mtkv.training.data_parallel import means
 from mtkv.training.loggers import reporters
@@ -39,7 +39,7 @@ class Pace(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         self.trainer.begin()
-        self.trainer.keeping.report(state.global_step, state.max_steps, {})
+        self.trainer.policy.report(state.global_step, state.max_steps, {})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         last = state.global_step >= state.max_steps  # `run` keeps that one
@@ -48,57 +48,10 @@ class Pace(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, **more: Any) -> None:
         facts = {name: more["logs"][name] for name in ("loss", "ce") if name in more["logs"]}
         if facts:
-            self.trainer.keeping.report(state.global_step, state.max_steps, facts)
+            self.trainer.policy.report(state.global_step, state.max_steps, facts)
 
 
 WEIGHTS = "model.safetensors"
-
-
-class StateFilesTrainer(Trainer):
-    """A Trainer whose checkpoints hold only trained weights, and an optimiser's state for any number of processes."""
-
-    model: Any
-    optimizer: Any
-    lr_scheduler: Any
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Trained weights only, without the Trainer's pickled arguments."""
-        if self.args.should_save:
-            folder = Path(output_dir or str(self.args.output_dir))
-            folder.mkdir(parents=True, exist_ok=True)
-            save_trained(self.model, folder / WEIGHTS, state_dict)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load what `_save` wrote. Raises ValueError when it does not fit the model."""
-        load_trained(model or self.model, Path(resume_from_checkpoint) / WEIGHTS)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """The same files whether FSDP splits the state or not, so that any number of processes can go on from them."""
-        if not self.is_fsdp_enabled:
-            return super()._save_optimizer_and_scheduler(output_dir)
-        state = whole_state(self.optimizer)
-        if self.args.should_save:
-            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load what `_save_optimizer_and_scheduler` wrote."""
-        if checkpoint is None or not self.is_fsdp_enabled:
-            return super()._load_optimizer_and_scheduler(checkpoint)
-        state, schedule = (
-            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
-            for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
-        )
-        self.optimizer.load_state_dict(split_state(self.optimizer, state))
-        self.lr_scheduler.load_state_dict(schedule)
-
-    def state_bytes(self, finished: bool) -> int:
-        """Bytes that a checkpoint takes, but for log and counters, which are small; a `finished` one holds no optimiser."""
-        state = (
-            [value for values in self.optimizer.state.values() for value in values.values()] if self.optimizer else []
-        )
-        moments = {} if finished else {str(i): v for i, v in enumerate(state) if torch.is_tensor(v)}
-        return tensor_bytes(trained_tensors(self.model) | moments)
 
 
 def trainer_folder(checkpoint: Path) -> Path:
@@ -106,21 +59,25 @@ def trainer_folder(checkpoint: Path) -> Path:
     return next(checkpoint.glob("checkpoint-*"))
 
 
-class ResumableTrainer(StateFilesTrainer):
-    """A Trainer to `run()` instead of `train()`; it keeps its state as `keeping` says. Subclasses count in `counters`."""
+class ResumableTrainer(Trainer):
+    """A Trainer to `run()` instead of `train()`; it saves its state as `policy` says. Subclasses count in `counters`."""
 
-    def __init__(self, *, keeping: CheckpointPolicy, **kwargs: Any) -> None:
-        super().__init__(callbacks=[*reporters(keeping.report_to, keeping.reports), Pace(self)], **kwargs)
-        self.keeping = keeping
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(self, *, policy: CheckpointPolicy, **kwargs: Any) -> None:
+        super().__init__(callbacks=[*reporters(policy.report_to, policy.reports), Pace(self)], **kwargs)
+        self.policy = policy
         self.counters = MetricAccumulator()
-        self.keeps = self._agreed(lambda: keeping.checkpoint is not None)
+        self.keeps = self._agreed(lambda: policy.checkpoint is not None)
         self._newest: Path | None = None
         self._started = time.monotonic()
         self._stopping = False
 
     def run(self) -> None:
         """Train from the newest checkpoint, or from the start; afterwards state, weights and counters are those of the last step."""
-        self._newest = self._agreed(self.keeping.resumed)
+        self._newest = self._agreed(self.policy.resumed)
         saved = self._saved_counters()
         if self._newest is not None and saved.finished:
             self._restore_finished(self._newest, saved)
@@ -135,7 +92,7 @@ class ResumableTrainer(StateFilesTrainer):
     def begin(self) -> None:
         """Called when the Trainer has set its counters to zero: put back the checkpoint's."""
         self._started = time.monotonic()
-        self.keeping.kept()
+        self.policy.kept()
         if self._newest is None:
             return
         self.counters = self._saved_counters()
@@ -148,8 +105,8 @@ class ResumableTrainer(StateFilesTrainer):
         """Whether to save after the step that has just ended: it is time, or a process was told to stop. The same in all processes."""
         if not self.keeps:
             return False
-        due = self.is_world_process_zero() and self.keeping.due(self.state.global_step)
-        asked = torch.tensor([float(due), float(self.keeping.asked)], device=self.args.device)
+        due = self.is_world_process_zero() and self.policy.due(self.state.global_step)
+        asked = torch.tensor([float(due), float(self.policy.asked)], device=self.args.device)
         if self.args.world_size > 1:
             torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
         self._stopping = bool(asked[1])
@@ -158,8 +115,8 @@ class ResumableTrainer(StateFilesTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """What the Trainer calls to save: write a checkpoint; a training that was told to stop ends here."""
         self._keep()
-        if self._stopping and self.keeping.preemption is not None:
-            self.keeping.preemption.leave(f"step {self.state.global_step} of {self.state.max_steps}")
+        if self._stopping and self.policy.preemption is not None:
+            self.policy.preemption.leave(f"step {self.state.global_step} of {self.state.max_steps}")
 
     def _keep(self) -> None:
         """Write a checkpoint together: the first process into a folder of its own choice, the others beside it."""
@@ -169,9 +126,9 @@ class ResumableTrainer(StateFilesTrainer):
         self.counters.loss = means({"loss": float(self._tr_loss)}, self.args.device)["loss"]
         self.counters.total_loss = float(self._total_loss_scalar)
         self.counters.logged = self._globalstep_last_logged
-        if self.keeping.checkpoint is not None:
-            self.keeping.checkpoint.save(self.state.global_step, self._write, self.state_bytes(self.counters.finished))
-            self.keeping.kept()
+        if self.policy.checkpoint is not None:
+            self.policy.checkpoint.save(self.state.global_step, self._write, self.state_bytes(self.counters.finished))
+            self.policy.kept()
         else:
             self._write(None)
 
@@ -219,3 +176,42 @@ class ResumableTrainer(StateFilesTrainer):
         if self.args.world_size > 1:
             broadcast_object_list(decided)
         return decided[0]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Trained weights only, without the Trainer's pickled arguments."""
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_trained(self.model, folder / WEIGHTS, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load what `_save` wrote. Raises ValueError when it does not fit the model."""
+        load_trained(model or self.model, Path(resume_from_checkpoint) / WEIGHTS)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The same files whether FSDP splits the state or not, so that any number of processes can go on from them."""
+        if self.is_deepspeed_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        state = optimizer_state(self.model, self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load what `_save_optimizer_and_scheduler` wrote."""
+        if checkpoint is None or self.is_deepspeed_enabled:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        state, schedule = (
+            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+            for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+        )
+        load_optimizer_state(self.model, self.optimizer, state)
+        self.lr_scheduler.load_state_dict(schedule)
+
+    def state_bytes(self, finished: bool) -> int:
+        """Bytes that a checkpoint takes, but for log and counters, which are small; a `finished` one holds no optimiser."""
+        state = (
+            [value for values in self.optimizer.state.values() for value in values.values()] if self.optimizer else []
+        )
+        moments = {} if finished else {str(i): v for i, v in enumerate(state) if torch.is_tensor(v)}
+        return tensor_bytes(trained_tensors(self.model) | moments)
