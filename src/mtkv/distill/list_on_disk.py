@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cached_property
+from io import BytesIO
 from itertools import islice
 from mmap import ACCESS_READ, mmap
 from typing import Any, TypeVar
@@ -51,43 +52,42 @@ class ListOnDisk(Sequence[Item]):
 
 def packed(item: Any) -> bytes:
     """A text, number or array, or a dataclass, list or mapping of them, as bytes: its outline as JSON, a zero, then those of the arrays."""
-    arrays: list[np.ndarray] = []
-
-    def outline(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            arrays.append(np.ascontiguousarray(value))
-            return {"type": value.dtype.str, "shape": value.shape}
-        if isinstance(value, list):
-            return [outline(each) for each in value]
-        if is_dataclass(value):
-            names = [field.name for field in fields(value)]
-            return {"of": [type(value).__module__, type(value).__qualname__]} | {
-                n: outline(getattr(value, n)) for n in names
-            }
-        return {"mapping": {name: outline(each) for name, each in value.items()}} if isinstance(value, dict) else value
-
-    head = json.dumps(outline(item)).encode()
-    return b"".join([head, b"\0", *(array.tobytes() for array in arrays)])
+    arrays: list[bytes] = []
+    outline = json.dumps(_outline(item, arrays))
+    return b"".join([outline.encode(), b"\0", *arrays])
 
 
 def unpacked(data: Any) -> Any:
     """The item that `packed` packed."""
-    head, _, rest = bytes(data).partition(b"\0")
-    done = 0
+    outline, _, arrays = bytes(data).partition(b"\0")
+    return _built(json.loads(outline), BytesIO(arrays))
 
-    def build(value: Any) -> Any:
-        nonlocal done
-        if isinstance(value, list):
-            return [build(each) for each in value]
-        if not isinstance(value, dict):
-            return value
-        if "type" in value:
-            found: np.ndarray = np.ndarray(value["shape"], value["type"], rest, done).copy()
-            done += found.nbytes
-            return found
-        if "mapping" in value:
-            return {name: build(each) for name, each in value["mapping"].items()}
-        module, name = value.pop("of")
-        return getattr(importlib.import_module(module), name)(**{field: build(each) for field, each in value.items()})
 
-    return build(json.loads(head))
+def _outline(value: Any, arrays: list[bytes]) -> Any:
+    if isinstance(value, np.ndarray):
+        arrays.append(value.tobytes())
+        return {"type": value.dtype.str, "shape": value.shape}
+    if isinstance(value, list):
+        return [_outline(each, arrays) for each in value]
+    if isinstance(value, dict):
+        return {"mapping": {name: _outline(each, arrays) for name, each in value.items()}}
+    if is_dataclass(value):
+        parts = {field.name: _outline(getattr(value, field.name), arrays) for field in fields(value)}
+        return {"of": [type(value).__module__, type(value).__qualname__], "parts": parts}
+    return value
+
+
+def _built(outline: Any, arrays: BytesIO) -> Any:
+    if isinstance(outline, list):
+        return [_built(each, arrays) for each in outline]
+    if not isinstance(outline, dict):
+        return outline
+    if "type" in outline:
+        found: np.ndarray = np.empty(outline["shape"], outline["type"])
+        arrays.readinto(found.reshape(-1).view(np.uint8))
+        return found
+    if "mapping" in outline:
+        return {name: _built(each, arrays) for name, each in outline["mapping"].items()}
+    module, name = outline["of"]
+    parts = {name: _built(each, arrays) for name, each in outline["parts"].items()}
+    return getattr(importlib.import_module(module), name)(**parts)
