@@ -138,7 +138,7 @@ def test_null_deletes_entries(tmp_path: Path, config_folder: Path) -> None:
     overlay = tmp_path / "less.yaml"
     overlay.write_text(
         "arms: {raw: null, single: null, fixed: null, similarity: null, learnable: null, teacher_ce: null, oracle: null,"
-        " oracle_shuffled: null, logits_routed: null, merged: null, merged_kv: null, teacher_reasoning: null,"
+        " oracle_shuffled: null, logits_routed: null, merged: null, merged_kv: null, merged_kv_shuffled: null, teacher_reasoning: null,"
         " teacher_knowledge: null, teacher_merged: null}\n"
         "teachers: {models: {merged: null, reasoning: null, knowledge: null, gpt2: null}}\n"
         "claims: null\n"

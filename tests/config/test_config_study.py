@@ -105,6 +105,7 @@ def test_the_default_study(study: Study) -> None:
         "logits_routed",
         "merged",
         "merged_kv",
+        "merged_kv_shuffled",
         "foreign",
         "foreign_shuffled",
         "teacher_reasoning",
@@ -116,7 +117,7 @@ def test_the_default_study(study: Study) -> None:
     assert list(study.arms) == arms
     assert study.datasets == DATASETS
     trained = [name for name in arms if study.trained(name)]
-    assert trained == arms[1:14]
+    assert trained == arms[1:15]
     (training,) = {study.arm(name).training.model_dump_json(exclude_none=True) for name in trained}  # the same for all
     assert (
         '"steps":150,"batch_size":32,"gradient_accumulation":1,"learning_rate":0.004,"scheduler":"cosine"' in training
@@ -132,6 +133,7 @@ def test_the_default_study(study: Study) -> None:
         "oracle": (experts, "task", "none"),
         "oracle_shuffled": (experts, "task", "shuffle_items"),
         "merged_kv": (experts, "task", "none"),
+        "merged_kv_shuffled": (experts, "task", "shuffle_items"),
         "foreign": (["qwen2"], "fixed", "none"),
         "foreign_shuffled": (["qwen2"], "fixed", "shuffle_items"),
     }
@@ -164,7 +166,7 @@ def test_keys_only_and_values_only(config_folder: Path) -> None:
 
 def test_runs(study: Study) -> None:
     runs = study.runs()
-    assert len(runs) == len(set(runs)) == 5 * 1 + 13 * 5
+    assert len(runs) == len(set(runs)) == 5 * 1 + 14 * 5
     assert runs[:4] == [("raw", 42), ("sft", 42), ("sft", 43), ("sft", 44)]
     assert study.seeds_of("teacher_qwen2") == [42]
     assert study.seeds_of("learnable") == [42, 43, 44, 45, 46]

@@ -84,7 +84,7 @@ def _built(outline: Any, arrays: BytesIO) -> Any:
         return outline
     if "type" in outline:
         found: np.ndarray = np.empty(outline["shape"], outline["type"])
-        arrays.readinto(found.reshape(-1).view(np.uint8))
+        arrays.readinto(found.reshape(-1).view(np.uint8).data)
         return found
     if "mapping" in outline:
         return {name: _built(each, arrays) for name, each in outline["mapping"].items()}

@@ -194,7 +194,8 @@ class Results:
 
 def _by_key(table: pd.DataFrame, names: list[str]) -> dict[tuple[str, ...], dict[str, Any]]:
     """The first row of a table for each value of the columns `names`."""
-    return {tuple(row[name] for name in names): row for row in table.drop_duplicates(names).to_dict("records")}
+    rows: Any = table.drop_duplicates(names).to_dict("records")
+    return {tuple(row[name] for name in names): row for row in rows}
 
 
 def read_results(study: "Study", root: Path) -> Results:

@@ -154,7 +154,9 @@ def results_json(results: Results) -> dict[str, Any]:
         "cells": [row | {"cards": cell_cards(results, row["arm"], row["dataset"])} for row in records(results.cells)],
         "pairs": records(results.pairs),
         "matrix": records(results.matrix_shown),
-        "runs": [row | {"cards": run_cards(results, *map(row.get, RUN))} for row in records(results.seed_scores)],
+        "runs": [
+            row | {"cards": run_cards(results, *(row[name] for name in RUN))} for row in records(results.seed_scores)
+        ],
         "missing": missing_cells(headline(results)),
         "absent": results.absent,
         "cards": {key: {name: card.get(name) for name in CARD_FACTS} for key, card in results.cards.items()},

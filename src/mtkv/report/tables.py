@@ -44,7 +44,7 @@ LATEX_SPECIAL = {letter: rf"\{letter}" for letter in "&%$#_{}"} | {
 }
 # TeX refuses control characters, or ends its line there: a blank for white space, ^[ for others.
 LATEX_SPECIAL |= {chr(code): rf"\textasciicircum{{}}{chr(code ^ 64)}" for code in CONTROL if chr(code) not in BLANK}
-LATEX_SPECIAL = str.maketrans(LATEX_SPECIAL | dict.fromkeys(BLANK, " "))
+LATEX_TABLE = str.maketrans(LATEX_SPECIAL | dict.fromkeys(BLANK, " "))
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def as_latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A booktabs tabular."""
-    head, *lines = [" & ".join(cell.translate(LATEX_SPECIAL) for cell in row) + r" \\" for row in [header, *rows]]
+    head, *lines = [" & ".join(cell.translate(LATEX_TABLE) for cell in row) + r" \\" for row in [header, *rows]]
     begin = rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
     return "\n".join([begin, r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""])
 

@@ -80,7 +80,7 @@ def without_twin(study: Study) -> dict[str, str]:
     for name, claim in study.claims.items():
         if claim.kind != "difference" or study.arms[claim.arm].kv is None:
             continue
-        if (other := study.arms[claim.baseline]).model != "student" or other.training is None or other.kv is not None:
+        if (other := study.arms[claim.baseline]).training is None or other.kv is not None:
             continue
         twin = study.arms[claim.twin].kv if claim.twin else None
         if claim.twin is None:

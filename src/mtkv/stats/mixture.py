@@ -15,7 +15,7 @@ def mixture(answers: Answers, resamples: Resamples, arms: tuple[str, str], share
     correct = dict(answers.correct)
     for seed in answers.seeds[first]:
         for dataset in answers.datasets:
-            parts = [answers.correct[arm, seed, dataset] for arm in arms]
-            correct[MIXTURE, seed, dataset] = sum(w * part for w, part in zip(weights, parts, strict=True))
+            one, other = (answers.correct[arm, seed, dataset] for arm in arms)
+            correct[MIXTURE, seed, dataset] = weights[0] * one + weights[1] * other
     seeds = answers.seeds | {MIXTURE: answers.seeds[second]}
     return replace(answers, seeds=seeds, correct=correct, _matrices={}), resamples.with_mixture(MIXTURE, arms, weights)

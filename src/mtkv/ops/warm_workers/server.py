@@ -9,6 +9,7 @@ import ctypes
 import gc
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -58,9 +59,10 @@ class Server:
         """Returns only in the process of a job, with what it is to run."""
         while self.jobs or self.listening.fileno() >= 0:
             for key, _ in self.events.select():
-                answer = key.data if callable(key.data) else None
-                job = answer() if answer else self._hand_on(key.data)
-                if job is not None:
+                if not callable(key.data):
+                    self._hand_on(key.data)
+                elif (job := key.data()) is not None:
+                    assert isinstance(job, Job)
                     return job
         os._exit(0)
 
@@ -112,7 +114,8 @@ class Server:
             connection.close()
 
     def _close(self) -> None:
-        """Standard input has ended: no more jobs."""
+        """Standard input has ended: no more jobs. Who closed it may have been killed, and left the folder."""
+        shutil.rmtree(Path(self.listening.getsockname()).parent, ignore_errors=True)
         self.events.unregister(sys.stdin.fileno())
         self._forget(self.listening)
 
