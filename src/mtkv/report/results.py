@@ -184,15 +184,15 @@ class Results:
         )
 
     @cached_property
-    def _cells(self) -> dict[tuple[str, ...], dict[str, Any]]:
+    def _cells(self) -> dict[tuple[str, ...], dict[Any, Any]]:
         return _by_key(self.cells, ["arm", "dataset"])
 
     @cached_property
-    def _pairs(self) -> dict[tuple[str, ...], dict[str, Any]]:
+    def _pairs(self) -> dict[tuple[str, ...], dict[Any, Any]]:
         return _by_key(self.pairs, ["arm", "dataset", "baseline"])
 
 
-def _by_key(table: pd.DataFrame, names: list[str]) -> dict[tuple[str, ...], dict[str, Any]]:
+def _by_key(table: pd.DataFrame, names: list[str]) -> dict[tuple[str, ...], dict[Any, Any]]:
     """The first row of a table for each value of the columns `names`."""
     rows: Any = table.drop_duplicates(names).to_dict("records")
     return {tuple(row[name] for name in names): row for row in rows}
