@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from classic_kv import classic
 from tokenizers_for_tests import byte_level_bpe, unigram
 
 from mtkv.align.closed_form_maps import fit_map
@@ -93,7 +94,7 @@ class Setting:
     ) -> tuple[LatentDistiller, LatentRows]:
         """The module and the rows of an arm; four latents refined twice unless said otherwise."""
         config = LatentConfig.model_validate({"tokens": 4, "iterations": 2} | latent)
-        parsed = KVConfig.model_validate({"teachers": ["llama"]} | UNIFORM | kv) if kv is not None else None
+        parsed = KVConfig.model_validate(classic({"teachers": ["llama"]} | UNIFORM | kv)) if kv is not None else None
         student = self.student(config)
         found = LatentRows(
             self.tokenizer, rows, student, LatentArm(TrainingConfig(steps=1), config, parsed, 0), self.sources(parsed)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from classic_kv import classic
 from conftest import ARCHITECTURES, ENCODERS
 from safetensors.torch import load_file
 from snakemake.iocontainers import Namedlist
@@ -171,7 +172,7 @@ def job(**parts) -> SimpleNamespace:
 
 
 def kv(**changes) -> KVConfig:
-    return KVConfig.model_validate({"teachers": ["qwen3", "gpt2"]} | changes)
+    return KVConfig.model_validate(classic({"teachers": ["qwen3", "gpt2"]} | changes))
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:

@@ -160,7 +160,7 @@ SINGLE = {
         "teachers.models.merged.merge[1]",
         ["did you mean 'knowledge'?"],
     ),
-    "share of nothing": ("arms.single.kv.loss.share", 0, "arms.single.kv.loss.share", ["greater than 0"]),
+    "share of nothing": ("arms.single.kv.loss.share", 0, "arms.single.kv.loss.share", ["more than 0"]),
     "weights for a router": (
         "arms.learnable.kv.fusion.weights",
         [0.5, 0.5],

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from classic_kv import classic
 from tokenizers_for_tests import byte_level_bpe, unigram
 
 from mtkv.align.closed_form_maps import fit_map
@@ -64,7 +65,7 @@ def setting(build_model, tmp_path):
 
 def make(setting, teachers=("llama", "gpt2"), control="none", **kv):
     tokenizer, student, stores, maps = setting
-    config = KVConfig.model_validate({"teachers": list(teachers), "control": control} | kv)
+    config = KVConfig.model_validate(classic({"teachers": list(teachers), "control": control} | kv))
     rows = DistillationRows(
         tokenizer,
         ROWS,

@@ -61,6 +61,7 @@ def test_layer_weights_make_a_weighted_mean(distance, weight):
     student, target = pair()
     elements = {
         "mse": lambda a, b: (a - b) ** 2,
+        "relation": lambda a, b: (a - b) ** 2,  # its keys and values are those of mtkv.distill.relation_kl
         "l1": lambda a, b: abs(a - b),
         "smooth_l1": lambda a, b: 0.5 * (a - b) ** 2 if abs(a - b) < 1 else abs(a - b) - 0.5,
     }[distance]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from classic_kv import classic
 
 from mtkv.align.closed_form_maps import KVMap
 from mtkv.config.kv import KVConfig
@@ -51,7 +52,7 @@ SCALING = 0.9
 def make(mapped=False, **changes):
     torch.manual_seed(5)
     config = {"teachers": ["one", "two"], "fusion": {"strategy": "teacher_ce", "temperature": 0.8}, "loss": LOSS}
-    module = KVObjective(KVConfig.model_validate(config | changes), MAPS, (HEADS, (1, 1)), mapped)
+    module = KVObjective(KVConfig.model_validate(classic(config | changes)), MAPS, (HEADS, (1, 1)), mapped)
     for (
         parameter
     ) in module.parameters():  # as they start, maps lie at the smallest spread and routers give equal weights
@@ -302,7 +303,7 @@ def test_the_entropy_term_trains_the_router_under_either_objective(objective):
 def test_relation_heads_that_do_not_divide_a_model_s_channels_are_refused():
     def build(heads, maps):
         loss = {"distance": "relation", "relation_heads": heads}
-        return KVObjective(KVConfig.model_validate({"teachers": ["one"], "loss": loss}), maps, (HEADS, (1,)))
+        return KVObjective(KVConfig.model_validate(classic({"teachers": ["one"], "loss": loss})), maps, (HEADS, (1,)))
 
     with pytest.raises(ValueError, match=r"relation_heads 4: must divide .* \(student 4, one 6\); allowed: 1, 2$"):
         build(4, MAPS[:1])

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+from classic_kv import classic
 from tiny_study import TRAINING, TinyStudy
 
 from mtkv.config.kv import KVConfig
@@ -33,7 +34,7 @@ def student(study):
 
 
 def taught_by(*teachers, method="uniform", **changes):
-    return KVConfig.model_validate({"teachers": list(teachers), "select": {"method": method}} | changes)
+    return KVConfig.model_validate(classic({"teachers": list(teachers), "select": {"method": method}} | changes))
 
 
 def places(study, student, kv, frame=None, latent=LATENT):

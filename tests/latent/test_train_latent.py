@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from classic_kv import classic
 from safetensors.torch import load_file
 from tiny_study import STEPS, TRAINING, TinyStudy, same, weights
 
@@ -21,7 +22,7 @@ def study(tmp_path_factory):
 
 
 def taught_by(*teachers, **changes):
-    return KVConfig.model_validate({"teachers": list(teachers)} | UNIFORM | changes)
+    return KVConfig.model_validate(classic({"teachers": list(teachers)} | UNIFORM | changes))
 
 
 def terms_of(output):

@@ -196,7 +196,7 @@ def test_a_changed_field_is_named_with_both_values(study):
     assert counts(jobs) == counts_of_snakemake(study)
     assert why(jobs) == {"train single 42": ["config"], "compare": ["config"], "report": ["config"]}
     (first, *_) = explain(planned(study, TARGET), TARGET, study)
-    assert first.sentences == ("config: arm.kv.loss.lambda_v: 1.0 → 0.25",)
+    assert first.sentences == ("config: arm.kv.loss.lambda_v: 10.0 → 0.25",)
     assert [job.label for job in first.chain] == ["train single 42", "predict single 42", "score single 42"]
 
 

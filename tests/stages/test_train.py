@@ -31,7 +31,7 @@ def test_every_row_is_stored_once_over_the_shards(study):
 
 
 def test_the_probe_says_ridge_helps_or_not_for_every_layer_and_kind(study):
-    path = study.map("qwen3", AlignConfig())
+    path = study.map("qwen3", AlignConfig(map="ridge", side="teacher"))
     probe = pd.read_parquet(path.with_suffix(".probe"))
     assert study.facts[path.stem]["layer_map"] == [0, 1, 2]
     assert 0.2 < study.facts[path.stem]["coverage"] <= 1
@@ -42,7 +42,7 @@ def test_the_probe_says_ridge_helps_or_not_for_every_layer_and_kind(study):
 
 
 def test_the_example_row_shows_every_token_of_both_sides_once_or_with_its_partner(study):
-    example = pd.read_parquet(study.map("gpt2", AlignConfig()).with_suffix(".example"))
+    example = pd.read_parquet(study.map("gpt2", AlignConfig(map="ridge", side="teacher")).with_suffix(".example"))
     first = pd.read_parquet(study.paths["val"]).iloc[0]
     for side in ("student", "teacher"):
         known = example.dropna(subset=f"{side}_token").drop_duplicates(f"{side}_token").sort_values(f"{side}_token")

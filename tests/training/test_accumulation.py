@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from classic_kv import classic
 from safetensors.torch import load_file
 from tiny_study import TRAINING, TinyStudy, kv, rows, weights
 
@@ -68,7 +69,7 @@ def train(study, name, cut, kv=None, latent=None, logits=None):
     settings = {"latent": LatentConfig.model_validate({"tokens": 4, "iterations": 2} | latent)} if latent else {}
     if logits:
         settings |= {"logits": logits, "logit_teachers": [study.models["twin"]]}
-    config = KVConfig.model_validate(kv) if isinstance(kv, dict) else kv
+    config = KVConfig.model_validate(classic(kv)) if isinstance(kv, dict) else kv
     training = TRAINING.model_copy(update=changes)
     output, _ = study.train(f"{name} {size}", config, training=training, **settings)
     own = load_file(output / "model" / "latent.safetensors") if latent else {}

@@ -64,13 +64,18 @@ def _merged_chain(entries: list[Any]) -> Any:
     return result
 
 
+# Fields of `fusion` that only one strategy reads.
+OF_STRATEGY = {"fixed": ("weights",), "task": ("by_task",), "learnable": ("objective", "router", "per_layer")}
+
+
 def _without_stale_weights(inherited: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """Fixed weights are not handed down to an arm that switches to a strategy which makes its own."""
-    fusion = _fusion(entry)
-    if fusion.get("strategy", "fixed") == "fixed" or not _fusion(inherited):
+    """What only another strategy reads is not handed down to an arm that switches to one of its own."""
+    strategy = _fusion(entry).get("strategy")
+    if strategy is None or not _fusion(inherited):
         return inherited
+    stale = {field for other, of in OF_STRATEGY.items() if other != strategy for field in of}
     kv = inherited["kv"]
-    kept = {key: value for key, value in kv["fusion"].items() if key != "weights"}
+    kept = {key: value for key, value in kv["fusion"].items() if key not in stale}
     return inherited | {"kv": kv | {"fusion": kept}}
 
 

@@ -40,6 +40,7 @@ class ModelConfig(Section):
     merge: list["ModelConfig"] = Field(
         default=[],
         description="Source merged only: the models of one architecture whose weights are averaged, each by the id of a teacher.",
+        json_schema_extra={"items": {"type": "string"}},
     )
     revision: str | None = Field(
         default=None, min_length=1, description="Branch, tag or commit of a hub model; null for its main branch."
