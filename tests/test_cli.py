@@ -45,7 +45,7 @@ def test_probe_prints_and_writes_the_table_of_the_asked_teacher(run, tmp_path):
     ridge = table[table["method"] == "ridge"]
     assert np.isfinite(ridge["error"]).all()
     assert ridge["error"].mean() < table.loc[table["method"] == "procrustes", "error"].mean()
-    assert "gpt2 (ratio-ridge-" in result.output
+    assert "gpt2 (ratio-linear-" in result.output
     for error in ridge["error"]:
         assert f"{error:.3f}" in result.output
 

@@ -23,7 +23,12 @@ REAL = {
 def real(clinic):
     """An overlay with real data in a folder that is empty."""
     base = yaml.safe_load((assets.Path(__file__).parents[2] / "config/config.yaml").read_text(encoding="utf-8"))
-    return REAL | {"claims": dict.fromkeys(base["claims"])}
+    by_task = [
+        name
+        for name, arm in base["arms"].items()
+        if "by_task" in str(arm) or arm.get("extends") in ("oracle", "merged_kv")
+    ]
+    return REAL | {"claims": dict.fromkeys(base["claims"]), "arms": dict.fromkeys(by_task)}
 
 
 @contextmanager

@@ -88,35 +88,35 @@ def test_recomputed_activations_cost_eight(build_model):
 
 
 def test_a_training_by_hand():
-    # 150 steps · 64 rows · 40 tokens; losses at steps 0, 50, 100, 150 on 128 rows
+    # 150 steps · 32 rows · 40 tokens; losses at steps 0, 50, 100, 150 on 128 rows
     work = work_of("train", planned().params, AMOUNTS, ())
-    assert work.flops == 6 * SIZE.parameters * 150 * 64 * 40 + 2 * SIZE.parameters * 4 * 128 * 40
+    assert work.flops == 6 * SIZE.parameters * 150 * 32 * 40 + 2 * SIZE.parameters * 4 * 128 * 40
     assert work.written == SIZE.parameters * 4
     assert work.transient == 3 * 3 * 4 * SIZE.parameters
     epochs = ARM | {"training": ARM["training"] | {"steps": None, "epochs": 2.0}}
     twice = work_of("train", planned(arm=epochs).params, AMOUNTS, ())
-    assert twice.flops == 6 * SIZE.parameters * 125 * 64 * 40 + 2 * SIZE.parameters * 3 * 128 * 40
+    assert twice.flops == 6 * SIZE.parameters * 125 * 32 * 40 + 2 * SIZE.parameters * 3 * 128 * 40
 
 
 def test_teachers_that_read_along_and_adapters_by_hand():
     kv = {"fusion": {"objective": "kv"}, "teachers": ["gpt2"], "align": {}}
     arm = ARM | {"kv": kv, "teachers": [GPT2], "tier": "online"}
-    seen = (150 * 64 + 4 * 128) * 40
+    seen = (150 * 32 + 4 * 128) * 40
     plain = work_of("train", planned().params, AMOUNTS, ()).flops
     assert work_of("train", planned(arm=arm).params, AMOUNTS, ()).flops == plain + 2 * READER.parameters * seen
     stored = work_of("train", planned(arm=arm | {"tier": "raw"}).params, AMOUNTS, ()).flops
     assert stored == plain
     adapters = ARM | {"training": ARM["training"] | {"lora": {"rank": 4}}}
-    assert work_of("train", planned(arm=adapters).params, AMOUNTS, ()).flops == plain - 2 * SIZE.parameters * 150 * 64 * 40  # fmt: skip
+    assert work_of("train", planned(arm=adapters).params, AMOUNTS, ()).flops == plain - 2 * SIZE.parameters * 150 * 32 * 40  # fmt: skip
 
 
 def test_a_step_of_several_passes_is_measured_first_where_a_term_needs_it():
     def flops(accumulation, **align):
         kv = {"fusion": {"objective": "kv"}, "teachers": ["gpt2"], "align": align}
-        training = ARM["training"] | {"batch_size": 64 // accumulation, "gradient_accumulation": accumulation}
+        training = ARM["training"] | {"batch_size": 32 // accumulation, "gradient_accumulation": accumulation}
         return work_of("train", planned(arm=ARM | {"kv": kv, "training": training}).params, AMOUNTS, ()).flops
 
-    looked = 2 * SIZE.parameters * 150 * 64 * 40
+    looked = 2 * SIZE.parameters * 150 * 32 * 40
     assert flops(4) == flops(4, map="linear", side="student") == flops(1)
     for align in ({"map": "linear", "side": "teacher"}, {"map": "z_space"}):
         assert flops(1, **align) == flops(1)
@@ -230,7 +230,7 @@ def test_other_amounts_are_scaled_by_the_work():
     assert found.basis == "scaled"
     assert found.seconds == pytest.approx(STARTUP + 30 * ratio)
     assert found.written == 7.0
-    fewer_rows = sample(job, 40.0, rows=4800)
+    fewer_rows = sample(job, 40.0, rows=2400)
     assert Estimator(AMOUNTS, [fewer_rows]).estimate(job).seconds == pytest.approx(80.0)
 
 

@@ -20,7 +20,7 @@ VARIANTS = {
     "pocket": {},
     "one-dataset": {"datasets": ["pocket_bbh"]},
     "online": {"teachers": {"mode": "online"}},
-    "mapped": {"teachers": {"tier": "mapped", "shards": 3}},
+    "components": {"teachers": {"tier": "components", "shards": 3}, "arms": {"teacher_ce": None}},
     "per-dataset": {"evaluation": {"jobs": "per_dataset"}, "seeds": [7], "datasets": ["pocket_bbh", "pocket_ceval"]},
     "two-aligns": {"arms": {"shifted": {"extends": "fixed", "seeds": [1, 2], "kv": {"align": {"layers": "cka"}}}}},
 }

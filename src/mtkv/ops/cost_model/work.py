@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from mtkv.align.layers import stored_layers
 from mtkv.config.kv import OWN_TEACHER, AlignConfig
 from mtkv.config.models import ModelConfig
 from mtkv.ops.cost_model.model_sizes import ModelSize, model_size
@@ -143,6 +142,8 @@ def job_work(job: PlannedJob, amounts: Amounts) -> Work:
 def _teacher_kv(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
     reader, student = _size(params["teacher"]), _size(params["student"])
     tokens = amounts.read / params["shards"] * amounts.tokens(teacher)
+    from mtkv.align.layers import stored_layers  # numpy, which `mtkv status` does without
+
     layers = len(stored_layers(params["layers"], reader.layers, student.layers))
     importance = layers * 2 * reader.kv_heads if params["importance"] else 0
     written = tokens * (layers * 2 * reader.kv_width * BYTES[params["dtype"]] + importance)
