@@ -183,6 +183,7 @@ def test_server_that_is_told_to_stop_waits_for_its_jobs(own_server):
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=300) == 75
     assert own_server.process.wait(timeout=300) == 0
+    assert not own_server.socket.parent.exists()
 
 
 @pytest.mark.parametrize("more", [{"OMP_NUM_THREADS": "2"}, {"SOME": "other"}, {"NEW": ""}])
