@@ -21,9 +21,10 @@ endif
 # A file's tests stay in one worker; those of tests/slurm share one cluster, and so one process.
 PYTEST := $(BIN)/python -m pytest
 WORKERS := -n auto --maxprocesses 4 --dist loadfile
+LIGHT := config stats provenance report plan status data test_cli.py
 NUMERIC := align kv fuse distill training latent evaluate stages models stats original_api
 
-.PHONY: study test test-elsewhere docs report lint format schema clean
+.PHONY: study test test-fast test-elsewhere docs report lint format schema clean
 
 study: $(READY)  ## run the pocket study and print where its report is
 	@start=$$SECONDS; $(BIN)/snakemake --profile $(STUDY_PROFILE) $(LIVE) all && echo "finished in $$((SECONDS - start)) s" \
@@ -35,6 +36,9 @@ report: $(READY)  ## rebuild what lies below the predictions
 test: $(READY) lint  ## linters, type checker and every test
 	$(PYTEST) tests/slurm
 	$(PYTEST) $(WORKERS) --ignore tests/slurm
+
+test-fast: $(READY)  ## between two edits: the tests that take neither a cluster, a browser, whole runs nor torch
+	$(PYTEST) $(WORKERS) -q -m 'not slow and not browser' $(LIGHT:%=tests/%)
 
 test-elsewhere: $(READY)  ## the numeric tests as on another machine: plain instructions, two threads, sets and files in another order
 	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 PYTHONHASHSEED=1 $(PYTEST) -q -m 'not slow' \
@@ -60,12 +64,20 @@ docs: $(DOCS)/.ready  ## the documentation as a site, in build/site; a broken li
 	NO_MKDOCS_2_WARNING=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=src $(DOCS)/bin/mkdocs build --strict
 	@echo "documentation: $(CURDIR)/build/site/index.html (its search needs a server: python3 -m http.server -d build/site)"
 
-# A virtual environment $(1) with the packages that the lock file $(2) pins.
+# Torch's build, as uv names it: cpu, auto (what the driver can), or one for CUDA: make TORCH=cu130 study. `mtkv doctor` checks it.
+TORCH ?= cpu
+# uv does not read pip's settings: where pip is told of a folder with wheels, uv looks there, and for no other torch unless asked to.
+BACKEND = $(if $(and $(PIP_FIND_LINKS),$(filter file,$(origin TORCH))),,--torch-backend=$(TORCH))
+
+# A virtual environment $(1) with the packages that the lock file $(2) pins: by uv where it is there or can be had, else by pip.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "mtkv needs Python 3.11 or newer; try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(1)
-	$(1)/bin/pip install --quiet --disable-pip-version-check -r $(2)
+	export UV_FIND_LINKS="$${UV_FIND_LINKS-$$PIP_FIND_LINKS}"; \
+	  { command -v uv >/dev/null || $(1)/bin/pip install --quiet --disable-pip-version-check uv; } \
+	  && PATH="$$PATH:$(1)/bin" uv pip install --quiet --python $(1)/bin/python $(BACKEND) -r $(2) \
+	  || $(1)/bin/pip install --quiet --disable-pip-version-check -r $(2)
 endef
 
 $(READY): requirements.lock pyproject.toml

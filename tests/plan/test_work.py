@@ -95,7 +95,7 @@ def test_a_training_by_hand():
     assert work.transient == 3 * 3 * 4 * SIZE.parameters
     epochs = ARM | {"training": ARM["training"] | {"steps": None, "epochs": 2.0}}
     twice = work_of("train", planned(arm=epochs).params, AMOUNTS, ())
-    assert twice.flops == 6 * SIZE.parameters * 125 * 32 * 40 + 2 * SIZE.parameters * 3 * 128 * 40
+    assert twice.flops == 6 * SIZE.parameters * 250 * 32 * 40 + 2 * SIZE.parameters * 6 * 128 * 40
 
 
 def test_teachers_that_read_along_and_adapters_by_hand():

@@ -87,7 +87,7 @@ def cuda(context: DoctorContext) -> Iterator[Finding]:
         return
     kinds = ", ".join(sorted({gpu.name for gpu in found}))
     if built is None:
-        fix = "install torch's build for CUDA: pip install -r requirements.lock without a CPU index"
+        fix = "install torch's build for CUDA: rm -r .venv; make TORCH=auto study"
         yield error(f"{len(found)} GPU ({kinds}), but this torch is built for the CPU only", fix)
     elif driver and int(float(built)) > int(driver):
         fix = f"update the NVIDIA driver, or install a torch built for CUDA {driver:g}"
