@@ -109,7 +109,7 @@ class TinyStudy:
                 self.models[teacher],
                 align,
                 self.store(teacher) if stored else None,
-                self.folder,
+                self.paths["val"].parent,
                 MapFiles(path, path.with_suffix(".probe"), path.with_suffix(".example")),
             )
         return path

@@ -45,7 +45,7 @@ def plans(tmp_path_factory):
         shutil.copytree(REPOSITORY / name, folder / name)
     for overlay in OVERLAYS:
         for model in models_of(overlay):
-            if model["source"] == "path":
+            if model.get("source") == "path":
                 (folder / model["name"]).mkdir(parents=True)
                 (folder / model["name"] / "config.json").write_text("{}")
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src"), "MTKV_ASSETS": str(folder / "nothing")}
