@@ -22,8 +22,6 @@ rule train:
         study=STUDY.study,
         student=lambda wildcards: model_params(model_of(wildcards.arm)),
         arm=arm_params,
-        code=code(
-            "mtkv.stages.train", own=lambda wildcards: STUDY.arms[wildcards.arm]
-        ),
+        code=code("mtkv.stages.train", own=lambda wildcards: STUDY.arms[wildcards.arm]),
     script:
         "../scripts/train.py"
