@@ -58,7 +58,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     assert spec.loader is not None
     tree = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tree)
-    study = read_study(TESTS.parent / "config/config.yaml")
+    study = read_study(TESTS / "classic_study.yaml")
     claim = study.claims["kv_beats_sft"].model_copy(update={"statement": HOSTILE})
     study = study.model_copy(update={"claims": study.claims | {"kv_beats_sft": claim}})
     root = tmp_path_factory.mktemp("browser") / "pocket"

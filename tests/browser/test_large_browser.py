@@ -18,7 +18,7 @@ def large(tmp_path_factory):
     spec = importlib.util.spec_from_file_location("study_tree", TESTS / "report/study_tree.py")
     tree = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tree)
-    study = tree.large_study(TESTS.parent / "config/config.yaml", ARMS, SEEDS)
+    study = tree.large_study(TESTS / "classic_study.yaml", ARMS, SEEDS)
     root = tmp_path_factory.mktemp("large") / study.study
     tree.write_study_tree(root, study, items=40, answers=True, log_every=2)
     render(study, root, root / "report/index.html")

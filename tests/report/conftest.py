@@ -11,7 +11,7 @@ from mtkv.config.study import Study, load_study, read_study
 from mtkv.report.results import Results, read_results
 
 HERE = Path(__file__).parent
-CONFIG = HERE.parents[1] / "config/config.yaml"
+CONFIG = HERE.parent / "classic_study.yaml"
 MISSING = (("similarity", "pocket_bbh"),)
 FAILED = (("fixed_shuffled", 43, "pocket_gpqa"),)
 # Ablations of the arm `fixed`, as an overlay would write them.

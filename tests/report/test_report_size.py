@@ -13,7 +13,7 @@ from mtkv.report.item_browser import MAX_CHARS, MAX_ENTRIES
 from mtkv.report.results import read_results
 from mtkv.stages.report import render
 
-CONFIG = Path(__file__).parents[2] / "config/config.yaml"
+CONFIG = Path(__file__).parents[1] / "classic_study.yaml"
 ARMS, SEEDS, ITEMS = 40, 5, 1000
 LIMIT = 15_000_000
 

@@ -87,7 +87,7 @@ CARD = "results/pocket/arms/single/seed42/card.json"
 
 def without_claims(study: dict) -> dict:
     """The study without the default's claims, of which most name arms that it lacks."""
-    claims = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text(encoding="utf-8"))["claims"]
+    claims = yaml.safe_load((REPOSITORY / "tests/classic_study.yaml").read_text(encoding="utf-8"))["claims"]
     return study | {"claims": dict.fromkeys(claims)}
 
 
@@ -106,6 +106,7 @@ class Workplace:
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         for name in ("workflow", "config", "src", "profiles"):
             shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
+        shutil.copy(REPOSITORY / "tests/classic_study.yaml", folder / "config/config.yaml")
         (folder / "profiles/slurm/site.yaml").write_text(yaml.safe_dump(SITE))
         (folder / "study.yaml").write_text(yaml.safe_dump(without_claims(STUDY)))
         return cls(folder, cluster)

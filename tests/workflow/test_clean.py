@@ -38,6 +38,7 @@ def folder(tmp_path_factory):
         shutil.copy(REPOSITORY / name, folder / name)
     for name in ("workflow", "config", "src", "profiles"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copy(REPOSITORY / "tests/classic_study.yaml", folder / "config/config.yaml")
     for script in (folder / "workflow/scripts").iterdir():
         if script.stem != "clean_checkpoints":
             step = STEP.format(stage=STAGES[script.stem]) if script.stem in STAGES else ""

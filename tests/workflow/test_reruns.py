@@ -44,7 +44,7 @@ def planned(folder, *arguments):
 
 def without_claims(study):
     """Few datasets and seeds; claims that name datasets left out are deleted."""
-    claims = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text(encoding="utf-8"))["claims"]
+    claims = yaml.safe_load((REPOSITORY / "tests/classic_study.yaml").read_text(encoding="utf-8"))["claims"]
     gone = {name: None for name, claim in claims.items() if claim.get("at_least", 0) > len(study["datasets"])}
     return study | {"claims": gone}
 
@@ -57,6 +57,7 @@ def finished(tmp_path_factory):
         shutil.copy(REPOSITORY / name, folder / name)
     for name in ("workflow", "config", "src"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copy(REPOSITORY / "tests/classic_study.yaml", folder / "config/config.yaml")
     for script in (folder / "workflow/scripts").iterdir():
         script.write_text(TOUCH)
     (folder / "study.yaml").write_text(yaml.safe_dump(without_claims(SMALL)))
