@@ -216,3 +216,18 @@ def test_one_job_for_each_dataset_when_asked_for(study):
     assert planned(study, target) == {"data": 1, "predict": 1, "score": 1}
     counts = planned(study, "all")
     assert counts["predict"] == counts["score"] == 30
+
+
+def test_snakemake_does_not_look_at_waiting_jobs_again_and_again(finished, tmp_path):
+    """Its limit of jobs per second starts a timer at every look, and the timer another look: without an end, and more with each job."""
+    folder = tmp_path / "again"
+    shutil.copytree(finished, folder, symlinks=True, ignore=shutil.ignore_patterns("results", ".snakemake"))
+    count = (
+        "import threading, sys; from snakemake.cli import main; timers = []; begin = threading.Timer.start; "
+        "threading.Timer.start = lambda timer: (timers.append(timer), begin(timer)); "
+        "sys.exit = lambda code=0: print('timers:', len(timers), 'code:', code); main()"
+    )
+    command = [sys.executable, "-c", count, "--cores", "2", "--configfile", "study.yaml", "--quiet", "all", "--", "all"]
+    environment = os.environ | {"PYTHONPATH": str(folder / "src"), "MTKV_WARM": "0"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert "timers: 0 code: 0" in done.stdout, done.stdout + done.stderr

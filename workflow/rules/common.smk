@@ -210,8 +210,12 @@ def figure_labels(wildcards):
     return {"figure": name.replace("_", " "), "view": view or "—"}
 
 
-# On one machine jobs fork from a process that has imported torch; everywhere else these do nothing.
+# On one machine jobs fork from a process that has imported torch; everywhere else `start` and `stop` do nothing. There Snakemake (9.27)
+# may not limit its rate either: with a limit each look at the waiting jobs orders another in a second, and each of those the next, so
+# that at the end of a study hundreds a second take a core for themselves.
 onstart:
+    if workflow.local_exec:
+        workflow.scheduler.job_rate_limiter = None
     warm_workers.start(workflow, shell)
 
 
