@@ -21,7 +21,7 @@ from mtkv.stats.translatable import both, no_result, packed, tell
 FOLDER = Path(mtkv.report.__file__).parent
 CHINESE = re.compile("[\u4e00-\u9fff\uff00-\uffef]")  # letters and punctuation
 SAME = {"n", "p"}  # symbols
-CONFIGS = sorted(FOLDER.parents[2].glob("config/**/*.yaml"))
+CONFIGS = [*sorted(FOLDER.parents[2].glob("config/**/*.yaml")), Path(__file__).parents[1] / "classic_study.yaml"]
 # What stays English in Chinese: names of models and settings, symbols, units.
 LATIN = re.compile(r"[A-Za-z_][\w.]*")
 TERMS = {
