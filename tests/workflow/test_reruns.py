@@ -120,16 +120,16 @@ def test_edited_losses_rerun_training_and_below(study):
 
 
 def test_an_edited_module_of_ones_own_reruns_what_names_it(study):
-    own = study / "selectors.py"
+    own = study / "my_selectors.py"
     own.write_text('def longest(tokens):\n    """Scores."""\n    return tokens.keys.norm(dim=-1)\n')
-    arm = {"extends": "fixed", "kv": {"select": {"method": "selectors:longest", "budget": 4}}}
+    arm = {"extends": "fixed", "kv": {"select": {"method": "my_selectors:longest", "budget": 4}}}
     change_config(study, arms={"longest": arm})
     runs = {"train": 2, "predict": 2, "score": 2, "compare": 1, "report": 1}
     assert planned(study) == runs
     snakemake(study, "--quiet", "all")
-    edit(study, "selectors.py", "Scores", "Other words")
+    edit(study, "my_selectors.py", "Scores", "Other words")
     assert planned(study) == {}
-    edit(study, "selectors.py", "norm(dim=-1)", "norm(dim=-1).neg()")
+    edit(study, "my_selectors.py", "norm(dim=-1)", "norm(dim=-1).neg()")
     assert planned(study) == runs
 
 

@@ -8,11 +8,10 @@ import re
 from collections.abc import Collection, Iterable
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from mtkv.config.study import Study
 from mtkv.provenance.files import write_text
 from mtkv.report.figures.all import FIGURE_SECTIONS, OPTIONAL_SECTIONS, all_figures
 from mtkv.report.figures.figure import Figure
@@ -42,8 +41,11 @@ RUN_STAGES = ("arms/", "predictions/", "scores/", "latents/")
 STATIC_ITEMS = 20
 SEPARATORS = re.compile(r" · |[^\w.+-]+")
 
+if TYPE_CHECKING:
+    from mtkv.config.study import Study
 
-def render(study: Study, root: Path, output: Path) -> dict[str, Any]:
+
+def render(study: "Study", root: Path, output: Path) -> dict[str, Any]:
     """Stage function: write the page `output` of `root` (results/<study>) and its files beside it; returns sizes and counts.
 
     Raises FileNotFoundError when a file of `compare` is missing; everything else may be absent and is named on the page.
