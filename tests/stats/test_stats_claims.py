@@ -144,6 +144,12 @@ def test_share_of_a_gain_has_fiellers_interval(table_of):
     assert "% of the gain of twin over sft" in half["why"]
 
 
+def test_no_share_between_arms_of_other_seeds(table_of):
+    table = table_of({"half": RECOVERS | {"reference": "teacher"}}, {"kv": 0.65})
+    assert table.loc["half", "verdict"] == "undecided"
+    assert "teacher and sft have different seeds" in table.loc["half", "why"]
+
+
 def test_no_share_of_a_gain_that_is_not_there(table_of):
     table = table_of({"half": RECOVERS}, {"kv": 0.65, "twin": 0.5})
     assert table.loc["half", "verdict"] == "undecided"

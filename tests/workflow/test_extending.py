@@ -218,6 +218,8 @@ def test_a_control_changes_the_targets(run):
 
 def test_a_control_that_does_nothing_is_refused(monkeypatch):
     monkeypatch.setitem(CONTROLS, "idle", Control())
+    with pytest.raises(ValueError, match="in one way"):
+        Control(row=lambda match, rng: match, partner=lambda supervised, rng: np.arange(len(supervised)))
     for name, said in (("idle", "changes nothing"), ("shufle", "'shufle' is not one of none, shuffle_items")):
         with pytest.raises(ValueError, match=said):
             control_of(name)

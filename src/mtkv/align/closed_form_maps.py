@@ -18,6 +18,7 @@ from torch import Tensor
 from mtkv.provenance.files import atomic_path
 from mtkv.registry import registered
 
+SMALLEST_CHANNEL = 0.01  # of the spread of its layer and kind: a channel that hardly moves is not blown up to noise
 MapFunction = Callable[[Tensor, Tensor, float], Tensor]
 
 
@@ -66,6 +67,14 @@ class KVMap:
         """The teacher's KV in the student's space, centred and scaled. `x` holds the combined teacher layers in order."""
         centred = x.to(self.weight.dtype) - self.x_mean
         return torch.einsum("nlki,lkio->nlko", centred, self.weight) / self.scale[..., None]
+
+
+def normalisation_scale(
+    spread: Float[Tensor, "student_layers 2"], channel_std: Float[Tensor, "student_layers 2 width"], unit: str
+) -> Float[Tensor, "student_layers 2 _"]:
+    """What KV are divided by: the `spread` of each layer and kind, or with `unit` channel that of each channel."""
+    whole = spread[..., None]
+    return whole * channel_std.clamp_min(SMALLEST_CHANNEL) if unit == "channel" else whole
 
 
 def combine_layers(

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtkv.align.closed_form_maps import KVMap
+from mtkv.align.closed_form_maps import KVMap, normalisation_scale
 
-SMALLEST = 1e-2  # of a layer's spread: channels that hardly move are not blown up, as in the loss
+FILE = "components.safetensors"  # beside the shards of the tier
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Components:
     @classmethod
     def fit(cls, x: Float[Tensor, "tokens student_layers 2 teacher_width"], kv_map: KVMap, width: int) -> "Components":
         """From the teacher's KV at matched tokens; `kv_map` has its statistics. A `width` above the teacher's is cut to it."""
-        deviation = kv_map.x_scale[..., None] * kv_map.x_channel_std.clamp_min(SMALLEST)
+        deviation = normalisation_scale(kv_map.x_scale, kv_map.x_channel_std, "channel")
         unit = ((x.float() - kv_map.x_mean) / deviation).double()
         covariance = torch.einsum("nlki,nlkj->lkij", unit, unit) / len(unit)
         basis = torch.linalg.eigh(covariance).eigenvectors.flip(-1)[..., :width].float()
@@ -44,11 +44,11 @@ class Components:
         unit = torch.einsum("nlkw,lkiw->nlki", coordinates.float(), self.basis)
         return unit * self.deviation + self.mean
 
-    def save(self, path: Path) -> None:
-        """Write as safetensors."""
-        save_file({"basis": self.basis, "mean": self.mean, "deviation": self.deviation}, path)
+    def save(self, folder: Path) -> None:
+        """Write them into the store's folder, as safetensors."""
+        save_file({"basis": self.basis, "mean": self.mean, "deviation": self.deviation}, folder / FILE)
 
     @classmethod
-    def load(cls, path: Path) -> "Components":
+    def load(cls, folder: Path) -> "Components":
         """What `save` wrote."""
-        return cls(**load_file(path))
+        return cls(**load_file(folder / FILE))

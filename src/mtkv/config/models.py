@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from mtkv.config.base import Name, Section, problem
+from mtkv.config.base import Name, Section, problem, without_unset
 from mtkv.config.errors import show, unknown
 
 POCKET_MODELS = ("student", "qwen2", "gpt2", "expert_reasoning", "expert_knowledge")
@@ -71,8 +71,7 @@ class ModelConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = handler(self)
-        return written if self.merge else {key: value for key, value in written.items() if key != "merge"}
+        return without_unset(self, handler(self), "merge")
 
     @field_validator("date")
     @classmethod

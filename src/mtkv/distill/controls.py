@@ -32,6 +32,10 @@ class Control:
     map_only: bool = False
     random_direction: bool = False
 
+    def __post_init__(self) -> None:
+        if sum(change is not None for change in (self.row, self.partner, self.matches)) > 1:
+            raise ValueError("a Control changes the matches in one way: give row, partner or matches")
+
     def __call__(self, true: Sequence[RowMatch], rng: np.random.Generator) -> Iterable[RowMatch]:
         """The matches of all rows, changed one after the other; `true` itself where nothing is."""
         if self.matches:

@@ -43,8 +43,8 @@ class LogitTeachers:
     ) -> Float[Tensor, ""]:
         """α·CE + (1 − α)·T²·KL on the batch's target tokens; `context` is the router's (row_seed, task)."""
         with torch.no_grad():
-            theirs = torch.stack([target_logits(model, input_ids, all_labels)[0] for model in self.models], 1)
-            mixed = theirs[:, 0] if len(self.models) == 1 else self._mixed(theirs, labels, all_labels, context)
+            theirs = [target_logits(model, input_ids, all_labels)[0] for model in self.models]
+            mixed = theirs[0] if len(theirs) == 1 else self._mixed(torch.stack(theirs, 1), labels, all_labels, context)
         return kd_loss(logits, mixed, labels, self.config.alpha, self.config.temperature, self.vocabulary)
 
     def _mixed(

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mtkv.align.adapters import AdapterShape, LinearAdapter, ZSpacePair, build_adapter
-from mtkv.align.closed_form_maps import KVMap
+from mtkv.align.closed_form_maps import SMALLEST_CHANNEL, KVMap, normalisation_scale
 from mtkv.distill.attention_kl import attention_kl
 from mtkv.distill.controls import control_of
 from mtkv.distill.kv_distance import kv_terms
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from mtkv.config.kv import KVConfig
 
 SMALLEST_SPREAD = 0.1  # a trained map's output may start near zero
-SMALLEST_CHANNEL = 0.01  # of the spread of its layer and kind: a channel that hardly moves is not blown up to noise
 KEYS, VALUES, COSINE = LossTerm("key", "tokens"), LossTerm("value", "tokens"), LossTerm("cosine", "tokens")
 ATTENTION, ENTROPY = LossTerm("attention", "tokens"), LossTerm("entropy", "rows")
 
@@ -90,11 +89,11 @@ class FrozenMap(nn.Module):
 
     def unit(self, x: Float[Tensor, "tokens student_layers 2 teacher_width"], unit: str = "layer") -> Tensor:
         """The teacher's KV centred and divided by its own deviation, of each layer and kind or (`unit` channel) of each channel."""
-        return (x.float() - self.x_mean) / _in_unit(self.x_scale, self.x_channel_std, unit)
+        return (x.float() - self.x_mean) / normalisation_scale(self.x_scale, self.x_channel_std, unit)
 
     def target_scale(self, unit: str) -> Float[Tensor, "student_layers 2 _"]:
         """What the mapped teacher and the student are divided by before they are compared."""
-        return _in_unit(self.scale, self.channel_std, unit)
+        return normalisation_scale(self.scale, self.channel_std, unit)
 
     def forward(self, x: Float[Tensor, "tokens student_layers 2 teacher_width"]) -> StudentKV:
         """Mapped into the student's space: centred, not normalised. Layer by layer, so that only the result is large."""
@@ -313,13 +312,6 @@ def start_from(adapter: LinearAdapter, kv_map: KVMap) -> None:
     in_units = kv_map.weight * (kv_map.x_scale / kv_map.y_scale)[..., None, None]
     with torch.no_grad():
         adapter.weight.copy_(in_units)
-
-
-def _in_unit(
-    spread: Float[Tensor, "student_layers 2"], channel_std: Float[Tensor, "student_layers 2 width"], unit: str
-) -> Float[Tensor, "student_layers 2 _"]:
-    whole = spread[..., None]
-    return whole * channel_std.clamp_min(SMALLEST_CHANNEL) if unit == "channel" else whole
 
 
 def _in_units_of_target(name: str, student: Tensor, target: Tensor) -> Comparison:

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from mtkv.config.fusion import LogitConfig
     from mtkv.config.kv import KVConfig, SelectConfig
 
-COMPONENTS = "components.safetensors"  # beside the shards of tier components
-
 
 @dataclass(frozen=True)
 class TeacherKV:
@@ -189,7 +187,7 @@ def open_sources(
 def open_source(teacher: TeacherFiles, kv_map: KVMap, kv: "KVConfig", rows: pd.DataFrame, batch_size: int) -> Source:
     """A store of the right tier, or the teacher itself, with the layers that the map combines."""
     if teacher.tier in ("mapped", "components") and teacher.store is not None:
-        components = Components.load(teacher.store / COMPONENTS) if teacher.tier == "components" else None
+        components = Components.load(teacher.store) if teacher.tier == "components" else None
         return ProjectedTeacherKV(MappedStore(teacher.store), components)
     store = open_store(teacher, kv_map, rows, batch_size)
     return TeacherKV(store, kv_map.layer_weights[:, store.layers], kv.align.time, kv.select)

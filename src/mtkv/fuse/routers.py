@@ -11,6 +11,7 @@ row's gold answer, in nats per token. `row_seed [batch]`: a seed that belongs to
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mtkv.config.fusion import FusionConfig
 
 
+@cache
 def task_number(name: str) -> int:
     """A number of 56 bits that stands for a training source in a batch."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")

@@ -33,12 +33,13 @@ from mtkv.models.integrity import (
     encoder_class,
     load_checked,
 )
-from mtkv.models.merged import merged_folder
+from mtkv.models.merged import average_weights
 from mtkv.models.paths import (
     LATENT_FILE,
     cached_commit,
     cached_snapshot,
     card_path,
+    content_digest,
     gguf_path,
     hub_folder,
     is_latent,
@@ -70,6 +71,23 @@ def converted_folder(config: ModelConfig) -> Path:
         _convert(path, folder, config)
         facts = {"format": FORMAT, "source": "gguf", "name": str(path), "digest": digest, "dtype": config.dtype}
         write_json(card_path(folder), facts | {"bytes": sum(file.stat().st_size for file in folder.iterdir())})
+    return folder
+
+
+def merged_folder(config: ModelConfig) -> Path:
+    """Folder of the average of `config.merge`, in the config's dtype, with the first model's tokenizer; made now where it is not there.
+
+    Raises ValueError for models whose weights differ in name or shape.
+    """
+    digest, names = content_digest(config), [each.name for each in config.merge]
+    folder = models_folder() / f"merged-{digest[:16]}-{config.dtype}"
+    if read_card(folder) is None:
+        models = [load_model(each) for each in config.merge]
+        models[0].load_state_dict(average_weights([model.state_dict() for model in models], names))
+        with atomic_path(folder, DTYPES[config.dtype].itemsize * models[0].num_parameters()) as temporary:
+            models[0].to(DTYPES[config.dtype]).save_pretrained(temporary)
+            read_tokenizer(model_folder(config.merge[0])).save_pretrained(temporary)
+        write_json(card_path(folder), {"source": "merged", "of": names, "digest": digest, "dtype": config.dtype})
     return folder
 
 

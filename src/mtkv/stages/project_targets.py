@@ -18,7 +18,6 @@ from mtkv.align.components import Components
 from mtkv.align.token_alignment import TimeMatch, match_row
 from mtkv.config.models import ModelConfig
 from mtkv.data.rows import segment_ends
-from mtkv.distill.teacher_kv import COMPONENTS
 from mtkv.kv.shards import write_mapped
 from mtkv.kv.store import KVStore, mapped_rows, write_index
 from mtkv.models.load import load_tokenizer
@@ -67,7 +66,7 @@ def write_targets(
     with atomic_path(output) as temporary:
         temporary.mkdir(parents=True, exist_ok=True)
         if components:
-            components.save(temporary / COMPONENTS)
+            components.save(temporary)
         shards: list[Path] = []
         for start in range(0, len(frame), SHARD_ROWS):
             shards.append(temporary / f"shard-{len(shards):04d}.safetensors")

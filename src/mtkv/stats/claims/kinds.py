@@ -279,6 +279,11 @@ def weigh_recovers(claim: "kind.RecoversClaim", on: Weighing) -> Evidence:
         return Evidence("", claim.threshold, baseline=claim.baseline, missing=gap)
     assert isinstance(gain, Difference)
     assert isinstance(own, Difference)
+    if on.answers.seeds[claim.baseline] != on.answers.seeds[claim.reference]:
+        other = tell(
+            "{reference} and {baseline} have different seeds", reference=claim.reference, baseline=claim.baseline
+        )
+        return Evidence("", claim.threshold, baseline=claim.baseline, missing=other)
     if gain.estimate.low <= 0:
         nothing = tell(
             "{reference} does not gain on {baseline} for sure", reference=claim.reference, baseline=claim.baseline
