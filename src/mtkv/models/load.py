@@ -82,7 +82,7 @@ def merged_folder(config: ModelConfig) -> Path:
     digest, names = content_digest(config), [each.name for each in config.merge]
     folder = models_folder() / f"merged-{digest[:16]}-{config.dtype}"
     if read_card(folder) is None:
-        models = [load_model(each) for each in config.merge]
+        models: list[Any] = [load_model(each) for each in config.merge]
         models[0].load_state_dict(average_weights([model.state_dict() for model in models], names))
         with atomic_path(folder, DTYPES[config.dtype].itemsize * models[0].num_parameters()) as temporary:
             models[0].to(DTYPES[config.dtype]).save_pretrained(temporary)
