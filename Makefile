@@ -24,7 +24,7 @@ WORKERS := -n auto --maxprocesses 4 --dist loadfile
 LIGHT := config stats provenance report plan status data test_cli.py
 NUMERIC := align kv fuse distill training latent evaluate stages models stats original_api
 
-.PHONY: study test test-fast test-elsewhere docs report lint format schema clean
+.PHONY: study test test-fast test-elsewhere docs report lint format schema lock clean
 
 study: $(READY)  ## run the pocket study and print where its report is
 	@start=$$SECONDS; $(BIN)/snakemake --profile $(STUDY_PROFILE) $(LIVE) all && echo "finished in $$((SECONDS - start)) s" \
@@ -64,6 +64,19 @@ docs: $(DOCS)/.ready  ## the documentation as a site, in build/site; a broken li
 	NO_MKDOCS_2_WARNING=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=src $(DOCS)/bin/mkdocs build --strict
 	@echo "documentation: $(CURDIR)/build/site/index.html (its search needs a server: python3 -m http.server -d build/site)"
 
+# One lock file for every platform and Python from 3.11 on (environment markers say which line is for whom). What only torch's build for
+# CUDA 13 brings along is apart: another build of torch needs other versions of it, or none.
+CUDA_ONLY := ^(nvidia-|cuda-|triton=)
+UV := $(shell command -v uv || echo $(BIN)/uv)
+
+lock: $(READY)  ## pin anew what pyproject.toml asks for; versions stay where they still fit (make UPGRADE=--upgrade lock: the newest)
+	@test -x $(UV) || $(BIN)/pip install --quiet --disable-pip-version-check uv
+	@mkdir -p build && cat requirements.lock requirements-cuda.lock > build/all.lock
+	UV_FIND_LINKS="$${UV_FIND_LINKS-$$PIP_FIND_LINKS}" $(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate \
+	  --no-header $(UPGRADE) --extra dev --extra slurm --extra lora --extra gguf --output-file build/all.lock pyproject.toml
+	@{ grep '^#' requirements.lock; grep -vE '$(CUDA_ONLY)' build/all.lock; } > build/cpu.lock && mv build/cpu.lock requirements.lock
+	@grep -E '$(CUDA_ONLY)' build/all.lock > requirements-cuda.lock
+
 # Torch's build, as uv names it: cpu, auto (what the driver can), or one for CUDA: make TORCH=cu130 study. `mtkv doctor` checks it.
 TORCH ?= cpu
 # uv does not read pip's settings: where pip is told of a folder with wheels, uv looks there, and for no other torch unless asked to.
@@ -81,7 +94,7 @@ define install
 endef
 
 $(READY): requirements.lock pyproject.toml
-	$(call install,.venv,requirements.lock)
+	$(call install,.venv,requirements.lock$(if $(filter cu130,$(TORCH)), -r requirements-cuda.lock))
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -8,12 +8,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mtkv.ops.doctor import gpus, packages, space
 from mtkv.ops.doctor.packages import locked, other_versions
@@ -113,6 +115,18 @@ def test_every_pin_of_this_repository_is_read():
     names = re.findall(r"^([A-Za-z0-9._-]+)==\S+", lock.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(locked(lock)) == {re.sub(r"[._]", "-", name).lower() for name in names}
     assert len(names) > 100
+
+
+@pytest.mark.parametrize("extra", ["", "dev", "slurm", "lora", "gguf"])
+def test_the_lock_file_holds_what_pyproject_asks_for(extra):
+    repository = Path(__file__).parents[2]
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (repository / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = {need.name: need for need in map(Requirement, filter(str.strip, (line.split("#")[0] for line in lines)))}
+    pins = {canonicalize_name(name): next(iter(pin.specifier)).version for name, pin in pins.items()}
+    for text in project["optional-dependencies"][extra] if extra else project["dependencies"]:
+        need = Requirement(text)
+        assert pins[canonicalize_name(need.name)] in need.specifier, text
 
 
 @pytest.fixture
