@@ -16,6 +16,7 @@ from mtkv.config.latent import LatentConfig
 from mtkv.config.models import ModelConfig
 from mtkv.kv.store import KVStore
 from mtkv.stages.train import trainable_student
+from mtkv.training.world_layout import WorldLayout
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,17 @@ def test_a_seed_gives_the_same_weights_again_and_another_seed_others(study):
     first, again, other = (weights(study.train(f"s{i}", kv(), seed=seed)[0]) for i, seed in enumerate((1, 1, 2)))
     assert same(first, again)
     assert not same(first, other)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_arm_of_few_rows_is_one_whose_file_ends_after_them(study, stream):
+    training = TRAINING.model_copy(update={"rows": 7})
+    few, facts = study.train(f"few-{stream}", training=training, layout=WorldLayout(stream=stream))
+    cut = study.folder / "cut.parquet"
+    pd.read_parquet(study.paths["train"]).head(7).to_parquet(cut)
+    alone, cut_facts = study.train(f"cut-{stream}", train_rows=cut)
+    assert facts["train_rows"] == cut_facts["train_rows"] == 7
+    assert same(weights(few), weights(alone))
 
 
 def test_the_saved_student_is_a_plain_model(study):

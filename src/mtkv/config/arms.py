@@ -73,10 +73,15 @@ class TrainingConfig(Section):
     styles: Annotated[list[Literal["cot", "direct"]], AfterValidator(distinct), Field(min_length=1)] | None = Field(
         default=None, description="Styles of the rows that are trained on, of those in data.styles; null: all of them."
     )
+    rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many of the training rows the arm has, the first ones of its styles, for studies of few labels; null: all.",
+    )
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unset(self, handler(self), "styles")
+        return without_unset(self, handler(self), "styles", "rows")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -154,14 +154,14 @@ def training_rows(run: TrainingRun, stream: bool) -> tuple[list[RowFile], list[p
 
     Raises ValueError for rows that cannot be trained on, NotImplementedError for an arm whose rows must be in memory.
     """
-    styles, most = run.training.styles, run.training.eval_rows
+    styles, limits = run.training.styles, (run.training.rows, run.training.eval_rows)
     where = f"{run.train_rows} and {run.validation_rows.name}"
-    files = [RowFile(run.train_rows, styles), RowFile(run.validation_rows, styles, most)]
+    files = [RowFile(path, styles, most) for path, most in zip((run.train_rows, run.validation_rows), limits, strict=True)]
     if stream:
         check_streamable(run.teachers, run.latent)
         check_files(files, where)
         return files, []
-    frames = [of_styles(run.train_rows, styles), of_styles(run.validation_rows, styles).head(most)]
+    frames = [of_styles(file.path, styles).iloc[: file.limit] for file in files]
     check_rows(pd.concat(frames), where)
     return files, frames
 

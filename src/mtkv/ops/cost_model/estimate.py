@@ -176,7 +176,7 @@ class Estimator:
             return None
         if training["steps"]:
             return float(training["steps"] * training["batch_size"] * training["gradient_accumulation"])
-        return float(self.amounts.train * training["epochs"])
+        return float(self.amounts.rows_of(training) * training["epochs"])
 
 
 def _study(outputs: Sequence[str]) -> tuple[str, ...]:

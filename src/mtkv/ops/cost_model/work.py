@@ -50,6 +50,10 @@ class Amounts:
         """Rows that a teacher reads in all."""
         return self.train + self.validation + self.calibration
 
+    def rows_of(self, training: Mapping[str, Any]) -> int:
+        """Training rows of an arm's section `training`."""
+        return min(training.get("rows") or self.train, self.train)
+
     def tokens(self, model: str) -> float:
         """Tokens per row of a model."""
         return self.tokens_per_row.get(model) or self.tokens_per_row[STUDENT]
@@ -171,7 +175,7 @@ def _train(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...]
     training, kv = arm["training"], arm["kv"]
     per_row = min(amounts.tokens(STUDENT), training["max_length"])
     rows = training["batch_size"] * training["gradient_accumulation"]
-    steps = training["steps"] or ceil(amounts.train * training["epochs"] / rows)
+    steps = training["steps"] or ceil(amounts.rows_of(training) * training["epochs"] / rows)
     tokens = rows * steps * per_row
     factor = 4 if training["lora"] else 6
     factor += 2 if training["gradient_checkpointing"] else 0
