@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,46 @@ def one_thread() -> None:
 
 
 os.register_at_fork(after_in_child=one_thread)
+
+
+# What takes longest, beginning with the longest: workers begin with these, so that none is left alone with one at the end.
+LONGEST = [
+    "tests/slurm",
+    "tests/training/test_resume.py",
+    "tests/training/test_several_processes.py",
+    "tests/workflow/test_reruns.py",
+    "tests/plan/test_study.py",
+    "tests/distill/test_options.py",
+]
+
+
+def scope_of(nodeid: str) -> str:
+    """What one worker does as a whole: a file, whose fixtures are then made once; of tests/slurm all files, which share a cluster."""
+    file = nodeid.partition("::")[0]
+    return "tests/slurm" if file.startswith("tests/slurm/test_slurm_") else file
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {scope: place for place, scope in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(scope_of(item.nodeid), len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scopes(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope_of(nodeid)
+
+    return Scopes(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Every training ends with a collection of garbage, which would look through all that was imported: half a second each time."""
+    gc.collect()
+    gc.freeze()
+
 
 VOCABULARY = 64
 COMMON = {

@@ -6,11 +6,9 @@ What is changed is changed in a copy. The command runs in a process of its own w
 import asyncio
 import base64
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from copied import ended, started
 from typer.testing import CliRunner
 
 from mtkv.cli import app
@@ -64,15 +63,7 @@ def small(**changes):
     return study | changes
 
 
-def environment(folder):
-    return os.environ | {"PYTHONPATH": str(folder / "src")}
-
-
-def snakemake(folder, *arguments):
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "study.yaml", *arguments]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+SNAKEMAKE = ("--cores", "2", "--configfile", "study.yaml")
 
 
 def listing(folder):
@@ -117,13 +108,14 @@ def finished(tmp_path_factory):
 
 
 def _run_and_plan(folder):
-    running = snakemake(folder, "--", "all")
+    words = folder / ".snakemake.out"
+    running = started(folder, words, *SNAKEMAKE, "--", "all")
     locks = folder / ".snakemake/locks"
-    while running.poll() is None and not (locks.is_dir() and any(locks.iterdir())):
+    while running.is_alive() and not (locks.is_dir() and any(locks.iterdir())):
         time.sleep(0.02)
     (folder / "meanwhile").write_text(str(len([job for job in planned(folder) if job.runs])))
-    said, _ = running.communicate()
-    assert running.returncode == 0, said
+    running.join()
+    assert running.exitcode == 0, words.read_text()
 
 
 @pytest.fixture
@@ -156,23 +148,17 @@ def counts(jobs):
 
 
 def counts_of_snakemake(study, *arguments):
-    said, _ = snakemake(study, "--dry-run", "--quiet", "rules", "--", *arguments).communicate()
+    _, said = ended(study, *SNAKEMAKE, "--dry-run", "--quiet", "rules", "--", *arguments)
     table = re.search(r"^job +count\n-+ +-+\n(.*?)^total", said, re.MULTILINE | re.DOTALL)
     return {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", table[1], re.MULTILINE) if name != "all"}
 
 
 def command(study, *arguments):
     """`mtkv plan` as a user types it, with the copy's own package."""
-    script = f"from mtkv.cli import app; app(['plan', '--configfile', 'study.yaml', *{list(map(str, arguments))!r}])"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=study,
-        env=environment(study) | {"COLUMNS": "250"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    options = ["plan", "--configfile", "study.yaml", *arguments]
+    code, said = ended(study, *options, main="mtkv.cli:app", COLUMNS="250")
+    assert code == 0, said
+    return said
 
 
 def test_nothing_runs_and_nothing_is_written(study):
@@ -255,7 +241,8 @@ def test_a_copy_is_recognised_and_the_command_it_is_told_mends_it(copy):
     assert said.startswith("only the times of files differ, their contents are those of the cards")
     before = contents(copy)
     command = re.search("`(.*)`", said)[1].split()
-    subprocess.run([sys.executable, "-m", *command], cwd=copy, env=environment(copy), capture_output=True, check=True)
+    assert command[0] == "snakemake"
+    assert ended(copy, *command[1:])[0] == 0
     assert counts(planned(copy)) == {}
     assert contents(copy) == before
     assert said_of(copy) == ""

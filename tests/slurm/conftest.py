@@ -1,4 +1,4 @@
-"""One cluster and one finished study for all tests here. Without SLURM's programs they are skipped, but in CI they fail."""
+"""One cluster and one finished study for all tests of this folder. Without SLURM's programs they are skipped, but in CI they fail."""
 
 import os
 
@@ -7,7 +7,7 @@ from slurm.cluster import Cluster, missing
 from slurm.studies import PATIENCE, Workplace
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory):
     """A running SLURM."""
     if lacking := missing():
@@ -18,7 +18,7 @@ def cluster(tmp_path_factory):
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def study(cluster, tmp_path_factory):
     """The study, run once through the profile."""
     place = Workplace.new(tmp_path_factory.mktemp("study") / "mtkv", cluster)

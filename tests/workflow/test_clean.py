@@ -1,13 +1,11 @@
 """`snakemake clean_checkpoints` knows the jobs of the study as Snakemake makes them."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from copied import ended
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {"seeds": [42], "datasets": ["pocket_gsm8k", "pocket_cmmlu"]}
@@ -25,10 +23,8 @@ with Checkpoint.for_job(snakemake, "{stage}") as checkpoint:
 
 
 def snakemake(folder, target):
-    environment = os.environ | {"PYTHONPATH": str(folder / "src")}
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "study.yaml", "--quiet", "--", target]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, said = ended(folder, "--cores", "2", "--configfile", "study.yaml", "--quiet", "--", target)
+    assert code == 0, said
 
 
 @pytest.fixture(scope="module")

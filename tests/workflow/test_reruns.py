@@ -4,15 +4,13 @@ The study's own rules run once with scripts that only touch their outputs, so th
 change is made to a copy and a dry run says which jobs would run.
 """
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from copied import ended
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {"seeds": [42, 43], "datasets": ["pocket_gsm8k", "pocket_cmmlu"]}
@@ -24,11 +22,9 @@ for output in snakemake.output:
 
 
 def snakemake(folder, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(folder / "src")}
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "study.yaml", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    code, said = ended(folder, "--cores", "2", "--configfile", "study.yaml", *arguments)
+    assert code == 0, said
+    return said
 
 
 def planned(folder, *arguments):
@@ -200,12 +196,10 @@ def test_one_score_file_needs_its_own_run_only(study):
 
 def test_a_wrong_config_is_one_message_and_no_traceback(study):
     change_config(study, arms={"fixed": {"kv": {"fusion": {"strategy": "fxed"}}}})
-    environment = os.environ | {"PYTHONPATH": str(study / "src")}
-    command = [sys.executable, "-m", "snakemake", "-n", "--configfile", "study.yaml"]
-    done = subprocess.run(command, cwd=study, env=environment, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "arms.fixed.kv.fusion.strategy" in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr + done.stdout
+    code, said = ended(study, "-n", "--configfile", "study.yaml")
+    assert code != 0
+    assert "arms.fixed.kv.fusion.strategy" in said
+    assert "Traceback" not in said
 
 
 def test_one_job_for_each_dataset_when_asked_for(study):
@@ -222,12 +216,7 @@ def test_snakemake_does_not_look_at_waiting_jobs_again_and_again(finished, tmp_p
     """Its limit of jobs per second starts a timer at every look, and the timer another look: without an end, and more with each job."""
     folder = tmp_path / "again"
     shutil.copytree(finished, folder, symlinks=True, ignore=shutil.ignore_patterns("results", ".snakemake"))
-    count = (
-        "import threading, sys; from snakemake.cli import main; timers = []; begin = threading.Timer.start; "
-        "threading.Timer.start = lambda timer: (timers.append(timer), begin(timer)); "
-        "sys.exit = lambda code=0: print('timers:', len(timers), 'code:', code); main()"
-    )
-    command = [sys.executable, "-c", count, "--cores", "2", "--configfile", "study.yaml", "--quiet", "all", "--", "all"]
-    environment = os.environ | {"PYTHONPATH": str(folder / "src"), "MTKV_WARM": "0"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert "timers: 0 code: 0" in done.stdout, done.stdout + done.stderr
+    told = ["--cores", "2", "--configfile", "study.yaml", "--quiet", "all", "--", "all"]
+    code, said = ended(folder, *told, main="copied:counting_timers")
+    assert code == 0, said
+    assert "timers: 0\n" in said
