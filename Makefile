@@ -20,9 +20,9 @@ ifneq ($(strip $(word 2,x$(CURDIR)x) $(foreach sign,$(SHELL_SIGNS),$(findstring 
 $(error mtkv cannot run in "$(CURDIR)": a blank or one of $(SHELL_SIGNS) in the path breaks every job; move the folder)
 endif
 
-# A file's tests stay in one worker; those of tests/slurm share one cluster, and so one process.
+# A file's tests stay in one worker, and those of tests/slurm, which share one cluster; what takes longest begins first (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest
-WORKERS := -n auto --maxprocesses 4 --dist loadfile
+WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 LIGHT := config stats provenance report plan status data test_cli.py
 NUMERIC := align kv fuse distill training latent evaluate stages models stats original_api
 
@@ -36,14 +36,13 @@ report: $(READY)  ## rebuild what lies below the predictions
 	$(BIN)/snakemake --profile $(STUDY_PROFILE) --forcerun report -- results/pocket/report/index.html
 
 test: $(READY) lint  ## linters, type checker and every test
-	$(PYTEST) tests/slurm
-	$(PYTEST) $(WORKERS) --ignore tests/slurm
+	$(PYTEST) $(WORKERS)
 
 test-fast: $(READY)  ## between two edits: the tests that take neither a cluster, a browser, whole runs nor torch
 	$(PYTEST) $(WORKERS) -q -m 'not slow and not browser' $(LIGHT:%=tests/%)
 
 test-elsewhere: $(READY)  ## the numeric tests as on another machine: plain instructions, two threads, sets and files in another order
-	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 PYTHONHASHSEED=1 $(PYTEST) -q -m 'not slow' \
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive PYTHONHASHSEED=1 $(PYTEST) $(WORKERS) -q -m 'not slow' \
 	  $$(ls -r $(NUMERIC:%=tests/%/test_*.py))
 
 lint: $(READY)

@@ -1,11 +1,17 @@
 """Digests follow code and not comments; files are whole or absent; cards say what made them."""
 
+import importlib
+import json
+import multiprocessing
+import os
 import subprocess
 import sys
 
 import pytest
 
+from mtkv.checkpointing.store import Checkpoint
 from mtkv.provenance import code_digest as code
+from mtkv.provenance import files
 from mtkv.provenance.card import Card
 from mtkv.provenance.code_digest import code_digest, stage_modules
 from mtkv.provenance.digest import digest_of, file_digest
@@ -89,14 +95,34 @@ def test_type_checking_imports_do_not_count(package):
     assert before != current()
 
 
+# Each stage is imported in a fork of one process that has imported what takes long and is none of ours.
+LOADED = f"""import importlib, json, os, sys
+import datasets, lm_eval, pandas, scipy.stats, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+for stage in {STAGES}:
+    if os.fork() == 0:
+        importlib.import_module(stage)
+        ours = [n for n, m in sys.modules.items() if n.startswith("mtkv.") and not hasattr(m, "__path__")]
+        print(json.dumps([stage, ours]), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, stage
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """The modules of ours, without packages, that importing each stage loads."""
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+    return dict(map(json.loads, done.stdout.splitlines()))
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_static_imports_cover_what_python_really_imports(stage):
+def test_static_imports_cover_what_python_really_imports(loaded, stage):
     """Every mtkv module loaded by importing the stage is covered, but for packages, config and provenance."""
-    program = f"import sys, {stage}; print(*[m for m in sys.modules if m.startswith('mtkv.') and not hasattr(sys.modules[m], '__path__')])"
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     # the registry comes with config, which reads names by it; stages that look them up import it themselves
     recording = ("mtkv.config", "mtkv.registry", "mtkv.provenance", "mtkv.checkpointing")
-    computing = {m for m in loaded if not m.startswith(recording)}
+    computing = {m for m in loaded[stage] if not m.startswith(recording)}
+    assert stage in computing
     assert computing <= set(stage_modules(stage))
 
 
@@ -156,37 +182,37 @@ def test_a_card_says_what_made_it_and_a_failed_stage_writes_none(tmp_path):
     assert written["packages"]["torch"]
 
 
-PERMISSIONS = """
-import sys
-from pathlib import Path
+def write_everything(root, umask):
+    """What stages write, by a process that began with this umask."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import GPT2Config, GPT2LMHeadModel
 
-import torch
-from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+    os.umask(umask)
+    importlib.reload(files)  # it reads the umask when it is imported
+    with atomic_path(root / "maps/map.safetensors") as temporary:
+        save_file({"a": torch.ones(1)}, temporary)
+    write_json(root / "card.json", {})
+    with atomic_path(root / "model") as temporary:
+        config = GPT2Config(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=1)
+        GPT2LMHeadModel(config).save_pretrained(temporary)
+    with Checkpoint(root / "checkpoints", {}, {}) as checkpoint:
 
-from mtkv.checkpointing.store import Checkpoint
-from mtkv.provenance.files import atomic_path, write_json
+        def write(folder):
+            (folder / "inner").mkdir(mode=0o700)
+            save_file({"a": torch.ones(1)}, folder / "inner/optimizer.safetensors")
 
-root = Path(sys.argv[1])
-with atomic_path(root / "maps/map.safetensors") as temporary:
-    save_file({"a": torch.ones(1)}, temporary)
-write_json(root / "card.json", {})
-with atomic_path(root / "model") as temporary:
-    GPT2LMHeadModel(GPT2Config(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=1)).save_pretrained(temporary)
-with Checkpoint(root / "checkpoints", {}, {}) as checkpoint:
-    def write(folder):
-        (folder / "inner").mkdir(mode=0o700)
-        save_file({"a": torch.ones(1)}, folder / "inner/optimizer.safetensors")
-    checkpoint.save(1, write)
-    assert (checkpoint.folder / "lock.json").stat().st_mode & 0o777 == int(sys.argv[2], 8)
-"""
+        checkpoint.save(1, write)
+        assert (checkpoint.folder / "lock.json").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o027])
 def test_what_is_written_may_be_read_by_whom_the_umask_allows(tmp_path, umask):
     root = tmp_path / "written"
-    command = [sys.executable, "-c", PERMISSIONS, str(root), oct(0o666 & ~umask)]
-    subprocess.run(command, check=True, umask=umask, capture_output=True, text=True)
+    process = multiprocessing.get_context("fork").Process(target=write_everything, args=(root, umask))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     written = [root, *root.rglob("*")]
     assert {"map.safetensors", "model.safetensors", "optimizer.safetensors", "config.json", "manifest.json"} <= {
         path.name for path in written
