@@ -154,3 +154,12 @@ def test_cka_similarity_holds_every_pair_of_layers():
     want = [[hsic_cka(student[:, i], teacher[:, j]) for j in range(5)] for i in range(3)]
     np.testing.assert_allclose(similarity, want, rtol=1e-9)
     assert similarity[1].argmax() == 4
+
+
+def test_origin_is_the_layers_that_a_student_was_cut_from():
+    weights = layer_weights("origin", 5, 2, origin=[0, 3])
+    assert weights.tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 1, 0]]
+    assert stored_layers(["origin"], 5, 2, [0, 3]) == [0, 3]
+    assert stored_layers(["ratio", "origin"], 5, 2, [0, 3]) == [0, 3, 4]
+    with pytest.raises(ValueError, match=r"origin needs the teacher layers of 2 student layers, got \[\]"):
+        layer_weights("origin", 5, 2)

@@ -24,6 +24,7 @@ from mtkv.checkpointing.preemption import SAVED, Preemption
 from mtkv.checkpointing.store import Checkpoint, carry_on, checkpoint_folder, newest_step
 from mtkv.config.arms import LoraConfig, TrainingConfig
 from mtkv.config.latent import LatentConfig
+from mtkv.config.phases import Phase
 from mtkv.provenance.files import DiskFullError
 from mtkv.stages.train import training_arguments
 from mtkv.training import resume
@@ -42,6 +43,7 @@ from mtkv.training.trainer import DistillationTrainer
 IDENTITY = {"stage": "arms", "config": {"learning_rate": 1e-3}}
 RUN = {"study": "tiny", "stage": "arms"}
 SHORT = TRAINING.model_copy(update={"steps": 4, "eval_steps": 3, "eval_rows": 4, "logging_steps": 3})
+PHASES = [Phase(name="match", share=0.3, ce=0, kv=1), Phase(name="fading", share=0.7, ce=[0, 1], kv=[1, 0])]
 TABLES = ("training.parquet", "routing.parquet")
 
 
@@ -104,6 +106,7 @@ def test_a_training_killed_100_times_gives_the_very_model_of_an_undisturbed_one(
         ("lora", None, {"lora": LoraConfig(rank=2, dropout=0.1)}, 2),
         ("gaussian", {"control": "gaussian", "fusion": {"strategy": "learnable"}}, {}, 2),
         ("trained map", {"align": {"map": "linear"}, "control": "shuffle_time"}, {}, 3),
+        ("phases", {}, {"logging_steps": 1, "phases": PHASES}, 2),
     ],
 )
 def test_every_kind_of_arm_goes_on_to_the_same_result(study, tmp_path, name, arm, changes, cut_at):

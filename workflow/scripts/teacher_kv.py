@@ -8,13 +8,14 @@ from mtkv.provenance.card import Card
 from mtkv.checkpointing.store import Checkpoint
 
 student, teacher = (ModelConfig.model_validate(snakemake.params[name]["config"]) for name in ("student", "teacher"))
+sizes = model_layers(teacher), model_layers(student)
 plan = {name: snakemake.params[name] for name in ("shards", "dtype", "batch_size", "importance", "likelihood")}
 with Card.for_job(snakemake, "teachers") as card, Checkpoint.for_job(snakemake, "teachers") as checkpoint:
     card.result = extract_shard(
         teacher,
         [Path(path) for path in snakemake.input.rows],
         int(snakemake.wildcards.shard),
-        StorePlan(stored_layers(snakemake.params.layers, model_layers(teacher), model_layers(student)), **plan),
+        StorePlan(stored_layers(snakemake.params.layers, *sizes, student.layers), **plan),
         Path(snakemake.output.shard),
         checkpoint=checkpoint,
         placement=snakemake.resources.get("placement", "single"),

@@ -1,10 +1,11 @@
 """Which teacher layers each student layer learns from (method.md §3).
 
 One function per strategy in a registry: either one teacher layer per student layer, or weights over several. Every student layer
-has a target for any two layer counts, and the last student layer always reads the last teacher layer.
+has a target for any two layer counts, and the last student layer always reads the last teacher layer. `origin` alone is no function of
+the counts: a student that was cut from the teacher has the very layers as targets that it was made of.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -81,6 +82,7 @@ WEIGHT_STRATEGIES: dict[str, Callable[[int, int, LayerWeights | None, int], Laye
     "interpolate": interpolate,
     "cka": most_similar,
 }
+ORIGIN = "origin"  # a student that was cut from the teacher: the layers that it was given
 MEASURED = frozenset({"cka"})  # strategies whose layers are known only after the teacher's KV has been measured
 
 
@@ -98,31 +100,43 @@ def layer_weights(
     student_layers: int,
     similarity: LayerWeights | None = None,
     top_k: int = 2,
+    origin: Sequence[int] = (),
 ) -> LayerWeights:
     """Weight of each teacher layer in each student layer's target: float64, ≥ 0, rows sum to 1.
 
-    `similarity` (for instance `cka_similarity` on a calibration set) and `top_k` steer `cka` only.
+    `similarity` (for instance `cka_similarity` on a calibration set) and `top_k` steer `cka` only; `origin` is the teacher layer that each
+    of the student's was, for the strategy of that name, which raises ValueError without one for each.
     """
     _check(strategy, teacher_layers, student_layers)
+    if strategy == ORIGIN:
+        if len(origin) != student_layers:
+            raise ValueError(
+                f"layers: origin needs the teacher layers of {student_layers} student layers, got {list(origin)}"
+            )
+        return np.eye(teacher_layers)[list(origin)]
     if strategy in LAYER_STRATEGIES:
         return np.eye(teacher_layers)[LAYER_STRATEGIES[strategy](teacher_layers, student_layers)]
     return WEIGHT_STRATEGIES[strategy](teacher_layers, student_layers, similarity, top_k)
 
 
-def stored_layers(strategies: Iterable[str], teacher_layers: int, student_layers: int) -> list[int]:
-    """Teacher layers that any of the strategies reads, ascending: what the KV store must hold. `cka` may read any."""
+def stored_layers(
+    strategies: Iterable[str], teacher_layers: int, student_layers: int, origin: Sequence[int] = ()
+) -> list[int]:
+    """Teacher layers that any of the strategies reads, ascending: what the KV store must hold. `cka` may read any; `origin`: see
+    `layer_weights`."""
     needed: set[int] = set()
     for name in strategies:
         if name in MEASURED:
             return list(range(teacher_layers))
-        needed |= set(np.flatnonzero(layer_weights(name, teacher_layers, student_layers).any(axis=0)).tolist())
+        weights = layer_weights(name, teacher_layers, student_layers, origin=origin)
+        needed |= set(np.flatnonzero(weights.any(axis=0)).tolist())
     return sorted(needed)
 
 
 def _check(strategy: str, teacher_layers: int, student_layers: int) -> None:
     if teacher_layers < 1 or student_layers < 1:
         raise ValueError(f"layer counts must be at least 1, got {teacher_layers} and {student_layers}")
-    known = [*LAYER_STRATEGIES, *WEIGHT_STRATEGIES]
+    known = [*LAYER_STRATEGIES, *WEIGHT_STRATEGIES, ORIGIN]
     if strategy not in known:
         raise ValueError(f"layers: {strategy!r} is not one of {', '.join(known)}")
 

@@ -8,8 +8,10 @@ from mtkv.config.base import Name, Section, distinct, problem, without_unset
 from mtkv.config.fusion import LogitConfig
 from mtkv.config.kv import OWN_TEACHER, KVConfig
 from mtkv.config.latent import LatentConfig
+from mtkv.config.phases import Phase
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+SHARE_TOLERANCE = 1e-6
 Seeds = Annotated[list[Seed], AfterValidator(distinct), Field(min_length=1)]
 
 
@@ -78,10 +80,15 @@ class TrainingConfig(Section):
         ge=1,
         description="How many of the training rows the arm has, the first ones of its styles, for studies of few labels; null: all.",
     )
+    phases: list[Phase] = Field(
+        default=[],
+        description="Parts of the training that follow each other inside the same steps, rows and learning rate, each with factors for the "
+        "losses, as KV before cross-entropy; empty: one, with all factors 1. Validation losses have the factors 1.",
+    )
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unset(self, handler(self), "styles", "rows")
+        return without_unset(self, handler(self), "styles", "rows", "phases")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -93,6 +100,13 @@ class TrainingConfig(Section):
                 else "neither steps nor epochs is given"
             )
             raise problem(f"{both}; exactly one of them, the other null")
+        return self
+
+    @model_validator(mode="after")
+    def _phases_fill_the_training(self) -> Self:
+        total = sum(phase.share for phase in self.phases)
+        if self.phases and abs(total - 1) > SHARE_TOLERANCE:
+            raise problem(f"shares {[phase.share for phase in self.phases]} sum to {total:.6g}, not to 1", "phases")
         return self
 
 
@@ -135,6 +149,22 @@ class Arm(Section):
         for field in ("kv", "logits"):
             if getattr(self, field) is not None and self.training is None:
                 raise problem("given, but training is null; distillation needs training", field)
+        return self
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        phases = self.training.phases if self.training else []
+        for index, phase in enumerate(phases):
+            place = ("training", "phases", index)
+            if phase.kv is not None and self.kv is None:
+                raise problem(f"{phase.kv} given, but the arm has no kv; allowed: null", *place, "kv")
+            if not any(phase.ce) and not (self.kv and any(phase.kv or [1.0])):
+                raise problem(f"{phase.name!r} trains nothing; ce, or in an arm with kv kv, above 0", *place)
+        if phases and self.kv and self.kv.loss.share is not None:
+            message = (
+                f"{self.kv.loss.share} sets the weight of the KV loss at every step; allowed with training.phases: null"
+            )
+            raise problem(message, "kv", "loss", "share")
         return self
 
     @model_validator(mode="after")

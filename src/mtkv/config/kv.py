@@ -32,11 +32,11 @@ class AlignConfig(Section):
         description="sync: match tokens that end at the same byte of the text. overlap, iou: weight teacher tokens by common bytes. "
         "resample: interpolate in time within prompt, reasoning and answer. truncate: the n-th token with the n-th.",
     )
-    layers: Literal["ratio", "uniform", "skip", "last_aligned", "interpolate", "cka"] = Field(
+    layers: Literal["ratio", "uniform", "skip", "last_aligned", "interpolate", "cka", "origin"] = Field(
         default="ratio",
         description="ratio: spread the student's layers evenly over the teacher's, both ends kept. uniform: the middle of equal "
         "blocks. skip: every n-th layer. last_aligned: counted from the last layer. interpolate: between the two nearest layers. "
-        "cka: the most similar layers on the calibration rows.",
+        "cka: the most similar layers on the calibration rows. origin: those that a pruned student's layers were taken from.",
     )
     cka_top_k: int = Field(default=2, ge=1, description="Layers cka only: teacher layers mixed for each student layer.")
     map: Annotated[str, Registered(CLOSED_FORM_MAPS, TRAINED_MAPS)] = Field(

@@ -2,11 +2,18 @@
 
 import re
 from datetime import date
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from mtkv.config.base import Name, Section, problem, without_unset
+from mtkv.config.base import Name, Section, distinct, problem, without_unset
 from mtkv.config.errors import show, unknown
 
 POCKET_MODELS = ("student", "qwen2", "gpt2", "expert_reasoning", "expert_knowledge")
@@ -28,19 +35,29 @@ class RopeScaling(Section):
 class ModelConfig(Section):
     """One language model and its tokenizer."""
 
-    source: Literal["pocket", "path", "hub", "gguf", "merged"] = Field(
+    source: Literal["pocket", "path", "hub", "gguf", "merged", "pruned"] = Field(
         default="pocket",
         description="pocket: a small model inside this package. path: a Hugging Face model folder. hub: a model of the Hugging Face "
-        "hub, fetched by `snakemake assets`. gguf: a GGUF file, de-quantised on first use. merged: the average of the weights of `merge`.",
+        "hub, fetched by `snakemake assets`. gguf: a GGUF file, de-quantised on first use. merged: the average of the weights of `merge`. "
+        "pruned, of the student only: some `layers` of a `teacher`.",
     )
     name: str = Field(
         min_length=1,
-        description="Pocket model, path of a model folder or of a GGUF file, id on the hub (owner/name), or what a merged model is called.",
+        description="Pocket model, path of a model folder or of a GGUF file, id on the hub (owner/name), or what a merged or pruned model "
+        "is called.",
     )
     merge: list["ModelConfig"] = Field(
         default=[],
         description="Source merged only: the models of one architecture whose weights are averaged, each by the id of a teacher.",
         json_schema_extra={"items": {"type": "string"}},
+    )
+    teacher: "ModelConfig | None" = Field(
+        default=None,
+        description="Source pruned only: the teacher that the layers are taken from, by its id.",
+        json_schema_extra={"anyOf": [{"type": "string"}, {"type": "null"}]},
+    )
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(distinct)] = Field(
+        default=[], description="Source pruned only: the teacher's layers that are kept, by number from 0, ascending."
     )
     revision: str | None = Field(
         default=None, min_length=1, description="Branch, tag or commit of a hub model; null for its main branch."
@@ -71,7 +88,7 @@ class ModelConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unset(self, handler(self), "merge")
+        return without_unset(self, handler(self), "merge", "teacher", "layers")
 
     @field_validator("date")
     @classmethod
@@ -98,10 +115,25 @@ class ModelConfig(Section):
             raise problem(f"{len(self.merge)} given; source merged averages two models or more", "merge")
         if self.source != "merged" and self.merge:
             raise problem(f"given, but source is {self.source}; only merged models have it", "merge")
+        if self.layers != sorted(self.layers):
+            raise problem(f"{self.layers} is not in the teacher's order; allowed: ascending", "layers")
+        for field in ("teacher", "layers"):
+            if bool(getattr(self, field)) != (self.source == "pruned"):
+                need = (
+                    "source pruned needs it"
+                    if self.source == "pruned"
+                    else f"source is {self.source}; only pruned has it"
+                )
+                raise problem(f"{'not ' if self.source == 'pruned' else ''}given, but {need}", field)
         for field, source in (("revision", "hub"), ("gguf_file", "gguf")):
             if getattr(self, field) is not None and self.source != source:
                 raise problem(f"given, but source is {self.source}; only {source} models have one", field)
         return self
+
+    @property
+    def parts(self) -> list["ModelConfig"]:
+        """The models that this one is made of: those merged, or the teacher that it is cut from."""
+        return [*self.merge, *([self.teacher] if self.teacher else [])]
 
     @property
     def chat_date(self) -> str | None:
@@ -151,6 +183,10 @@ class TeachersConfig(Section):
             return given
         merged = {}
         for name, model in models.items():
+            if isinstance(model, dict) and model.get("source") == "pruned":
+                raise problem(
+                    "'pruned' is for the student; allowed: pocket, path, hub, gguf, merged", "models", name, "source"
+                )
             parts = model.get("merge") if isinstance(model, dict) else None
             if isinstance(parts, list):
                 for index, part in enumerate(parts):

@@ -109,6 +109,13 @@ def _arm_problems(study: "Study", teachers: list[str]) -> Iterator[Problem]:
         for index, teacher in enumerate(arm.kv.teachers if arm.kv else []):
             if teacher not in teachers:
                 yield Problem(("arms", name, "kv", "teachers", index), unknown(teacher, "a teacher id", teachers))
+            elif (
+                arm.kv
+                and arm.kv.align.layers == "origin"
+                and study.teachers.models.get(teacher) != study.student.teacher
+            ):
+                message = f"'origin' needs a student cut from teacher {teacher!r} (source: pruned); allowed: ratio and the others"
+                yield Problem(("arms", name, "kv", "align", "layers"), message)
 
 
 def _task_problems(study: "Study", place: tuple[str, str], part: KVConfig | LogitConfig | None) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from mtkv.config.arms import Arm, Seeds
 from mtkv.config.base import Name, Registered, Section, distinct
 from mtkv.config.claims import Claim, ComparisonConfig
 from mtkv.config.data import POCKET_DATASETS, DataConfig
-from mtkv.config.errors import ConfigError, Loc, Problem
+from mtkv.config.errors import ConfigError, Loc, Problem, unknown
 from mtkv.config.evaluation import EvaluationConfig
 from mtkv.config.extends import resolve
 from mtkv.config.kv import AlignConfig
@@ -129,6 +129,8 @@ def load_study(config: Mapping[str, Any]) -> Study:
         inheritance = resolve(tree["arms"])
         tree["arms"], ancestors = inheritance.arms, inheritance.ancestors
         problems += inheritance.problems
+    tree, not_cut = _with_teacher(tree)
+    problems += not_cut
     study, found = _validated(tree)
     no_arm_left = ("arms",) if problems else None  # an empty `arms` would only repeat what is wrong with `extends`
     problems += [problem for problem in found if problem.loc != no_arm_left]
@@ -138,6 +140,21 @@ def load_study(config: Mapping[str, Any]) -> Study:
         raise ConfigError(_without_inherited(problems, ancestors))
     assert study is not None
     return study
+
+
+def _with_teacher(tree: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """The id of the teacher that the student is cut from, replaced by what the study says of that teacher; no student where it is wrong."""
+    student, known = tree.get("student"), _entry_names(tree, ("teachers", "models"))
+    name = student.get("teacher") if isinstance(student, dict) else None
+    if not isinstance(student, dict) or not isinstance(name, str):
+        return tree, []
+    if name not in known:
+        return _without(tree, ("student",)), [Problem(("student", "teacher"), unknown(name, "a teacher id", known))]
+    teacher = tree["teachers"]["models"][name]
+    if isinstance(teacher, dict) and teacher.get("source") == "merged":
+        message = f"{name!r} is merged; allowed: a teacher of another source"
+        return _without(tree, ("student",)), [Problem(("student", "teacher"), message)]
+    return tree | {"student": student | {"teacher": teacher}}, []
 
 
 def _validated(tree: dict[str, Any]) -> tuple[Study | None, list[Problem]]:

@@ -27,7 +27,8 @@ from mtkv.training.data_parallel import LossTerm, summed
 if TYPE_CHECKING:
     from mtkv.config.fusion import LogitConfig
 
-CE, KD, ROUTE_CE = LossTerm("ce", "targets"), LossTerm("kd", "targets"), LossTerm("route_ce", "targets")
+CE, KD = LossTerm("ce", "targets"), LossTerm("kd", "targets")
+ROUTE_CE = LossTerm("route_ce", "targets", factor=None)  # the router's alone
 
 
 class LogitTeachers:

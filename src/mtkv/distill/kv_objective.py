@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from mtkv.config.kv import KVConfig
 
 SMALLEST_SPREAD = 0.1  # a trained map's output may start near zero
-KEYS, VALUES, COSINE = LossTerm("key", "tokens"), LossTerm("value", "tokens"), LossTerm("cosine", "tokens")
-ATTENTION, ENTROPY = LossTerm("attention", "tokens"), LossTerm("entropy", "rows")
+KEYS, VALUES, COSINE, ATTENTION = (
+    LossTerm(name, "tokens", factor="kv") for name in ("key", "value", "cosine", "attention")
+)
+ENTROPY = LossTerm("entropy", "rows", factor="kv")
 
 StudentKV = Float[Tensor, "tokens student_layers 2 width"]
 
@@ -122,7 +124,11 @@ class KVObjective(nn.Module):
         self.control = control_of(config.control)
         # `mean_over` is an attribute of the function, where the term is no mean over supervised tokens
         self.own_terms = [
-            (LossTerm(ImportPath(path).name, getattr(term := load(path), "mean_over", "tokens"), path), term, weight)
+            (
+                LossTerm(ImportPath(path).name, getattr(term := load(path), "mean_over", "tokens"), path, "kv"),
+                term,
+                weight,
+            )
             for path, weight in config.loss.terms.items()
         ]
         self.mapped = mapped

@@ -171,8 +171,9 @@ def fetch_models(models: Mapping[str, ModelConfig], manifest: Path) -> None:
 
 
 def _fetched(config: ModelConfig) -> dict[str, Any]:
-    if config.source == "hub":
-        fetch(config)
+    for part in (config, *config.parts):
+        if part.source == "hub":
+            fetch(part)
     folder = model_folder(config)
     check_weights(folder)
     load_tokenizer(config)

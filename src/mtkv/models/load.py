@@ -48,6 +48,7 @@ from mtkv.models.paths import (
     read_card,
     sampled_digest,
 )
+from mtkv.models.pruned import check_cut, cut, layer_states
 from mtkv.models.rope_scaling import context_length, scale_rope
 from mtkv.models.tokenization import chat_template
 from mtkv.models.tokenizer_limits import Reading
@@ -88,6 +89,29 @@ def merged_folder(config: ModelConfig) -> Path:
             models[0].to(DTYPES[config.dtype]).save_pretrained(temporary)
             read_tokenizer(model_folder(config.merge[0])).save_pretrained(temporary)
         write_json(card_path(folder), {"source": "merged", "of": names, "digest": digest, "dtype": config.dtype})
+    return folder
+
+
+def pruned_folder(config: ModelConfig) -> Path:
+    """Folder of the model of `config.layers` of `config.teacher` alone, in the config's dtype, with the teacher's tokenizer; made now where
+    it is not there. Raises ValueError as `decoder_layers`, `layer_states` and `check_cut` do.
+    """
+    assert config.teacher is not None
+    digest = content_digest(config)
+    folder = models_folder() / f"pruned-{digest[:16]}-{config.dtype}"
+    if read_card(folder) is None:
+        teacher = config.teacher.model_copy(update={"dtype": config.dtype, "rope_scaling": None})
+        model: Any = load_model(teacher)
+        expected, weights = layer_states(model, config.layers), cut(model, config.layers)
+        with atomic_path(folder, sum(tensor.nbytes for tensor in weights.values())) as temporary:
+            model.save_pretrained(temporary, state_dict=weights)
+            read_tokenizer(model_folder(teacher)).save_pretrained(temporary)
+            own = teacher.model_copy(
+                update={"source": "path", "name": str(temporary), "revision": None, "gguf_file": None}
+            )
+            check_cut(load_model(own), config.layers, expected)
+        facts = {"source": "pruned", "of": teacher.name, "layers": config.layers, "digest": digest}
+        write_json(card_path(folder), facts | {"dtype": config.dtype})
     return folder
 
 
@@ -141,6 +165,7 @@ FOLDERS: dict[str, Callable[[ModelConfig], Path]] = {
     "hub": fetched_folder,
     "gguf": converted_folder,
     "merged": merged_folder,
+    "pruned": pruned_folder,
 }
 
 

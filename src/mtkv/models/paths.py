@@ -104,8 +104,8 @@ def content_digest(config: ModelConfig) -> str:
     if config.source == "hub":
         card = read_card(hub_folder(config))
         return card["commit"] if card else cached_commit(config) or MISSING
-    if config.source == "merged":
-        parts = [content_digest(each) for each in config.merge]
+    if config.source in ("merged", "pruned"):
+        parts = [*map(content_digest, config.parts), *map(str, config.layers)]
         return MISSING if MISSING in parts else hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     if config.source == "gguf":
         path = gguf_path(config)

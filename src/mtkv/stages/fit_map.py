@@ -63,7 +63,7 @@ def calibrate_map(
     reader = load_tokenizer(student), load_model(student)
     fit_x, fit_y, _ = matched_kv(*reader, store, align.time, fit)
     similarity = layer_similarity(fit_x, fit_y) if align.layers == "cka" else None
-    weights = layer_weights(align.layers, *sizes, similarity, align.cka_top_k)
+    weights = layer_weights(align.layers, *sizes, similarity, align.cka_top_k, student.layers)
     stored = torch.from_numpy(weights[:, store.layers]).float()
     x = combine_layers(fit_x, stored)
     method = "ridge" if align.trained else align.map
@@ -96,7 +96,7 @@ def open_teacher(
     """The teacher's store, checked against its checksums, or the teacher itself."""
     if store_folder is not None:
         return KVStore(store_folder, verify=True)
-    layers = stored_layers([align.layers], model_layers(teacher), model_layers(student))
+    layers = stored_layers([align.layers], model_layers(teacher), model_layers(student), student.layers)
     return OnlineTeacher(load_model(teacher), load_tokenizer(teacher), rows, layers, BATCH_SIZE)
 
 

@@ -116,6 +116,7 @@ def train_arm(
             eval_dataset=validation,
             data_collator=train.collate,
             teachers=kv.teachers if kv else [],
+            phases=training.phases,
             policy=policy or CheckpointPolicy(),
         )
         take_over(trainer, layout.strategy, training.dtype)

@@ -90,13 +90,14 @@ class LossTerm:
     """A term of the loss, declared once, where it is computed: its name in the log and what its value is a mean over (`KINDS`).
 
     Example: `CE = LossTerm("ce", "targets")`; then `CE(value, weight=0.5)` is {"ce": value, "part.ce": 0.5 · value}, the second
-    what it adds to the loss. `owner`: who declares it, where that is not this package. Raises ValueError for another kind, and where the
-    name is another term's already.
+    what it adds to the loss. `owner`: who declares it, where that is not this package; `factor`: which of a phase's factors multiplies it
+    (ce, kv; None: neither). Raises ValueError for another kind, and where the name is another term's already.
     """
 
     name: str
     mean_over: str
     owner: str = "mtkv"
+    factor: str | None = "ce"
 
     def __post_init__(self) -> None:
         if self.mean_over not in KINDS:

@@ -5,8 +5,8 @@ It stops at the first loss or gradient that is not finite: what follows would be
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -27,8 +27,12 @@ from mtkv.training.data_parallel import (
 )
 from mtkv.training.gradient_shares import KV_FACTOR, balanced_loss, gradient_shares
 from mtkv.training.metrics import MetricAccumulator, sum_metrics
+from mtkv.training.phases import in_phase, phase_weights
 from mtkv.training.resume import ResumableTrainer
 from mtkv.training.step_statistics import Pooled, looked_at, pooling
+
+if TYPE_CHECKING:
+    from mtkv.config.phases import Phase
 
 GROUPED = "group_by_length"  # transformers' name
 DIVERGED = (
@@ -38,13 +42,13 @@ TRAINER_NAMES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lea
 
 
 class DistillationTrainer(ResumableTrainer):
-    """Trains a `Distiller`. `teachers` names the columns of the routing weights."""
+    """Trains a `Distiller`. `teachers` names the columns of the routing weights; `phases` change what its losses weigh."""
 
-    def __init__(self, *, teachers: list[str], **kwargs: Any) -> None:
+    def __init__(self, *, teachers: list[str], phases: Sequence["Phase"] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # Else the Trainer takes the forward's `**context` for its own and adds up accumulated batches where it should average them.
         self.model_accepts_loss_kwargs = False
-        self.teachers = teachers
+        self.teachers, self.phases = teachers, phases
         self.rows: Any = kwargs["train_dataset"]
         self.distiller: Any = self.model
         self.shares_every = int(self.args.eval_steps or 1)
@@ -96,16 +100,20 @@ class DistillationTrainer(ResumableTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The model's `loss`; on the way, keep its terms for the next log line."""
-        if self.distiller.supervision is not None:
-            self.distiller.supervision.progress = self.state.global_step / max(1, self.state.max_steps)
+        supervision, progress = self.distiller.supervision, self.state.global_step / max(1, self.state.max_steps)
+        if supervision is not None:
+            supervision.progress = progress
         with pooling(self.pooled):
             terms = model(**inputs)
+        weights = phase_weights(self.phases, progress) if model.training else {}
+        if weights:
+            terms = in_phase(terms, weights)
         here = amounts(inputs)
         terms = of_whole_step(terms, here, self.mean_amounts)
         check_finite(f"step {self.state.global_step + 1}", terms)
         if model.training:
             terms |= self._balanced(terms)
-            self.terms = self._readable(terms)
+            self.terms = self._readable(terms) | {f"weight.{name}": weight for name, weight in weights.items()}
             self.counters.add_batch(int(inputs["attention_mask"].sum()), here["rows"], self.terms)
             if self.state.global_step % self.shares_every == 0 and not (
                 self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -203,6 +211,6 @@ def training_log(history: list[dict[str, float]]) -> pd.DataFrame:
         step = int(line["step"])
         for name, value in sorted(line.items()):  # a resumed run's log was read from a file that is sorted
             split, term = ("val", name.removeprefix("eval_")) if name.startswith("eval_") else ("train", name)
-            if term in TRAINER_NAMES or term in LOSS_TERMS or term.startswith(("route.", "share.")):
+            if term in TRAINER_NAMES or term in LOSS_TERMS or term.startswith(("route.", "share.", "weight.")):
                 rows.append({"step": step, "split": split, "term": term, "value": float(value)})
     return pd.DataFrame(rows, columns=["step", "split", "term", "value"])

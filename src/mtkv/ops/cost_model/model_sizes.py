@@ -46,35 +46,43 @@ def model_size(config: "ModelConfig") -> ModelSize | None:
     folder = local_folder(config)
     if folder is None or not (folder / "config.json").is_file():
         return None
-    return folder_size(folder, config.trust_remote_code)
+    return folder_size(folder, config.trust_remote_code, tuple(config.layers))
 
 
 @cache
-def folder_size(folder: Path, trust_remote_code: bool = False) -> ModelSize | None:
-    """The size of the model in a Hugging Face folder; None for a config that says no number of layers or heads."""
+def folder_size(folder: Path, trust_remote_code: bool = False, kept: tuple[int, ...] = ()) -> ModelSize | None:
+    """The size of the model in a Hugging Face folder, or where `kept` names some of its layers of a model of those; None for a config that
+    says no number of layers or heads."""
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = settings.get("text_config") or settings
     layers, heads, queries = (_first(text, names) for names in (LAYERS, HEADS, QUERY_HEADS))
     head_dim = _first(text, HEAD_DIM) or (_first(text, HIDDEN) // queries if queries else 0)
-    parameters = stored_parameters(folder) or (built_parameters(folder, trust_remote_code) if layers else 0)
+    parameters = stored_parameters(folder, kept) or (built_parameters(folder, trust_remote_code, kept) if layers else 0)
     if not (layers and heads and head_dim and parameters):
         return None
     hidden, vocabulary = (_first(text, names) or 1 for names in (HIDDEN, ("vocab_size",)))
-    return ModelSize(parameters, layers, heads, heads * head_dim, hidden, vocabulary)
+    return ModelSize(parameters, len(kept) or layers, heads, heads * head_dim, hidden, vocabulary)
 
 
-def stored_parameters(folder: Path) -> int:
+def is_kept(name: str, kept: tuple[int, ...]) -> bool:
+    """Whether a weight is of one of the layers `kept`, or of none; all are where `kept` is empty. A weight's layer is the first number in
+    its name."""
+    layer = next((int(part) for part in name.split(".") if part.isdecimal()), None)
+    return not kept or layer is None or layer in kept
+
+
+def stored_parameters(folder: Path, kept: tuple[int, ...] = ()) -> int:
     """Numbers in the safetensors files of a folder, by their headers (u64 length, then JSON); 0 without such files."""
     shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             header = json.loads(file.read(*struct.unpack("<Q", file.read(8))))
         shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    return sum(prod(shape) for shape in shapes.values())
+    return sum(prod(shape) for name, shape in shapes.items() if is_kept(name, kept))
 
 
 @cache
-def built_parameters(folder: Path, trust_remote_code: bool = False) -> int:
+def built_parameters(folder: Path, trust_remote_code: bool = False, kept: tuple[int, ...] = ()) -> int:
     """Parameters of the model that a folder's config describes, built on the meta device; 0 where transformers cannot build it."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -89,7 +97,7 @@ def built_parameters(folder: Path, trust_remote_code: bool = False) -> int:
     except (ValueError, OSError, ImportError, KeyError):
         return 0
     model.tie_weights()
-    return sum(weight.numel() for weight in model.parameters())
+    return sum(weight.numel() for name, weight in model.named_parameters() if is_kept(name, kept))
 
 
 def _first(settings: Mapping[str, Any], names: tuple[str, ...]) -> int:
@@ -97,8 +105,8 @@ def _first(settings: Mapping[str, Any], names: tuple[str, ...]) -> int:
 
 
 def local_folder(config: "ModelConfig") -> Path | None:
-    if config.source == "merged":
-        return local_folder(config.merge[0])
+    if config.parts:
+        return local_folder(config.parts[0])
     if config.source == "pocket":
         return pocket_folder(config.name)
     if config.source == "path":

@@ -148,7 +148,8 @@ def _teacher_kv(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str,
     tokens = amounts.read / params["shards"] * amounts.tokens(teacher)
     from mtkv.align.layers import stored_layers  # numpy, which `mtkv status` does without
 
-    layers = len(stored_layers(params["layers"], reader.layers, student.layers))
+    origin = params["student"]["config"].get("layers", ())
+    layers = len(stored_layers(params["layers"], reader.layers, student.layers, origin))
     importance = layers * 2 * reader.kv_heads if params["importance"] else 0
     written = tokens * (layers * 2 * reader.kv_width * BYTES[params["dtype"]] + importance)
     return Work(2 * reader.parameters * tokens, params["teacher"]["config"]["dtype"], written=written)
