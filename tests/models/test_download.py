@@ -72,6 +72,16 @@ def test_what_is_there_is_not_asked_for_again(hub):
     assert len(hub.asked) > asked
 
 
+def test_a_student_cut_from_a_teacher_that_is_not_here_yet_is_fetched_with_it(hub, tmp_path):
+    cut = {"source": "pruned", "name": "cut", "teacher": model(), "layers": [0, 2]}
+    student = ModelConfig.model_validate(cut)
+    assert content_digest(student) == "missing"
+    fetch_models({"student": student, "teacher": model()}, tmp_path / "manifest.json")
+    hub.repositories.clear()
+    assert load_model(student).config.num_hidden_layers == 2
+    assert content_digest(student) not in ("missing", content_digest(model()))
+
+
 def test_one_gated_one_missing_and_one_wrong_revision_cost_no_other(hub, source, tmp_path):
     models = {
         "student": model("meta/gated"),

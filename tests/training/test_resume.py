@@ -106,7 +106,7 @@ def test_a_training_killed_100_times_gives_the_very_model_of_an_undisturbed_one(
         ("lora", None, {"lora": LoraConfig(rank=2, dropout=0.1)}, 2),
         ("gaussian", {"control": "gaussian", "fusion": {"strategy": "learnable"}}, {}, 2),
         ("trained map", {"align": {"map": "linear"}, "control": "shuffle_time"}, {}, 3),
-        ("phases", {}, {"logging_steps": 1, "phases": PHASES}, 2),
+        ("phases", {"control": "shuffle_items"}, {"logging_steps": 1, "phases": PHASES}, 2),
     ],
 )
 def test_every_kind_of_arm_goes_on_to_the_same_result(study, tmp_path, name, arm, changes, cut_at):
