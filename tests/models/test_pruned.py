@@ -1,7 +1,9 @@
 """Students cut from a teacher: they compute what the teacher does with the other layers skipped by hand, for every architecture."""
 
 import json
+import re
 
+import pandas as pd
 import pytest
 import torch
 from conftest import ARCHITECTURES
@@ -133,8 +135,6 @@ def test_a_map_by_origin_reads_the_layers_that_it_was_cut_from(tmp_path):
         errors[layers] = study.facts[path.stem]
     assert errors["origin"]["layer_map"] == [0, 2]
     assert errors["last_aligned"]["layer_map"] == [1, 2]
-    import pandas as pd
-
     probe = pd.read_parquet(study.map("qwen3", AlignConfig(layers="origin", map="identity")).with_suffix(".probe"))
     identity = probe[probe["method"] == "identity"].groupby("layer")["error"].max()
     assert identity[0] < 1e-5  # K and V of the first layer depend on the token alone, whatever lies above
@@ -162,6 +162,10 @@ def problems(student=STUDENT, teachers=None, arm=ORIGIN):
         ({"student": STUDENT | {"teacher": "qwen"}}, "student.teacher: 'qwen' is not a teacher id; .*mean 'qwen2'"),
         ({"student": STUDENT | {"layers": []}}, "student.layers: not given, but source pruned needs it"),
         ({"student": STUDENT | {"layers": [4, 0]}}, r"student.layers: \[4, 0\] is not in the teacher's order"),
+        (
+            {"student": STUDENT | {"layers": [0, 5]}},
+            r"student.layers\[1\]: 5 is not a layer of 'qwen2'; allowed: 0 to 4",
+        ),
         ({"student": STUDENT | {"layers": [0, 0]}}, "student.layers: 0 given more than once"),
         ({"student": STUDENT | {"source": "path"}}, "student.teacher: given, but source is path; only pruned has it"),
         (
@@ -180,7 +184,5 @@ def problems(student=STUDENT, teachers=None, arm=ORIGIN):
     ],
 )
 def test_mistakes_are_said_before_anything_runs(changes, message):
-    import re
-
     found = problems(**changes)
     assert re.search(f"^{message}", found, re.MULTILINE) if message else found == ""

@@ -46,7 +46,7 @@ def plans(tmp_path_factory):
     for overlay in OVERLAYS:
         for model in models_of(overlay):
             if model.get("source") == "path":
-                (folder / model["name"]).mkdir(parents=True)
+                (folder / model["name"]).mkdir(parents=True, exist_ok=True)
                 (folder / model["name"] / "config.json").write_text("{}")
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src"), "MTKV_ASSETS": str(folder / "nothing")}
     command = [sys.executable, "-c", PLAN, *(f"config/studies/{overlay.name}" for overlay in OVERLAYS)]

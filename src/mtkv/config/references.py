@@ -1,5 +1,6 @@
 """Checks between sections: every arm, teacher, dataset and folder that a config names must exist."""
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from mtkv.config.models import ModelConfig
 if TYPE_CHECKING:
     from mtkv.config.study import Study
 
+POCKET = Path(__file__).parents[1] / "models" / "pocket"
 ASSETS = "assets"  # folder for models and data that a study brings along; not in git
 CLAIM_ARMS = ("arm", "baseline", "twin", "reference")
 
@@ -27,6 +29,7 @@ def reference_problems(study: "Study", arms: Iterable[str], teachers: Iterable[s
     return [
         *_dataset_problems(study),
         *_model_problems(study),
+        *_cut_problems(study),
         *_arm_problems(study, teachers),
         *_dtype_problems(study),
         *_style_problems(study),
@@ -69,6 +72,24 @@ def _gguf_problems(loc: Loc, model: ModelConfig) -> Iterator[Problem]:
         wanted = model.gguf_file or model.name
         field = "gguf_file" if folder and model.gguf_file else "name"
         yield Problem((*loc, field), f"{show(wanted)} is not a file; source gguf needs an existing GGUF file")
+
+
+def _cut_problems(study: "Study") -> Iterator[Problem]:
+    """Layers that the teacher of a pruned student has not; loading reports them of a teacher that is still to be fetched or converted."""
+    teacher = study.student.teacher
+    folders = {"pocket": POCKET, "path": Path()}
+    if teacher is None or teacher.source not in folders:
+        return
+    try:
+        settings = json.loads((folders[teacher.source] / teacher.name / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    text = settings.get("text_config") or settings
+    count = next((text[name] for name in ("num_hidden_layers", "n_layer") if name in text), None)
+    for index, layer in enumerate(study.student.layers):
+        if count is not None and layer >= count:
+            message = f"{layer} is not a layer of {teacher.name!r}; allowed: 0 to {count - 1}"
+            yield Problem(("student", "layers", index), message)
 
 
 def _folder(name: str) -> Path | None:
