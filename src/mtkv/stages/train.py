@@ -157,7 +157,9 @@ def training_rows(run: TrainingRun, stream: bool) -> tuple[list[RowFile], list[p
     """
     styles, limits = run.training.styles, (run.training.rows, run.training.eval_rows)
     where = f"{run.train_rows} and {run.validation_rows.name}"
-    files = [RowFile(path, styles, most) for path, most in zip((run.train_rows, run.validation_rows), limits, strict=True)]
+    files = [
+        RowFile(path, styles, most) for path, most in zip((run.train_rows, run.validation_rows), limits, strict=True)
+    ]
     if stream:
         check_streamable(run.teachers, run.latent)
         check_files(files, where)
