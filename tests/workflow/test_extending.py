@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,10 @@ from mtkv.config.evaluation import EvaluationConfig
 from mtkv.config.kv import KVConfig
 from mtkv.config.study import read_study
 from mtkv.data.build import build_data
+from mtkv.data.items import Item
+from mtkv.data.mixture import usable_questions
 from mtkv.data.sources import source_of
+from mtkv.data.splits import TestTexts
 from mtkv.distill.controls import CONTROLS, Control, control_of
 from mtkv.distill.row_match import RowMatch
 from mtkv.distill.teacher_kv import TeacherFiles
@@ -38,7 +42,7 @@ from mtkv.kv.store import write_index
 from mtkv.models.load import model_layers
 from mtkv.provenance import code_digest as code
 from mtkv.provenance.files import write_json
-from mtkv.registry import FOLDERS
+from mtkv.registry import FOLDERS, load
 from mtkv.stages.compare import compare
 from mtkv.stages.fit_map import MapFiles, calibrate_map
 from mtkv.stages.predict import ModelSource, predict
@@ -232,16 +236,61 @@ def test_a_dataset_is_trained_on_and_answered(run):
     assert json.loads((run / "scores/mine/seed42/letters.json").read_text())["status"] != "failed"
 
 
-def test_a_source_and_a_benchmark_of_files(folder):
+EXTRA = {"riddles": "mine:RIDDLES", "quiz": "mine:QUIZ"}
+
+
+def of_files(folder, *more):
+    """The config of a mixture of the page's source and benchmark, whose files hold `more` records behind 80 good ones."""
     for name, split in (("riddles", "train"), ("quiz", "test")):
         records = [{"q": f"What is {name} {i}?", "why": "It is so.", "a": str(i)} for i in range(80)]
         path = folder / f"files/{name}/{split}.jsonl"
         path.parent.mkdir(parents=True)
-        path.write_text("\n".join(map(json.dumps, records)))
+        path.write_text("\n".join(map(json.dumps, [*records, *more])))
     sizes = {"train_rows": 12, "validation_rows": 2, "calibration_rows": 2, "test_items": 5}
-    extra = {"riddles": "mine:RIDDLES", "quiz": "mine:QUIZ"}
     given = {"mixture": "multi_reasoning_cot_direct", "folder": str(folder / "files"), "sources": ["riddles"]}
-    config = DataConfig.model_validate(given | sizes | {"extra": extra})
+    return DataConfig.model_validate(given | sizes | {"extra": EXTRA})
+
+
+def test_records_that_hold_no_text_are_unusable_named_and_counted(study, tmp_path):
+    """The page's readers check nothing."""
+    good = {"q": "How many are left?", "why": "One went.", "a": "9"}
+    values = [None, float("nan"), 12, ["a"], "half of \ud83d", " "]
+    bad = [
+        good | {field: value} for field in good for value in values if (field, value) != ("why", " ")
+    ]  # no reasoning
+    config = of_files(tmp_path, *bad)
+    facts = build_data(config, ["quiz"], tmp_path)
+    assert facts["sources"]["riddles"] == {"records": 97, "unusable": 17, "repeated": 0, "usable": 80}
+    reasons = usable_questions(source_of("riddles", EXTRA), config, TestTexts([]))[2].reasons
+    assert [re.search(r"train\.jsonl, record (\d+): ", said)[1] for said in reasons] == [str(n) for n in range(80, 97)]
+    assert facts["asked"] == {}
+    assert re.match(r"quiz: 12 records cannot be asked: .*test\.jsonl, record 80: ", facts["unavailable"]["quiz"])
+    rows = pd.concat(pd.read_parquet(tmp_path / f"{split}.parquet") for split in ("train", "val", "calibration"))
+    assert not rows["target"].str.contains("nan|None", regex=True).any()
+
+
+def test_options_and_what_lm_eval_reads_are_text_too(study, tmp_path, monkeypatch):
+    config = of_files(tmp_path)
+    quiz = load("mine:QUIZ")
+    mine = sys.modules["mine"]
+    wrong = {"choices": ("a", float("nan")), "gold": 0}, {"choices": ("a", "b"), "gold": 2}, {"gold": 0}, {"cluster": 3}
+    for change in wrong:
+        item = {"question": "q", "reasoning": "", "answer": "a", "cluster": ""} | change
+        own = replace(quiz, item=lambda record, part, item=item: Item(**item))
+        monkeypatch.setattr(mine, "QUIZ", own)
+        assert "80 records cannot be asked" in build_data(config, ["quiz"], tmp_path)["unavailable"]["quiz"], change
+    for value in (float("nan"), "half of \ud83d"):  # in a field that lm-eval reads and the item does not
+        told = replace(own, document=lambda record, value=value: record | {"hint": value})
+        told = replace(told, item=lambda record, part: Item(record["q"], "", "a", ""), fields=("q", "hint"))
+        monkeypatch.setattr(mine, "QUIZ", told)
+        assert "80 records cannot be asked" in build_data(config, ["quiz"], tmp_path)["unavailable"]["quiz"]
+    monkeypatch.setattr(mine, "RIDDLES", replace(mine.RIDDLES, item=lambda record: None))  # a return that was forgotten
+    with pytest.raises(ValueError, match=r"riddles: none of its 80 records is usable.*train\.jsonl, record 0: "):
+        build_data(config, [], tmp_path)
+
+
+def test_a_source_and_a_benchmark_of_files(folder):
+    config = of_files(folder)
     assert config.datasets[-1] == "quiz"
     build_data(config, list(config.datasets), folder / "real")
     assert set(pd.read_parquet(folder / "real/train.parquet")["dataset"]) == {"riddles"}
@@ -250,7 +299,7 @@ def test_a_source_and_a_benchmark_of_files(folder):
     assert len(task.questions) == 5
     assert task.eval_docs[0]["q"].startswith("What is quiz")
     with pytest.raises(ValueError, match=r"data.extra.quiz: mine:QUIZ is a Benchmark; data.sources needs a Source"):
-        source_of("quiz", extra)
+        source_of("quiz", EXTRA)
 
 
 def test_a_figure_is_on_the_page(run, study, monkeypatch):

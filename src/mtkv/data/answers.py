@@ -68,8 +68,10 @@ def as_text(value: Any) -> str:
     """`value` unchanged. Raises AnswerError unless it is a string (not null, a number, NaN, a list) that UTF-8 can encode."""
     if not isinstance(value, str):
         raise AnswerError(f"{reprlib.repr(value)} is not text")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise AnswerError(f"{reprlib.repr(value)} holds half a character (a lone surrogate)")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise AnswerError(f"{reprlib.repr(value)} holds half a character (a lone surrogate)") from None
     return value
 
 

@@ -9,6 +9,8 @@ from functools import wraps
 from random import Random
 from typing import Literal
 
+from mtkv.data.answers import AnswerError, as_text, text
+
 Language = Literal["en", "zh"]
 Answering = Literal["generation", "choice"]
 
@@ -19,7 +21,9 @@ OPTION_COUNT = 4
 class Item:
     """One question. `choices` is empty and `gold` is -1 when the answer is to be generated.
 
-    `cluster` names the template: items of one cluster are alike, so statistics may resample clusters instead of items.
+    `cluster` names the template: items of one cluster are alike, so statistics may resample clusters instead of items. Raises
+    AnswerError, whoever makes the item, for a field that is no text (null, a number, NaN, half a character), for a blank question or
+    answer and for a `gold` that is none of the choices.
     """
 
     question: str
@@ -28,6 +32,12 @@ class Item:
     cluster: str
     choices: tuple[str, ...] = ()
     gold: int = -1
+
+    def __post_init__(self) -> None:
+        for written in (text(self.question), self.reasoning, text(self.answer), self.cluster, *self.choices):
+            as_text(written)
+        if self.gold not in (range(len(self.choices)) if self.choices else (-1,)):
+            raise AnswerError(f"gold {self.gold!r} is the number of none of the {len(self.choices)} choices")
 
 
 Template = Callable[[Random], Item]

@@ -97,19 +97,22 @@ def usable_questions(
     """
     folder = Path(config.folder) if config.folder else None
     parts = load_origin(source.origin, source.split, folder, config.revisions.get(source.name))
-    items, unusable = [], Unusable(source.fields)
+    items: list[Question] = []
+    unusable = Unusable(source.fields)
     counts: Counter[str] = Counter(records=0)
     for part in parts.values():
         check_fields(source.name, part, source.fields)
         for index, record in enumerate(part):
             with unusable.unless_read(part, index):
-                items.append((counts["records"], source.item(record)))
+                item = source.item(record)
+                digest = question_hash(item.question)
+                items.append(Question(source.name, source.language, counts["records"], digest, item))
             counts["records"] += 1
     if unusable:
         counts["unusable"] = len(unusable)
     found: list[Question] = []
-    for number, item in items:
-        question = Question(source.name, source.language, number, question_hash(item.question), item)
+    for question in items:
+        item = question.item
         shared = tests.shares(item.question, f"{item.question} {item.reasoning} {item.answer}")
         if shared:
             counts[f"contaminated_{shared}"] += 1

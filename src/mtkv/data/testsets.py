@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 
 from mtkv.config.data import DataConfig
-from mtkv.data.answers import AnswerError
+from mtkv.data.answers import AnswerError, as_text
 from mtkv.data.benchmarks import Benchmark, asked
 from mtkv.data.items import Item
 from mtkv.data.loading import DataFileError, Record, Records, load_origin
@@ -71,9 +72,9 @@ def read_benchmark(benchmark: Benchmark, config: DataConfig) -> TestSet:
     read, unusable = _read(benchmark, load_origin(benchmark.origin, benchmark.split, folder, revision))
     if unusable:
         raise DataFileError(f"{benchmark.name}: {len(unusable)} records cannot be asked: {unusable}")
-    tests = TestTexts(asked(item, document) for pairs in read.values() for item, document in pairs)
+    tests = TestTexts(each.asked for found in read.values() for each in found)
     # Parts alternate, so that the first n questions come from all of them; the order within each part is the file's.
-    tables = zip_longest(*(_questions(benchmark, part, pairs) for part, pairs in read.items()))
+    tables = zip_longest(*(_questions(benchmark, part, found) for part, found in read.items()))
     turns = [row for rows in tables for row in rows if row is not None]
     first: dict[str, str] = {}
     for row in turns:
@@ -94,10 +95,10 @@ def _with_examples(
     """
     read, unusable = _read(benchmark, splits)
     examples, counts, dropped = [], Counter[str](), {}
-    for part, pairs in read.items():
-        shared = [tests.shares(text, text) for text in (asked(item, document) for item, document in pairs)]
-        kept = [document for (_, document), found in zip(pairs, shared, strict=True) if found != "text"]
-        examples += [{"part": part, "document": _written(benchmark, document)} for document in kept]
+    for part, found in read.items():
+        shared = [tests.shares(each.asked, each.asked) for each in found]
+        kept = [each.written for each, what in zip(found, shared, strict=True) if what != "text"]
+        examples += [{"part": part, "document": written} for written in kept]
         dropped[part] = len(splits[part]) - len(kept)
         counts += Counter(contaminated_text=shared.count("text"), shares_ngram=shared.count("ngram"), usable=len(kept))
     if splits:
@@ -151,9 +152,18 @@ def unavailable(path: Path) -> str | None:
     return parquet_note(path, UNAVAILABLE)
 
 
-def _read(benchmark: Benchmark, splits: Mapping[str, Records]) -> tuple[dict[str, list[tuple[Item, Record]]], Unusable]:
-    """For each part the records that can be asked, as (item, lm-eval's record), and the unusable ones."""
-    read: dict[str, list[tuple[Item, Record]]] = {part: [] for part in splits}
+class ReadRecord(NamedTuple):
+    """A record that can be asked: its question, lm-eval's record, that in JSON, and the text by which the leakage check knows it."""
+
+    item: Item
+    document: Record
+    written: str
+    asked: str
+
+
+def _read(benchmark: Benchmark, splits: Mapping[str, Records]) -> tuple[dict[str, list[ReadRecord]], Unusable]:
+    """For each part the records that can be asked, and the unusable ones."""
+    read: dict[str, list[ReadRecord]] = {part: [] for part in splits}
     unusable = Unusable(benchmark.fields)
     for part, records in splits.items():
         for index, record in enumerate(records):
@@ -161,25 +171,27 @@ def _read(benchmark: Benchmark, splits: Mapping[str, Records]) -> tuple[dict[str
                 document = benchmark.document(record)
                 if lacking := [field for field in benchmark.fields if field not in document]:
                     raise AnswerError(f"there is no {', '.join(lacking)}")
-                read[part].append((benchmark.item(document, part), document))
+                item, written = benchmark.item(document, part), _written(benchmark, document)
+                read[part].append(ReadRecord(item, document, written, asked(item, document)))
     return read, unusable
 
 
-def _questions(benchmark: Benchmark, part: str, read: list[tuple[Item, Record]]) -> list[Record]:
+def _questions(benchmark: Benchmark, part: str, read: list[ReadRecord]) -> list[Record]:
     single = len(benchmark.origin.configs) == 1
     rows = []
-    for index, (item, document) in enumerate(read):
+    for index, (item, document, written, _) in enumerate(read):
         name = f"{benchmark.name}-{index:05d}" if single else f"{benchmark.name}-{part}-{index:04d}"
         # The options of some benchmarks are fields of the record, their choices the letters.
         options = sorted(str(document.get(choice, choice)) for choice in item.choices)
         rows.append(
             test_row(name, item, question_hash(item.question))
             | {"same_as": question_hash("\n".join([item.question, *options]))}
-            | {"part": part, "document": _written(benchmark, document)}
+            | {"part": part, "document": written}
         )
     return rows
 
 
 def _written(benchmark: Benchmark, document: Record) -> str:
-    """The fields of a record that lm-eval reads, as JSON; other fields may not be JSON-able."""
-    return json.dumps({field: document[field] for field in benchmark.fields}, ensure_ascii=False)
+    """The fields of a record that lm-eval reads, as JSON; others may not be JSON-able. Raises ValueError for NaN and half characters."""
+    written = json.dumps({field: document[field] for field in benchmark.fields}, ensure_ascii=False, allow_nan=False)
+    return as_text(written)
