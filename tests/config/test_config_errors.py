@@ -300,6 +300,17 @@ def test_one_mistake(raw: dict[str, Any], path: str, value: Any, where: str, fra
     assert sum(line.startswith(f"{where}: ") for line in lines) == 1
 
 
+@pytest.mark.parametrize(("path", "value"), [("loss.share", 0.3), ("control", "random_direction")])
+def test_what_is_weighed_in_each_pass_refuses_steps_of_several(raw: dict[str, Any], path: str, value: Any) -> None:
+    edit(raw, f"arms.fixed.kv.{path}", value)
+    load_study(raw)
+    edit(raw, "arms.fixed.training.gradient_accumulation", 2)
+    start = "arms.fixed.training.gradient_accumulation: 2 given, but "
+    (line,) = (line for line in lines_of(raw) if line.startswith(start))
+    assert path.rpartition(".")[2] in line
+    assert "allowed with it: 1, with a larger batch_size" in line
+
+
 def test_all_mistakes_at_once(raw: dict[str, Any]) -> None:
     """A mistake in one place hides none in another, also not between wrong values and references that lead nowhere."""
     edit(raw, "data.train_rows", 0)

@@ -95,6 +95,14 @@ def test_a_step_is_one_however_it_is_cut(study, arm):
             )
 
 
+@pytest.mark.parametrize("name", ["share", "control"])
+def test_what_is_weighed_in_each_pass_refuses_a_step_of_several(study, name):
+    """Also for a control of one's own, which the config does not look into."""
+    changes = {"share": {"loss": {"share": 0.3}}, "control": {"control": "random_direction"}}[name]
+    with pytest.raises(NotImplementedError, match=r"steps of one pass \(gradient_accumulation 1\)"):
+        train(study, name, (4, 2), kv=kv(**changes))
+
+
 def test_every_term_of_the_loss_is_among_the_arms():
     assert set().union(*TERMS.values()) == set(LOSS_TERMS) - {
         KV_FACTOR.name

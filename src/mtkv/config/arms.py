@@ -168,6 +168,18 @@ class Arm(Section):
         return self
 
     @model_validator(mode="after")
+    def _balanced_steps_are_one_pass(self) -> Self:
+        share = "kv.loss.share" if self.kv and self.kv.loss.share is not None else ""
+        what = share or ("control random_direction" if self.kv and self.kv.control == "random_direction" else "")
+        if what and self.training and self.training.gradient_accumulation > 1:
+            message = (
+                f"{self.training.gradient_accumulation} given, but {what} is of the gradient of one forward pass, so a step would "
+                "depend on how its rows are cut; allowed with it: 1, with a larger batch_size (gradient_checkpointing saves memory)"
+            )
+            raise problem(message, "training", "gradient_accumulation")
+        return self
+
+    @model_validator(mode="after")
     def _view_fits(self) -> Self:
         if self.latent is None:
             if self.kv and OWN_TEACHER in self.kv.teachers:

@@ -144,7 +144,8 @@ class KVLossConfig(Section):
         default=None,
         gt=0,
         description="The KV loss is weighed anew at every step, so that the norm of its gradient on the student is this share of that of "
-        "the other losses; the weights then only say what counts within it. null: by its weights. Costs two more backward passes.",
+        "the other losses; the weights then only say what counts within it. null: by its weights. Costs two more backward passes; needs "
+        "gradient_accumulation 1.",
     )
     beta: float = Field(
         default=0.0, ge=0, description="Weight of 1 − centred cosine similarity, over keys and values together."
@@ -222,7 +223,7 @@ class KVConfig(Section):
         default="none",
         description="What replaces the teachers' KV to test whether its content matters; none: nothing does. zero_weight: the KV "
         "loss counts nothing. projector_only: it trains the map and not the student. random_direction: the student gets a gradient of "
-        "the KV loss's norm in a random direction.",
+        "the KV loss's norm in a random direction; it needs gradient_accumulation 1.",
     )
 
     @property

@@ -126,13 +126,14 @@ class DistillationTrainer(ResumableTrainer):
     def _balanced(self, terms: dict[str, Any]) -> dict[str, Any]:
         """`loss` with the KV terms at their share of the gradient, and `kv_factor`; nothing where neither share nor control asks for it.
 
-        Raises NotImplementedError where a process has a part of the weights only."""
+        Raises NotImplementedError where a process has a part of the weights only, or a pass a part of the step."""
         supervision = self.distiller.supervision
         if supervision is None or (supervision.config.loss.share is None and not supervision.control.random_direction):
             return {}
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.gradient_accumulation_steps > 1:
             raise NotImplementedError(
-                "kv.loss.share and control random_direction need whole weights: strategy single or ddp"
+                "kv.loss.share and a control with random_direction need whole weights (strategy single or ddp) and steps of one pass "
+                "(gradient_accumulation 1)"
             )
         kv = sum(terms[PART + name] for name in supervision.matching_terms if PART + name in terms)
         loss, factor = balanced_loss(
