@@ -163,6 +163,22 @@ def test_what_an_adapter_left_is_not_evaluated_with_random_weights(llama, latent
         load_folder(llama)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
+        "base_model.model.lm_head.weight",
+        "transformer.h.0.attn.q_proj.lora_B.weight",
+        "module.model.norm.weight",
+    ],
+)
+def test_tensors_of_a_wrapper_beside_complete_weights_are_refused(llama, name):
+    """transformers would leave them out with a warning: an adapter that somebody trained and never merged."""
+    save_file(load_file(llama / WEIGHTS) | {name: torch.ones(2, 2)}, llama / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"1 weights are in its files, but in no place .*{re.escape(name)}"):
+        load_folder(llama)
+
+
 def test_a_missing_shard_is_named(llama):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": WEIGHTS}}
     (llama / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -72,13 +72,16 @@ def load_checked(auto: Any, folder: Path, **options: Any) -> Any:
 
 
 UNREAD = ("pooler.",)  # weights that may be missing: the pooling head of encoders, through which no KV passes
+# What training leaves beside complete weights when it saves its wrapper: an adapter that was not merged, a second copy.
+WRAPPED = re.compile(r"^(base_model|module|_orig_mod)\.|(^|\.)lora_")
 # Tensors in older files that are no weights: causal masks, position tables and version numbers, which models compute themselves now.
 RECOMPUTED = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|(original_)?inv_freq|position_ids|version)$")
 
 
 def check_loaded(folder: Path | str, model: PreTrainedModel, info: dict[str, Any]) -> None:
     """Raises ValueError when weights of the model were missing from its files or had other shapes (transformers would go on with random
-    numbers), or when the files hold more than the model (layers or biases that its config does not have, which it would ignore).
+    numbers), or when the files hold more than the model (layers or biases that its config does not have, an adapter that was not merged),
+    which it would ignore.
 
     `info` is transformers' loading info, which leaves out tied weights. Weights of a part that the model does not have are allowed:
     another head, the decoder of a model whose encoder is read.
@@ -88,7 +91,8 @@ def check_loaded(folder: Path | str, model: PreTrainedModel, info: dict[str, Any
     unused = [
         name
         for name in info["unexpected_keys"]
-        if (name.startswith(prefix) or name.partition(".")[0] in parts) and not RECOMPUTED.search(name)
+        if (name.startswith(prefix) or name.partition(".")[0] in parts or WRAPPED.search(name))
+        and not RECOMPUTED.search(name)
     ]
     names = {
         "missing in its files": info["missing_keys"],
