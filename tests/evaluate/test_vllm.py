@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,11 +61,14 @@ class LLM:
         new, text = [], ""
         while len(new) < settings["max_tokens"] and not any(stop in text for stop in settings["stop"]):
             with torch.no_grad():
-                new.append(int(self.model(torch.tensor([ids + new])).logits[0, -1].argmax()))
+                said = self.model(torch.tensor([ids + new])).logits[0, -1].float()
+            new.append(int(said.argmax()))
             if new[-1] in settings["stop_token_ids"]:  # it is not part of the text
                 break
             text = self.tokenizer.decode(new)
-        return SimpleNamespace(outputs=[SimpleNamespace(text=text)])
+        # vLLM adds up what it says only when it is asked for log-probabilities, and those of NaN are NaN
+        total = float(said.log_softmax(-1)[new].sum()) if settings.get("logprobs") else None
+        return SimpleNamespace(outputs=[SimpleNamespace(text=text, cumulative_logprob=total)])
 
 
 def module(name, **content):
@@ -164,6 +168,50 @@ def test_a_tokenizer_that_vllm_builds_by_its_class_is_refused(vllm, tmp_path, da
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
     with pytest.raises(ValueError, match=r"GPT2Tokenizer reads .* tokens that are not the \d+ of tokenizer\.json"):
         answers(folder, data_folder, study_tools.config(backend="vllm"), tmp_path, ["pocket_gpqa"], load=never)
+
+
+@pytest.mark.parametrize("fault", ["an adapter", "missing", "surplus"])
+def test_a_folder_that_transformers_would_refuse_never_reaches_vllm(
+    fault, vllm, tmp_path, data_folder, model_folders, study_tools
+):
+    folder = Path(shutil.copytree(model_folders["llama"], tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    if fault == "an adapter":
+        (folder / "adapter_config.json").write_text("{}")
+    elif fault == "missing":
+        del weights[name]
+    else:
+        weights[f"base_model.model.{name}"] = weights[name].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    said = {"an adapter": "holds an adapter", "missing": "1 weights are missing", "surplus": "base_model"}[fault]
+    with pytest.raises(ValueError, match=said):
+        answers(folder, data_folder, study_tools.config(backend="vllm"), tmp_path, ["pocket_gpqa"], load=never)
+    assert "arguments" not in vllm
+
+
+def test_a_model_of_nan_says_nothing_there_either(vllm, tmp_path, data_folder, model_folders, study_tools):
+    folder = Path(shutil.copytree(model_folders["llama"], tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], float("nan"))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    settings = study_tools.config(backend="vllm")
+    facts, _ = answers(folder, data_folder, settings, tmp_path, ["pocket_gsm8k"], load=never)
+    assert "the model's logits are not finite (nan)" in facts["failed"]["pocket_gsm8k"]
+
+
+def test_a_scaling_that_vllm_would_not_see_is_refused():
+    raw = yaml.safe_load((Path(__file__).parents[2] / "config/config.yaml").read_text(encoding="utf-8"))
+    untrained = {arm["model"] for arm in raw["arms"].values() if "model" in arm and arm.get("training") is None}
+    name = sorted(untrained & raw["teachers"]["models"].keys())[0]
+    scaling = {"method": "ntk", "factor": 2}
+    raw["teachers"]["models"][name]["rope_scaling"] = scaling
+    load_study(raw)
+    raw["evaluation"]["backend"] = "vllm"
+    with pytest.raises(ConfigError, match=rf"teachers\.models\.{name}\.rope_scaling: given, but arm .* as it comes"):
+        load_study(raw)
+    raw["teachers"]["models"][name]["rope_scaling"] = None
+    load_study(raw)
 
 
 def test_without_the_package_nothing_is_loaded(tmp_path, data_folder, model_folders, study_tools, monkeypatch):

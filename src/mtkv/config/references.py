@@ -31,6 +31,7 @@ def reference_problems(study: "Study", arms: Iterable[str], teachers: Iterable[s
         *_model_problems(study),
         *_cut_problems(study),
         *_arm_problems(study, teachers),
+        *_vllm_problems(study),
         *_dtype_problems(study),
         *_style_problems(study),
         *_stream_problems(study),
@@ -137,6 +138,18 @@ def _arm_problems(study: "Study", teachers: list[str]) -> Iterator[Problem]:
             ):
                 message = f"'origin' needs a student cut from teacher {teacher!r} (source: pruned); allowed: ratio and the others"
                 yield Problem(("arms", name, "kv", "align", "layers"), message)
+
+
+def _vllm_problems(study: "Study") -> Iterator[Problem]:
+    """vLLM reads a model's folder as it is; a trained one holds its scaling, one that is evaluated as it comes does not."""
+    models = {"student": study.student} | study.teachers.models if study.evaluation.backend == "vllm" else {}
+    for name, arm in study.arms.items():
+        model = models.get(arm.model)
+        if model and model.rope_scaling and arm.training is None:
+            loc: Loc = ("student",) if arm.model == "student" else ("teachers", "models", arm.model)
+            allowed = "null, with the scaling in the model's own config.json, or evaluation.backend hf"
+            message = f"given, but arm {name!r} evaluates this model as it comes, and vLLM would not see it; allowed: {allowed}"
+            yield Problem((*loc, "rope_scaling"), message)
 
 
 def _task_problems(study: "Study", place: tuple[str, str], part: KVConfig | LogitConfig | None) -> Iterator[Problem]:

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.vllm_causallms import VLLM
 from transformers import AutoConfig, GenerationConfig
 
 from mtkv.evaluate.batch_size import check_room
+from mtkv.evaluate.generation import checked
 from mtkv.evaluate.journal import Journal, in_chunks
 from mtkv.evaluate.loglikelihood import cut_texts
-from mtkv.models.integrity import check_tokenizer
+from mtkv.models.integrity import causal_class, check_tokenizer, check_weights, load_checked
 from mtkv.models.rope_scaling import context_length
 from mtkv.models.tokenization import read_prompts_as_rows
 
@@ -23,14 +25,22 @@ CHUNK = 1024  # requests that vLLM gets at a time: what it found is kept between
 
 
 class VllmModel(VLLM):
-    """`VLLM` that refuses to truncate, cuts continuations as `EvaluationModel` does, follows the model's repetition penalty and counts."""
+    """`VLLM` that refuses to truncate, cuts continuations as `EvaluationModel` does, follows the model's repetition penalty and counts.
+
+    Raises ValueError for a folder that transformers would not load, as `load_checked` does.
+    """
 
     def __init__(self, folder: Path, dtype: str | None, chat: bool) -> None:
+        settings = AutoConfig.from_pretrained(folder)
+        if getattr(settings, "quantization_config", None) is None:  # its names and shapes, in no memory
+            load_checked(causal_class(settings), folder, config=settings, device_map="meta")
+        else:
+            check_weights(folder)
         super().__init__(
             pretrained=str(folder),
             dtype=dtype or "auto",  # type: ignore[arg-type]
             batch_size="auto",
-            max_model_len=context_length(AutoConfig.from_pretrained(folder)),
+            max_model_len=context_length(settings),
             trust_remote_code=False,
         )
         check_tokenizer(folder, self.tokenizer)
@@ -63,7 +73,7 @@ class VllmModel(VLLM):
         encoded = self._encode([text for text, _ in texts])
         for ids, (_, settings) in zip(encoded, texts, strict=True):
             check_room(self.max_length, len(ids), settings["max_gen_toks"])
-        own = {"repetition_penalty": self.penalty, "stop_token_ids": [self.end_id]}
+        own = {"repetition_penalty": self.penalty, "stop_token_ids": [self.end_id], "logprobs": 1}
         asked = [
             Instance("generate_until", request.doc, (text, settings | own), request.idx)
             for request, (text, settings) in zip(requests, texts, strict=True)
@@ -78,6 +88,13 @@ class VllmModel(VLLM):
             return said
 
         return in_chunks(self, "texts", texts, CHUNK, work)
+
+    def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
+        """lm-eval's. Raises UnanswerableError where an answer has no log-probability: that of a token chosen from NaN is NaN."""
+        found = super()._model_generate(requests, generate, sampling_params)
+        if generate:
+            checked(torch.empty(0), torch.tensor([[each.outputs[0].cumulative_logprob] for each in found]))
+        return found
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         encoded: list[list[int]] = self.tok_encode(texts)
