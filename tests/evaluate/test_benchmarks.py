@@ -8,7 +8,7 @@ import lm_eval.tasks
 import pandas as pd
 import pytest
 import yaml
-from benchmark_files import lines, write_benchmarks, write_sources
+from benchmark_files import lines, whole, write_benchmarks, write_sources
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.metrics import exact_match_fn
@@ -194,6 +194,32 @@ def test_lm_eval_alone_says_the_same_to_the_last_item(case, files, data, model_f
         else:
             found = [response[0][0] for response in sample["resps"]]
             assert sorted(found) == pytest.approx(sorted(row["loglikelihoods"]), abs=1e-4)
+
+
+def test_examples_of_lm_eval_s_own_that_are_test_questions_are_left_out_and_counted(
+    files, model_folder, study_tools, tmp_path
+):
+    """Navigate's first example, upper-cased, among the test questions; GPQA's examples are test questions all."""
+    shutil.copytree(files, tmp_path / "files")
+    shown = yaml_config(LM_EVAL_FOLDER / "bbh/cot_fewshot/navigate.yaml")["fewshot_config"]["samples"]
+    copies = [{"input": shown[0]["input"].upper(), "target": "No"}, {"input": "Do you return?", "target": "No"}]
+    whole(tmp_path / "files/bbh/navigate.json", copies)
+    config = DataConfig(mixture="multi_reasoning_cot_direct", folder=str(tmp_path / "files"))
+    assert _write_tests(config, ["bbh", "gpqa"], tmp_path)[2] == {}
+    tasks = {"bbh": "bbh_cot_fewshot", "gpqa": "gpqa_main_n_shot"}
+    settings = study_tools.config(num_fewshot=3, max_new_tokens=2, tasks=tasks)
+    for task in load_benchmark("bbh_cot_fewshot", "bbh", tmp_path, settings):
+        prompt = task.fewshot_context(task.eval_docs[0], num_fewshot=task.config.num_fewshot)
+        asked = task.part == "navigate"
+        assert task.own_examples == (3, asked)
+        assert prompt.count("Let's think step by step.") == (3 if asked else 4)
+        if asked:
+            assert shown[0]["input"] not in prompt
+            assert all(example["target"] in prompt for example in shown[1:])
+    facts = answers(tmp_path, model_folder, tmp_path, ["gpqa"], settings)[0]
+    assert facts["datasets"]["gpqa"] | {"lm_eval_examples": 6, "lm_eval_examples_asked": 6} == facts["datasets"]["gpqa"]
+    settings = study_tools.config(num_fewshot=0, max_new_tokens=2, tasks=tasks)
+    assert {task.own_examples for task in load_benchmark("bbh_cot_fewshot", "bbh", tmp_path, settings)} == {()}
 
 
 def test_gpqa_is_asked_in_shuffled_order_and_written_in_the_study_s(answered, data):

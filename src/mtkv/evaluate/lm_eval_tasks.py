@@ -21,7 +21,6 @@ from typing import Any
 
 import datasets
 import lm_eval.tasks
-import pandas as pd
 import pyarrow.parquet as pq
 import yaml
 from lm_eval.api.task import ConfigurableTask
@@ -33,6 +32,7 @@ from mtkv.data.items import Task
 from mtkv.data.pocket import TASKS, pocket_task
 from mtkv.data.rows import STYLES, Style
 from mtkv.data.testsets import dropped_examples, own_path, unavailable
+from mtkv.evaluate.examples import leave_out_asked, solved_examples
 
 NO_ANSWER = "[no answer]"
 GENERATED = {
@@ -119,12 +119,14 @@ class StudyTask(ConfigurableTask):
     """A task of a YAML file whose documents are given, by split. `questions` are the study's rows of the tested ones, in order.
 
     `metric` and `filter` name the numbers of lm-eval's log that count: which metric, of which answer extraction. `options`: fields
-    of a document with the options as asked, where their order is not that of the study's rows.
+    of a document with the options as asked, where their order is not that of the study's rows. `own_examples`: of lm-eval's own solved
+    examples, how many there are and how many are questions asked here (`leave_out_asked`); empty for none.
     """
 
     metric: str
     filter: str
     options: tuple[str, ...] = ()
+    own_examples: tuple[int, ...] = ()
 
     def __init__(
         self, config: dict[str, Any], splits: Mapping[str, datasets.Dataset], questions: list[dict[str, Any]]
@@ -209,7 +211,7 @@ def _load_task(name: str, data_folder: Path, num_fewshot: int, limit: int | None
     if num_fewshot:
         config["fewshot_config"] = {
             "sampler": "first_n",
-            "samples": _solved_examples(config, train_file(data_folder), num_fewshot),
+            "samples": solved_examples(config, train_file(data_folder), num_fewshot),
         }
     return StudyTask(config, {config["test_split"]: datasets.Dataset.from_list(documents)}, documents)
 
@@ -221,23 +223,6 @@ def _config(name: str, questions: Path) -> dict[str, Any]:
         return config_of(pocket_task(name, {name: own} if own else None))
     loaded: dict[str, Any] = yaml.safe_load(task_file(name).read_text(encoding="utf-8"))
     return loaded
-
-
-def _solved_examples(config: dict[str, Any], path: Path, count: int) -> list[dict[str, Any]]:
-    """Training rows in the shape of test documents, with the whole target in the place of the answer."""
-    rows = pd.read_parquet(path, columns=["dataset", "style", "question", "target"])
-    style = "cot" if config["output_type"] == "generate_until" else "direct"
-    rows = rows[(rows["dataset"] == config["task"]) & (rows["style"] == style)].head(count)
-    if len(rows) < count:
-        raise ValueError(
-            f"evaluation.num_fewshot: {count} is more than the {len(rows)} {style} rows of {config['task']} in {path}"
-        )
-    delimiter = config.get("target_delimiter", " ")  # lm-eval puts it back between the prompt and the answer
-    targets = [target.removeprefix(delimiter) for target in rows["target"]]
-    return [
-        {"question": question, "choices": [target], "gold": 0, "answer": target}
-        for question, target in zip(rows["question"], targets, strict=True)
-    ]
 
 
 LM_EVAL_FOLDER = Path(lm_eval.tasks.__file__).parent
@@ -318,7 +303,11 @@ def _task(
     splits = {tested: documents} | (dict.fromkeys(named, examples) if examples else {})
     if not examples:  # nothing asks for the other splits: examples are lm-eval's own, or there are none
         config |= {key: None for key in ("training_split", "fewshot_split") if config.get(key) in named}
-    return _seeded(config, splits, rows)
+    task = _seeded(config, splits, rows)
+    if examples is None and shots:
+        with one_dataset(f"examples of {config['task']}"):
+            task.own_examples = leave_out_asked(task)
+    return task
 
 
 def _seeded(config: dict[str, Any], splits: Mapping[str, list[Any]], rows: list[dict[str, Any]]) -> StudyTask:

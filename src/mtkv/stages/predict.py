@@ -189,7 +189,15 @@ def answer_tasks(
         "generated_tokens": model.generated_tokens - tokens,
         "forward_passes": model.forward_passes - passes,
         "passes_per_question": round((model.question_passes - each) / len(rows), 3),
+        **own_examples(tasks),
     }
+
+
+def own_examples(tasks: Sequence[StudyTask]) -> dict[str, int]:
+    """How many solved examples lm-eval itself brings, and how many of them are test questions; empty where it brings none."""
+    counts = [task.own_examples for task in tasks if task.own_examples]
+    names = ("lm_eval_examples", "lm_eval_examples_asked")
+    return dict(zip(names, map(sum, zip(*counts, strict=True)), strict=False))
 
 
 def _samples(
