@@ -191,9 +191,14 @@ TWICE = "arms:\n  again: {extends: sft}\n  again: {extends: fixed}\n"
         (TWICE, [], ["given.yaml: is not valid YAML: the key 'again' is given twice (line 3, column 3)"]),
         ("seeds: [010]\n", [], ["given.yaml: ", "010 means 8 there; write 8"]),
         ("seeds: [42]\n", ["--config", "study=2024_1"], ["study: 20241 is not text; put", "in quotes"]),
+        (
+            "seeds: [42]\n",
+            ["--config", "seeds=[010]"],
+            ["seeds[0]: '010' is not a whole number"],
+        ),  # Snakemake hands on text
         ("study: '2024_1'\nseeds: [42, 1_000]\n", [], None),
     ],
-    ids=["twice", "octal", "number", "quoted"],
+    ids=["twice", "octal", "number", "octal in --config", "quoted"],
 )
 def test_snakemake_refuses_what_the_command_line_refuses(
     tmp_path: Path, config_folder: Path, overlay: str, arguments: list[str], fragments: list[str] | None
