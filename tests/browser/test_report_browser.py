@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from mtkv.report.tables import as_latex, as_markdown
+
 pytestmark = pytest.mark.browser
 
 # Every figure's drawn data, without what plotly adds.
@@ -203,6 +205,22 @@ def test_the_numbers_of_a_figure_copy_as_booktabs(page):
     assert [lines[1], lines[3], *lines[-2:]] == ["\\toprule", "\\midrule", "\\bottomrule", "\\end{tabular}"]
     assert lines[2].startswith("Dataset & Arm & Against & $\\Delta$ (points) & ")
     assert len(lines) == 6 + figure.locator("tbody tr").count()
+    figure.locator(".numbers > summary").click()
+
+
+def test_a_copy_keeps_its_rows_whatever_a_cell_holds(page, until):
+    figure = page.locator("#figure-forest")
+    figure.locator(".numbers > summary").click()
+    cell = figure.locator("tbody td").first
+    before, said = cell.inner_text(), "a\rb\nc\x1b[31m\x7f | \\ & < 50 %\x85\u2028\u2029"
+    cell.evaluate("(cell, said) => { cell.textContent = said; }", said)
+    for kind, form in (("markdown", as_markdown), ("latex", as_latex)):
+        figure.locator(f"[data-copy={kind}]").click()
+        (expected,) = (line for line in form(["x"], [[said]]).split("\n") if "31m" in line)
+        expected = expected.removesuffix(" |").removesuffix(r" \\")
+        line = f"text.split('\\n')[{2 if kind == 'markdown' else 4}]"
+        until(page, f"navigator.clipboard.readText().then((text) => {line}?.startsWith({json.dumps(expected)}))")
+    cell.evaluate("(cell, said) => { cell.textContent = said; }", before)
     figure.locator(".numbers > summary").click()
 
 

@@ -5,14 +5,18 @@ import html
 import io
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pandas as pd
 import pyarrow.csv
 import pytest
+from markupsafe import escape
 
 from mtkv.report.figures.figure import number, p_text, text
+from mtkv.report.figures.scores import runs
 from mtkv.report.item_browser import ITEM_HEADER, item_rows
-from mtkv.report.page import write_folder
+from mtkv.report.page import environment, write_folder
+from mtkv.report.strings import LANGUAGES
 from mtkv.report.tables import as_csv, as_latex, as_markdown
 
 
@@ -97,6 +101,28 @@ def test_answers_with_any_character_keep_the_rows_of_the_other_tables(items):
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", tex)
     assert [line.count(" & ") for line in tex.split("\n")[4:-3]] == [9] * len(SAID)
     assert r"\textasciicircum{}[[31mred" in tex
+
+
+def test_a_reason_that_quotes_an_answer_is_kept_in_both_languages(full):
+    """lm-eval's messages repeat what a model said."""
+    arm, name = full.arms[0], full.datasets[0]
+    seed = full.runs_of(arm)[0]
+    said = "failed: of '\u22125' and '—'"
+    card = full.cards["compare"]
+    known = card["result"] | {"missing": {f"{arm}/seed{seed}/{name}": said}}
+    scores = full.seed_scores
+    left = scores[(scores["arm"] != arm) | (scores["dataset"] != name)]
+    told = replace(full, cards=full.cards | {"compare": card | {"result": known}}, seed_scores=left)
+    figure = runs(told)
+    (row,) = (row for row in figure.rows if row[:2] == [arm, name])
+    assert said in row[-1]
+    assert row[-1].chinese != str(row[-1])
+    assert said in as_csv(figure.header, [row])
+    html = environment().from_string(
+        "{% from 'macros.html.j2' import figure_block %}{{ figure_block(f, t, '', said) }}"
+    )
+    page = html.render(f=figure, t=LANGUAGES["en"], said={str(row[-1]): row[-1].chinese})
+    assert f"<td data-verbatim data-say>{escape(row[-1])}</td>" in page
 
 
 def test_formats_escape():

@@ -50,6 +50,12 @@ class Words(str):
         return self.mapped(lambda text: text.strip(chars))
 
 
+class Quoting(Words):
+    """A sentence that may quote what a person or a model wrote, as reasons of missing cells do: tables keep it as it is."""
+
+    verbatim = True
+
+
 def say(english: str, **facts: object) -> Words:
     """`english` with `facts` filled in, in both languages; a sentence that the catalogue lacks stays English in both."""
     template = PHRASES.get(english, english)

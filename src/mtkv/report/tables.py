@@ -143,7 +143,7 @@ def claims_table(results: Results) -> Table:
             text(claim.get("mdd")),
             word(claim["twin"]),
             *(text(claim.get(f"twin_{key}")) for key in ("delta", "low", "high")),
-            word(claim["why"]),
+            Verbatim(word(claim["why"])),
         ]
         for claim in results.claims.to_dict("records")
     ]
@@ -228,12 +228,12 @@ def _model_row(results: Results, arm: str, cost: dict[str, dict[int, float | Non
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """CSV with plain minus signs; unknown values are empty. `Verbatim` text is kept to the last character."""
+    """CSV with plain minus signs; unknown values are empty. Text that is `verbatim` is kept as it is."""
     return "".join(",".join(map(_csv, row)) + "\n" for row in [header, *rows])
 
 
 def _csv(cell: str) -> str:
-    if not isinstance(cell, Verbatim):
+    if not hasattr(cell, "verbatim"):
         cell = "" if cell == "—" else cell.replace("\u2212", "-")
     # Python's csv would leave a bare \r unquoted, which other readers take for the end of the row.
     return '"' + cell.replace('"', '""') + '"' if CSV_QUOTED.search(cell) else cell

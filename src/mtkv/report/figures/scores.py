@@ -22,7 +22,7 @@ from mtkv.report.figures.palette import (
     margin,
 )
 from mtkv.report.results import MACRO, Results, reason_of
-from mtkv.report.strings import listed, say
+from mtkv.report.strings import Quoting, chinese, listed, say
 
 
 def score_figures(results: Results) -> list[Figure]:
@@ -288,7 +288,8 @@ def runs(results: Results) -> Figure:
             why = ((seed, _missing_reason(results, arm, seed, name)) for seed in gone)
             reasons = listed((say("seed {seed}: {reason}", seed=seed, reason=reason) for seed, reason in why), "; ")
             shown = [", ".join(map(str, group)) or "—" for group in (found, gone)]
-            rows.append([arm, name, *shown, text(sizes.get((arm, name)), 0), reasons or "—"])
+            said = Quoting(reasons, chinese(reasons)) if reasons else "—"
+            rows.append([arm, name, *shown, text(sizes.get((arm, name)), 0), said])
     partial = sum(0 < share < 1 for line in z for share in line)
     empty = sum(share == 0 for line in z for share in line)
     return Figure(

@@ -68,12 +68,16 @@ const asCsv = (rows) => rows.map((row) => row.map((cell) => {
   const plain = cell instanceof Verbatim ? cell : cell.replaceAll("\u2212", "-");
   return /[",\u0000-\u001f\u007f\u0085\u2028\u2029]/.test(plain) ? `"${plain.replaceAll('"', '""')}"` : plain;
 }).join(",")).join("\n") + "\n";
+const reference = (letter) => `&#${letter.charCodeAt()};`;
+const markdownCell = (cell) => cell.replaceAll("\\", "\\\\").replaceAll("|", "\\|").replaceAll("&", "&amp;").replaceAll("<", "&lt;")
+  .replace(/[\u0000-\u001f\u007f\u0085\u2028\u2029]/g, reference);
 const asMarkdown = ([head, ...rows]) => [head, head.map(() => "---"), ...rows]
-  .map((row) => `| ${row.map((cell) => cell.replaceAll("\\", "\\\\").replaceAll("|", "\\|").replaceAll("&", "&amp;").replaceAll("<", "&lt;")).join(" | ")} |`).join("\n") + "\n";
+  .map((row) => `| ${row.map(markdownCell).join(" | ")} |`).join("\n") + "\n";
 const LATEX = {
   "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\u2212": "$-$", "—": "---", "Δ": "$\\Delta$", "≥": "$\\geq$",
 };
-const latexCell = (cell) => cell.replace(/[\\&%$#_{}~^\u2212—Δ≥]/g, (letter) => LATEX[letter] ?? `\\${letter}`);
+const latexLetter = (letter) => LATEX[letter] ?? (letter < " " || letter === "\u007f" ? `\\textasciicircum{}${String.fromCharCode(letter.charCodeAt() ^ 64)}` : `\\${letter}`);
+const latexCell = (cell) => cell.replace(/[\t\n\v\f\r]/g, " ").replace(/[\\&%$#_{}~^\u2212—Δ≥\u0000-\u001f\u007f]/g, latexLetter);
 const asLatex = ([head, ...rows]) => {
   const line = (row) => `${row.map(latexCell).join(" & ")} \\\\`;
   return ["\\begin{tabular}{l" + "r".repeat(head.length - 1) + "}", "\\toprule", line(head), "\\midrule", ...rows.map(line),
