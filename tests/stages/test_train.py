@@ -14,7 +14,9 @@ from mtkv.config.arms import LoraConfig
 from mtkv.config.kv import AlignConfig
 from mtkv.config.latent import LatentConfig
 from mtkv.config.models import ModelConfig
+from mtkv.kv.extract import StorePlan, extract_shard
 from mtkv.kv.store import KVStore
+from mtkv.stages.project_targets import Storing, write_targets
 from mtkv.stages.train import trainable_student
 from mtkv.training.world_layout import WorldLayout
 
@@ -96,13 +98,10 @@ def test_the_saved_student_is_a_plain_model(study):
     assert not list((output / "model").glob("*.bin"))
 
 
-@pytest.mark.parametrize("view", [{}, {"latent": LatentConfig(tokens=2, iterations=1)}], ids=["text", "latent"])
-def test_the_saved_student_knows_what_ends_its_answers(tmp_path, view):
-    """A base model in a chat template: rows end in the template's token, which the model's own generation config does not know."""
-    study = TinyStudy(tmp_path)
-    folder = study.folder / "student"
+def in_chat(study, name="student"):
+    """Let a base model read rows in a chat template; returns the number of its eos and of the template's end."""
+    folder = study.folder / name
     model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForCausalLM, AutoTokenizer))
-    eos = model.generation_config.eos_token_id
     tokenizer.add_tokens([AddedToken("<turn>", special=True), AddedToken("<end>", special=True)])
     tokenizer.chat_template = (
         "{% for m in messages %}{{ '<turn>' + m['role'] + '\n' + m['content'] + '<end>\n' }}{% endfor %}"
@@ -111,10 +110,33 @@ def test_the_saved_student_knows_what_ends_its_answers(tmp_path, view):
     model.resize_token_embeddings(len(tokenizer))
     for part in (model, tokenizer):
         part.save_pretrained(folder)
-    study.models["student"] = study.models["student"].model_copy(update={"prompt": "chat"})
+    study.models[name] = study.models[name].model_copy(update={"prompt": "chat", "date": "2025-01-31"})
+    return [model.generation_config.eos_token_id, tokenizer.convert_tokens_to_ids("<end>")]
+
+
+def test_the_cards_of_all_that_reads_rows_name_the_day_that_templates_are_told(tmp_path):
+    study = TinyStudy(tmp_path)
+    in_chat(study)
+    align = AlignConfig(map="ridge", side="teacher")
+    facts = study.facts[study.map("gpt2", align).stem]
+    assert (facts["chat_date"], facts["teacher_chat_date"]) == ("2025-01-31", None)
+    _, trained = study.train("chat")
+    store = study.store("gpt2")
+    files = [study.map("gpt2", align), align.time, [study.paths["val"]], Storing("mapped", "float32", None)]
+    projected = write_targets(study.models["student"], store, *files, tmp_path / "targets")
+    plan = StorePlan([0], 1, "float16", 8)
+    stored = extract_shard(study.models["student"], [study.paths["val"]], 0, plan, tmp_path / "shard.safetensors")
+    assert {each["chat_date"] for each in (trained, projected, stored)} == {"2025-01-31"}
+
+
+@pytest.mark.parametrize("view", [{}, {"latent": LatentConfig(tokens=2, iterations=1)}], ids=["text", "latent"])
+def test_the_saved_student_knows_what_ends_its_answers(tmp_path, view):
+    """A base model in a chat template: rows end in the template's token, which the model's own generation config does not know."""
+    study = TinyStudy(tmp_path)
+    ends = in_chat(study)
     output, _ = study.train("chat", **view)
     own = GenerationConfig.from_pretrained(output / "model")
-    assert own.eos_token_id == [eos, tokenizer.convert_tokens_to_ids("<end>")]
+    assert own.eos_token_id == ends
 
 
 def test_the_log_holds_every_term_for_train_and_validation(study):

@@ -51,8 +51,8 @@ def calibrate_map(
     data_folder: Path,
     files: MapFiles,
 ) -> dict[str, Any]:
-    """Stage function: fit the map of one teacher on the calibration rows of `data_folder`, save and probe it; returns coverage, layer map
-    and mean errors.
+    """Stage function: fit the map of one teacher on the calibration rows of `data_folder`, save and probe it; returns coverage, layer map,
+    mean errors and the days that chat templates were told.
 
     `store_folder` None: an online teacher reads the rows. A map that is trained with the student gets here the statistics of both
     sides and its closed-form counterpart (ridge), for routing and as a start.
@@ -76,6 +76,8 @@ def calibrate_map(
         write_parquet(files.example, example_table(reader[0], store, align.time, held.head(1)))
     errors = table[table["method"] == method].groupby("kind")["error"].mean()
     return {
+        "chat_date": student.chat_date,
+        "teacher_chat_date": teacher.chat_date,
         "layer_map": maps[method].teacher_layers.tolist(),
         "coverage": covered,
         "calibration_tokens": len(fit_x),

@@ -44,7 +44,7 @@ def write_targets(
     storing: Storing,
     output: Path,
 ) -> dict[str, Any]:
-    """Stage function: the tier of one teacher over `rows`, a folder of shards with their index. Returns rows, tokens, bytes."""
+    """Stage function: the tier of one teacher over `rows`, a folder of shards with their index. Returns rows, tokens, bytes, chat date."""
     store, fitted = KVStore(store_folder), KVMap.load(map_path)
     weights = fitted.layer_weights[:, store.layers]
     frame = pd.concat([pd.read_parquet(path) for path in rows], ignore_index=True)
@@ -75,7 +75,7 @@ def write_targets(
                 write_mapped(
                     shards[-1], mapped_rows(store, row_matches(student, store, time, part), target), storing.dtype
                 )
-        return write_index(shards, temporary / "index.parquet")
+        return write_index(shards, temporary / "index.parquet") | {"chat_date": student.chat_date}
 
 
 def row_matches(
