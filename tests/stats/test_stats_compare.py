@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,8 @@ import pytest
 
 from mtkv.provenance.files import write_json
 from mtkv.stages.compare import compare
+from mtkv.stats import ranks
+from mtkv.stats.bootstrap import Resamples
 from mtkv.stats.compute_parity import UnfairComparison
 
 SEEDS = {"raw": 1, "sft": 3, "kv": 3, "twin": 3, "teacher": 1}
@@ -51,6 +55,40 @@ def compared(made, tmp_path):
         return result, {name: pd.read_parquet(tmp_path / folder / f"{name}.parquet") for name in COLUMNS}
 
     return run
+
+
+def test_twice_as_many_arms_take_about_twice_the_work_and_memory(made, monkeypatch):
+    """Every pair of arms is compared, but the bootstrap is drawn once, and its quantiles are read of many pairs at a time."""
+    drawn, calls = [], []
+    generator, estimates = np.random.default_rng, ranks.estimates
+
+    def counted(*arguments):
+        stream = generator(*arguments)
+        return SimpleNamespace(
+            multinomial=lambda *sizes, size: drawn.append(size) or stream.multinomial(*sizes, size=size),
+            integers=stream.integers,
+            permutation=stream.permutation,
+        )
+
+    def work(arms):
+        accuracies = {f"arm{n:02d}": 0.5 for n in range(arms)}
+        world = made.draw_world(generator(3), accuracies, dict.fromkeys(accuracies, 3), made.datasets[:2], 40)
+        answers = made.answers_of(world)
+        drawn.clear(), calls.clear()
+        tracemalloc.start()
+        resamples = Resamples(answers, 1000, 0)
+        for column in answers.columns:
+            ranks.duels(answers, resamples, column, 0.95, list(accuracies))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return sum(drawn), len(calls), peak
+
+    monkeypatch.setattr(np.random, "default_rng", counted)
+    monkeypatch.setattr(ranks, "estimates", lambda *given: calls.append(1) or estimates(*given))
+    few, many = work(20), work(40)
+    assert few[0] == many[0] == 2 * 1000
+    assert many[1] < 3 * few[1]
+    assert many[2] < 3 * few[2]
 
 
 def test_tables_have_their_columns_and_one_row_per_thing(compared, made):
