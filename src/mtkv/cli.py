@@ -3,6 +3,7 @@
 mtkv plan                                          what would run, why, for how long (--explain FILE)
 mtkv probe                                         the default study's teachers
 mtkv probe --configfile config/studies/x.yaml      those of another study
+mtkv gate --arm oracle                             whether an arm's KV loss pulls where its cross-entropy does, before training
 mtkv doctor --profile profiles/slurm               what would keep a study from running here, and how to mend it
 mtkv status --watch                                how far a running study is
 mtkv diff results/a results/b                      what differs between two finished studies
@@ -65,6 +66,35 @@ def probe(
         from mtkv.provenance.files import write_parquet
 
         write_parquet(output, table)
+
+
+@app.command()
+def gate(
+    arm: Annotated[str, typer.Option(help="Arm whose KV are matched, and no control.")],
+    configfile: Overlays = [],  # noqa: B006
+    steps: Annotated[int, typer.Option(min=0, help="Steps that a trained map learns alone before.")] = 100,
+    batches: Annotated[int, typer.Option(min=2, help="Batches that the cosine is a mean over.")] = 20,
+    profile: Annotated[Path, typer.Option(help="Snakemake profile.")] = Path("profiles/local"),
+) -> None:
+    """cos(∂CE, ∂KV) on the untrained student's weights, by layer, keys and values, with the right row's KV and another row's.
+
+    Snakemake makes what it needs (rows, stores, maps), and results/<study>/gate/<arm>/. A difference near 0: the arm's KV have no content
+    that the cross-entropy could use.
+    """
+    from mtkv.ops.gate import GateError, make_gate, print_gate
+    from mtkv.provenance.files import read_json
+
+    study = study_or_refusal(configfile)
+    able = [name for name, one in study.arms.items() if one.kv and one.kv.control == "none"]
+    if arm not in able:
+        message = f"{arm!r} is no arm of study {study.study} with KV and without control; there are {', '.join(able) or 'none'}"
+        raise typer.BadParameter(message, param_hint="--arm")
+    try:
+        folder = make_gate(study.study, arm, steps, batches, configfile, profile)
+    except GateError:
+        raise typer.Exit(1) from None
+    print_gate(read_json(folder / "card.json")["result"], arm, Console())
+    typer.echo(f"each batch: {folder / 'cosines.parquet'}")
 
 
 @app.command()

@@ -19,7 +19,7 @@ from mtkv.kv.extract import read_kv
 from mtkv.kv.shards import StoredRow, write_shard
 from mtkv.kv.store import KVStore, write_index
 from mtkv.models.tokenization import encode_rows
-from mtkv.training.gradient_shares import gradient_shares
+from mtkv.training.gradient_shares import gradient_log
 from mtkv.training.trainer import training_log
 
 ROWS = pd.DataFrame(
@@ -175,14 +175,14 @@ def test_gaussian_targets_differ_from_the_true_ones_but_have_their_scale(setting
 def test_gradient_shares_sum_to_one(setting):
     distiller, rows = make(setting)
     found = shares(distiller, distiller(**rows.collate([0, 1])))
-    assert set(found) == {"part.ce", "part.key", "part.value", "part.cosine", "part.attention"}
+    assert set(found) == {"share.ce", "share.key", "share.value", "share.cosine", "share.attention"}
     assert sum(found.values()) == pytest.approx(1)
     assert min(found.values()) > 0
 
 
 def shares(distiller, terms):
-    parts = {name: value for name, value in terms.items() if name.startswith("part.")}
-    return gradient_shares(parts, distiller.student.parameters())
+    parts = {name.removeprefix("part."): value for name, value in terms.items() if name.startswith("part.")}
+    return gradient_log(parts, distiller.student.parameters())
 
 
 def tokens(*numbers):

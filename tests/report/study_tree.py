@@ -311,6 +311,7 @@ def _write_logs(folder: Path, study: Study, arm: str, generator: np.random.Gener
                 "cosine": fall / 9,
                 "share.ce": 0.7,
                 "share.kv": 0.3,
+                "cos.key": 0.2 - step / 1000,
                 "entropy": 0.6,
             }
             weight = 0.5 + (0.3 * step / 300 if arm == "learnable" else 0) if len(kv.teachers) > 1 else 1.0

@@ -11,6 +11,7 @@ from mtkv.report.figures.ablations import ablation_figures, families
 from mtkv.report.figures.figure import clear, outcome, verdict
 from mtkv.report.figures.pairs import forest
 from mtkv.report.figures.scores import duels, heatmap, runs
+from mtkv.report.figures.where import where_figures
 from mtkv.report.page import write_tables
 from mtkv.report.results import changes, kv_part
 from mtkv.report.summary import results_json
@@ -224,3 +225,26 @@ def test_a_study_without_such_arms_has_no_such_heatmap(tree, study):
     from mtkv.report.results import read_results
 
     assert [figure.id for figure in ablation_figures(read_results(study, tree))] == ["ablations"]
+
+
+def test_where_kv_helps_has_the_gain_over_no_kv_and_over_the_twin(full, full_tree):
+    asked = [("fixed", "sft"), ("fixed", "fixed_shuffled")]  # no other arm with KV has a twin
+    pairs = full.pairs
+    twin = pairs.query("arm == 'fixed_shuffled' and baseline == 'fixed'")
+    turned = twin.assign(
+        arm="fixed", baseline="fixed_shuffled", delta=-twin["delta"], low=-twin["high"], high=-twin["low"]
+    )
+    results = dataclasses.replace(full, pairs=pd.concat([pairs, turned], ignore_index=True))
+    (figure,) = where_figures(results)
+    known = results.pairs.set_index(["arm", "baseline", "dataset"])
+    for view in ("macro", "pocket_gsm8k"):
+        points = marks(figure, view)
+        rows = [known.loc[(*pair, view)] for pair in asked]
+        assert points["y"] == ["fixed − sft", "fixed − fixed_shuffled"]
+        assert points["x"] == pytest.approx([100 * row["delta"] for row in rows])
+        assert points["error_x"]["arrayminus"] == pytest.approx([100 * (row["delta"] - row["low"]) for row in rows])
+    said = {row[2]: row[-2:] for row in figure.rows}
+    assert said == {"sft": ["foreign teachers", "no KV"], "fixed_shuffled": ["foreign teachers", "its control twin"]}
+    left = [arm for arm in full.kv if arm not in ("fixed", "fixed_shuffled")]
+    assert f"Without a twin, and so not here: {', '.join(left)}." in figure.caption
+    assert where_figures(dataclasses.replace(full, transfers=[])) == []

@@ -115,6 +115,7 @@ def test_sections_come_in_order_and_every_figure_has_text(document):
         "answer",
         "headline",
         "plots",
+        "where",
         "ablations",
         "training",
         "routing",

@@ -150,6 +150,10 @@ def test_the_log_holds_every_term_for_train_and_validation(study):
     assert both <= terms["train"]
     assert both <= terms["val"]
     assert {"learning_rate", "grad_norm", "share.ce", "share.key", "share.value", "share.cosine"} <= terms["train"]
+    assert {"cos.key", "cos.value", "cos.cosine", "cos.attention"} == {
+        t for t in terms["train"] if t.startswith("cos.")
+    }
+    assert log.loc[log["term"].str.startswith("cos."), "value"].between(-1, 1).all()
     assert log["value"].notna().all()
     routing = pd.read_parquet(output / "routing.parquet")
     totals = routing.groupby("dataset")["weight"].sum()

@@ -7,7 +7,7 @@ from torch import nn
 from mtkv.distill.attention_kl import attention_kl
 from mtkv.distill.kv_distance import kv_terms
 from mtkv.distill.relation_kl import relation_terms
-from mtkv.training.gradient_shares import balanced_loss, gradient_norm, gradient_shares
+from mtkv.training.gradient_shares import balanced_loss, gradient_log, gradient_norm
 
 
 def test_shares_of_known_gradients_and_the_graph_survives():
@@ -20,16 +20,22 @@ def test_shares_of_known_gradients_and_the_graph_survives():
         "kd": frozen * 2,
         "value": 0.0 * b,
     }
-    shares = gradient_shares(parts, [a, b, frozen])
-    assert shares == pytest.approx({"ce": 0.5, "key": 0.5, "entropy": 0, "kd": 0, "value": 0})
+    found = gradient_log(parts, [a, b, frozen], matching=("key", "value", "attention"))
+    shares = {"ce": 0.5, "key": 0.5, "entropy": 0, "kd": 0, "value": 0}
+    cosine = 3 * 5**0.5 / 25  # (3, 0, 4) · √5·(1, 2, 0), each of norm 5; `value` has no gradient
+    assert found == pytest.approx({f"share.{name}": share for name, share in shares.items()} | {"cos.key": cosine})
     (parts["ce"] + parts["key"]).backward()
     assert a.grad is not None
 
 
 def test_nothing_to_share():
     parameter = nn.Parameter(torch.ones(2))
-    assert gradient_shares({"ce": torch.tensor(1.0)}, [parameter]) == {"ce": 0.0}
-    assert gradient_shares({"ce": parameter.sum()}, []) == {"ce": 0.0}
+    assert gradient_log({"ce": torch.tensor(1.0), "key": parameter.sum()}, [parameter], ["key"]) == {
+        "share.ce": 0.0,
+        "share.key": 1.0,
+    }
+    assert gradient_log({"ce": parameter.sum()}, []) == {"share.ce": 0.0}
+    assert gradient_log({"key": parameter.sum()}, [parameter], ["key"]) == {"share.key": 1.0}  # no cross-entropy
     assert gradient_norm(nn.Parameter(torch.ones(1)).sum(), [parameter]) == 0.0
 
 
@@ -92,7 +98,7 @@ def test_every_term_moves_the_weights_of_the_layers_in_range_only(build_model, c
     for name, term in terms.items():
         layers = [getattr(layer.self_attn, f"{projection.get(name, 'v')}_proj").weight for layer in model.model.layers]
         assert [gradient_norm(term, [own]) > 0 for own in layers] == [True, True, False], name
-    shares = gradient_shares(terms, model.parameters())
+    shares = gradient_log(terms, model.parameters())
     assert sum(shares.values()) == pytest.approx(1)
     assert min(shares.values()) > 0
     sum(terms.values()).backward()

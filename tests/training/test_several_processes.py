@@ -65,7 +65,7 @@ def assert_same(one, other, tolerance=1e-5, shares=True):
         torch.testing.assert_close(
             other[0][name], weight, rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
         )
-    logs = [log if shares else log[~log["term"].str.startswith("share.")] for log in (one[1], other[1])]
+    logs = [log if shares else log[~log["term"].str.startswith(("share.", "cos."))] for log in (one[1], other[1])]
     first, second = (log.sort_values(["step", "split", "term"], kind="stable", ignore_index=True) for log in logs)
     pd.testing.assert_frame_equal(first[["step", "split", "term"]], second[["step", "split", "term"]])
     np.testing.assert_allclose(first["value"], second["value"], rtol=20 * tolerance, atol=tolerance)

@@ -4,6 +4,7 @@ Nothing here computes a result or writes into one. *Job*: one run of a rule; *re
 
     plan    snakemake_dag (dry run) ─► planned_jobs + rerun_reasons ─► cost_model ─► tables
     doctor  study, profile, this machine ─► checks ─► findings, each with what to do
+    gate    Snakemake ─► results/<study>/gate/ ─► table
     status  files, checkpoints, Snakemake's logs, slurm.queue ─► state of each job ─► screen
     warm_workers  Snakemake's onstart ─► a server that jobs are forked from
 """

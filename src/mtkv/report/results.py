@@ -22,6 +22,7 @@ from mtkv.report.strings import retold, say
 if TYPE_CHECKING:
     from mtkv.config.arms import Arm
     from mtkv.config.study import Study
+    from mtkv.config.transfers import Transfer
 
 
 NO_SETTINGS = ("description", "extends", "seeds")
@@ -94,8 +95,8 @@ class Results:
     """Everything a report shows. `seed_scores` has arm, dataset (or "macro"), seed, accuracy, n; cards are keyed by folder.
 
     `extends` maps an arm to the arm it is made from, `changes` to what it changes there (`kv.loss.layers: all → first`), `kv` to the
-    settings of its KV loss. `examples` maps a map's name to the alignment of one row. `matrix` is empty in studies from before it existed.
-    `latents` is None without latent tokens.
+    settings of its KV loss; `transfers` are the arms with KV and what their gain is counted against. `examples` maps a map's name to the
+    alignment of one row. `matrix` is empty in studies from before it existed. `latents` is None without latent tokens.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Results:
     extends: dict[str, str] = field(default_factory=dict)
     changes: dict[str, list[str]] = field(default_factory=dict)
     kv: dict[str, dict[str, Any]] = field(default_factory=dict)
+    transfers: list["Transfer"] = field(default_factory=list)
     latents: Latents | None = None
 
     @property
@@ -242,6 +244,7 @@ def read_results(study: "Study", root: Path) -> Results:
         extends={name: arm.extends for name, arm in study.arms.items() if arm.extends in study.arms},
         changes=changes(study),
         kv={name: kv_part(arm) for name, arm in study.arms.items() if arm.kv is not None},
+        transfers=study.transfers(),
         latents=latents,
     )
 
@@ -263,10 +266,13 @@ def seed_scores(items: pd.DataFrame, datasets: list[str]) -> pd.DataFrame:
 
 
 def read_cards(root: Path) -> dict[str, dict[str, Any]]:
-    """Every card of the study, keyed by its path below `root` without "card.json"; the report's own is left out."""
+    """Every card of the study, keyed by its path below `root` without "card.json"; the report's own and those of `mtkv gate`,
+    which are no part of a study, are left out."""
     paths = sorted(root.glob("*/**/*card.json"))
     named = {path.relative_to(root).as_posix().removesuffix("card.json").rstrip("/.-_"): path for path in paths}
-    shown = {name: path for name, path in named.items() if not name.startswith("report") and "/model" not in name}
+    shown = {
+        name: path for name, path in named.items() if not name.startswith(("report", "gate")) and "/model" not in name
+    }
     return {name: read_json(path) for name, path in shown.items()}
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from mtkv.report.figures.cost import MEASURES, arm_costs
 from mtkv.report.figures.figure import mean, number, p_text, text, word
 from mtkv.report.figures.pairs import pair_text
+from mtkv.report.figures.where import where_pairs
 from mtkv.report.results import MACRO, Results
 from mtkv.report.strings import Words, retold, say
 from mtkv.report.tables import Row, as_markdown, headline, headline_table, missing_cells
@@ -210,6 +211,7 @@ def comparison_report(results: Results) -> str:
     parts = [f"# {results.name}: comparison report", results.description, *_answer(results), *_scores(results, rows)]
     against = [(arm, results.baseline) for arm in results.arms]
     parts += _differences(results, f"Differences from {results.baseline}", against)
+    parts += _differences(results, "Where KV helps: gain over no KV and over the control twin", where_pairs(results))
     parts += _differences(results, "Each arm against the arm it extends", list(results.extends.items()))
     parts += _cost(results)
     gone = [*missing_cells(rows), *(f"{name}: not among the study's files" for name in results.absent)]

@@ -6,6 +6,7 @@ A script in workflow/scripts calls it with the paths of the rule. What depends o
 
     rows ─ kv.extract ─► store ─ fit_map ─► map, probe ─ project_targets (tier mapped) ─┐
     rows ──────────────────────────────────────────────────────────────────────────────┴ train ─► model, training log, routing
+    the same ─ gate ─► cosines of the gradients before training (`mtkv gate`)
     model ─ predict (evaluation_model) ─► predictions ─ evaluate.scoring ─► scores ─ compare ─► tables ─ report ─► the page
     latent model ─ diagnose_latents ─► what its latents are worth
     train_worker: one process of a training on several

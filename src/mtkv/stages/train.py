@@ -42,8 +42,8 @@ from mtkv.training.trainer import GROUPED, DistillationTrainer, training_log
 from mtkv.training.world_layout import WorldLayout
 
 
-class TrainingRun(BaseModel):
-    """One arm with one seed: who is trained, how, on which rows, taught by whom, and where the results go.
+class ArmInputs(BaseModel):
+    """One arm with one seed: who is trained, how, on which rows, taught by whom.
 
     `teachers` are in the order of `kv.teachers`; `logit_teachers` in that of `logits.teachers`; `latent` is given in the student view of
     that name. Paths are read as they stand: relative ones from the working directory.
@@ -56,14 +56,19 @@ class TrainingRun(BaseModel):
     seed: int
     train_rows: Path
     validation_rows: Path
-    model_folder: Path
-    log_path: Path
-    routing_path: Path
     kv: KVConfig | None = None
     teachers: list[TeacherFiles] = []
     logits: LogitConfig | None = None
     logit_teachers: list[ModelConfig] = []
     latent: LatentConfig | None = None
+
+
+class TrainingRun(ArmInputs):
+    """One arm with one seed, and where the results go."""
+
+    model_folder: Path
+    log_path: Path
+    routing_path: Path
 
 
 class WorkerRequest(BaseModel):
@@ -92,22 +97,7 @@ def train_arm(
             "student_view latent is trained by one process for now: resources.train.strategy single"
         )
     set_seed(run.seed)
-    files, frames = training_rows(run, layout.stream)
-    heads = (model_kv_heads(run.student), [model_kv_heads(t.config) for t in run.teachers]) if kv else (1, [])
-    quantized = bool(training.lora and training.lora.quantize)
-    tokenizer, model = load_tokenizer(run.student), trainable_student(run.student, training, quantized)
-    if kv:
-        check_keys(model)
-    distiller: Distiller | LatentDistiller
-    train: DistillationRows
-    validation: DistillationRows
-    if run.latent:
-        latents = latent_student(model, run.latent)
-        distiller, (train, validation) = latent_arm(
-            latents, tokenizer, heads, LatentArm(training, run.latent, kv, run.seed), run.teachers, frames
-        )
-    else:
-        distiller, (train, validation) = text_arm(run, model, tokenizer, heads, frames or files)
+    distiller, tokenizer, (train, validation) = arm_parts(run, layout.stream)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = DistillationTrainer(
             model=distiller,
@@ -122,7 +112,7 @@ def train_arm(
         take_over(trainer, layout.strategy, training.dtype)
         trainer.run()
     routing = routing_table(distiller, validation, kv.teachers if kv else [], training.batch_size)
-    apart = quantized or splits_weights(layout.strategy)
+    apart = quantized(training) or splits_weights(layout.strategy)
     trained = gather_model(trainer, apart, lambda: untrained(run.student, training, run.latent))
     if trained is not None:
         text_model = trained.student.model if run.latent else trained.student
@@ -150,7 +140,30 @@ def train_arm(
     }
 
 
-def training_rows(run: TrainingRun, stream: bool) -> tuple[list[RowFile], list[pd.DataFrame]]:
+def arm_parts(
+    run: ArmInputs, stream: bool = False
+) -> tuple[Distiller | LatentDistiller, PreTrainedTokenizerBase, list[DistillationRows]]:
+    """Module, tokenizer and rows (training, validation) of an arm, as they are before its first step; `stream` as in `training_rows`."""
+    training, kv = run.training, run.kv
+    files, frames = training_rows(run, stream)
+    heads = (model_kv_heads(run.student), [model_kv_heads(t.config) for t in run.teachers]) if kv else (1, [])
+    tokenizer, model = load_tokenizer(run.student), trainable_student(run.student, training, quantized(training))
+    if kv:
+        check_keys(model)
+    if not run.latent:
+        distiller, rows = text_arm(run, model, tokenizer, heads, frames or files)
+        return distiller, tokenizer, rows
+    arm = LatentArm(training, run.latent, kv, run.seed)
+    latents, latent_rows = latent_arm(latent_student(model, run.latent), tokenizer, heads, arm, run.teachers, frames)
+    return latents, tokenizer, list(latent_rows)
+
+
+def quantized(training: TrainingConfig) -> bool:
+    """Whether the frozen weights under the adapters are in four bits."""
+    return bool(training.lora and training.lora.quantize)
+
+
+def training_rows(run: ArmInputs, stream: bool) -> tuple[list[RowFile], list[pd.DataFrame]]:
     """Training and validation rows of the arm's styles: as files and, unless they are to stay there (`stream`), in memory.
 
     Raises ValueError for rows that cannot be trained on, NotImplementedError for an arm whose rows must be in memory.
@@ -170,7 +183,7 @@ def training_rows(run: TrainingRun, stream: bool) -> tuple[list[RowFile], list[p
 
 
 def text_arm(
-    run: TrainingRun,
+    run: ArmInputs,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     heads: tuple[int, list[int]],

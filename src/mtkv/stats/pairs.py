@@ -2,7 +2,8 @@
 
 In: `Answers` and the study's arms and claims. Out: the rows of pairs.parquet. A pair is in the first family that names it:
 `baseline` (every arm against the study's baseline), `extends` (every arm against the arm it is made from), `claim` and
-`twin` (what the claims name). Holm's families are the macro differences of one such family, and the datasets of one pair.
+`twin` (what the claims name), `transfer` (an arm with KV against the same without, and against its control twin).
+Holm's families are the macro differences of one such family, and the datasets of one pair.
 
 `outcome` says in a word what may be said of a pair: `better` or `worse` (the interval is on one side of 0 and the adjusted p
 below 1 − confidence), `equivalent` (the difference is inside ± the study's margin, TOST), `undecided`, or `missing`. An
@@ -39,6 +40,9 @@ def families(study: "Study") -> dict[tuple[str, str], str]:
     named += [(name, arm.extends, "extends") for name, arm in study.arms.items()]
     named += [(claim.arm, other, "claim") for claim in study.claims.values() for other in opponents(claim)]
     named += [(claim.arm, getattr(claim, "twin", None), "twin") for claim in study.claims.values()]
+    named += [
+        (one.arm, other, "transfer") for one in study.transfers() if one.twin for other in (one.without, one.twin)
+    ]
     pairs: dict[tuple[str, str], str] = {}
     for arm, other, family in named:
         if other is not None and other in study.arms and other != arm:

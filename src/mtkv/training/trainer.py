@@ -1,4 +1,4 @@
-"""transformers' Trainer with the log this project needs: every loss term, routing weights and gradient shares.
+"""transformers' Trainer with the log this project needs: every loss term, routing weights, gradient shares and cosines.
 
 It stops at the first loss or gradient that is not finite: what follows would be a model of NaN with a log that looks well.
 """
@@ -25,7 +25,7 @@ from mtkv.training.data_parallel import (
     per_part,
     share_loader,
 )
-from mtkv.training.gradient_shares import KV_FACTOR, balanced_loss, gradient_shares
+from mtkv.training.gradient_shares import KV_FACTOR, balanced_loss, gradient_log
 from mtkv.training.metrics import MetricAccumulator, sum_metrics
 from mtkv.training.phases import in_phase, phase_weights
 from mtkv.training.resume import ResumableTrainer
@@ -118,9 +118,9 @@ class DistillationTrainer(ResumableTrainer):
             if self.state.global_step % self.shares_every == 0 and not (
                 self.is_fsdp_enabled or self.is_deepspeed_enabled
             ):
-                parts = {name: value for name, value in terms.items() if name.startswith("part.")}
-                shares = gradient_shares(parts, self.distiller.student.parameters())
-                self.log({name.replace("part.", "share."): share for name, share in shares.items()})
+                parts = {name.removeprefix(PART): value for name, value in terms.items() if name.startswith(PART)}
+                matching = self.distiller.supervision.matching_terms if self.distiller.supervision else ()
+                self.log(gradient_log(parts, self.distiller.student.parameters(), matching))
         return (terms["loss"], terms) if return_outputs else terms["loss"]
 
     def _balanced(self, terms: dict[str, Any]) -> dict[str, Any]:
@@ -212,6 +212,6 @@ def training_log(history: list[dict[str, float]]) -> pd.DataFrame:
         step = int(line["step"])
         for name, value in sorted(line.items()):  # a resumed run's log was read from a file that is sorted
             split, term = ("val", name.removeprefix("eval_")) if name.startswith("eval_") else ("train", name)
-            if term in TRAINER_NAMES or term in LOSS_TERMS or term.startswith(("route.", "share.", "weight.")):
+            if term in TRAINER_NAMES or term in LOSS_TERMS or term.startswith(("cos.", "route.", "share.", "weight.")):
                 rows.append({"step": step, "split": split, "term": term, "value": float(value)})
     return pd.DataFrame(rows, columns=["step", "split", "term", "value"])

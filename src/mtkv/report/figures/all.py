@@ -12,12 +12,14 @@ from mtkv.report.figures.pairs import pair_figures
 from mtkv.report.figures.routing import routing_figures
 from mtkv.report.figures.scores import matrix_figures, score_figures
 from mtkv.report.figures.training import training_figures
+from mtkv.report.figures.where import where_figures
 from mtkv.report.results import Results
 
 BUILDERS: tuple[Callable[[Results], list[Figure]], ...] = (
     score_figures,
     pair_figures,
     matrix_figures,
+    where_figures,
     ablation_figures,
     training_figures,
     routing_figures,
@@ -25,8 +27,8 @@ BUILDERS: tuple[Callable[[Results], list[Figure]], ...] = (
     latent_figures,
     cost_figures,
 )
-FIGURE_SECTIONS = ("plots", "ablations", "training", "routing", "alignment", "latents", "cost")
-OPTIONAL_SECTIONS = {"latents"}  # left out where there is nothing to show
+FIGURE_SECTIONS = ("plots", "where", "ablations", "training", "routing", "alignment", "latents", "cost")
+OPTIONAL_SECTIONS = {"where", "latents"}  # left out where there is nothing to show
 
 
 def all_figures(results: Results, own: Sequence[str] = ()) -> list[Figure]:

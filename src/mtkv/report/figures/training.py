@@ -21,7 +21,8 @@ MAX_NUMBERS = 150_000
 KV_TERMS = ("key", "value")
 # Shown first; other terms follow in alphabetical order.
 TERM_ORDER = (
-    "ce", "loss", "key", "value", "cosine", "entropy", "share.ce", "share.key", "share.value", "share.cosine", "learning_rate", "grad_norm"
+    "ce", "loss", "key", "value", "cosine", "entropy", "share.ce", "share.key", "share.value", "share.cosine",
+    "cos.key", "cos.value", "cos.cosine", "learning_rate", "grad_norm"
 )  # fmt: skip
 SPLIT_DASH = {"val": "solid", "train": "dot"}
 Key = tuple[str, str, str]
@@ -73,7 +74,8 @@ def curves(results: Results) -> Figure:
         "curves",
         "training",
         "Training curves",
-        "Every term of the loss, its share of the gradient, the learning rate and the gradient norm over the steps. "
+        "Every term of the loss, its share of the gradient, the cosine (cos) of a KV term's gradient with the cross-entropy's, the "
+        "learning rate and the gradient norm over the steps. "
         "Solid: validation; dotted: training. Lines are means over seeds, bands the range of the seeds. A cross: a run was resumed there.",
         traces,
         steps_layout("Value", automargin=True, exponentformat="e"),
