@@ -62,6 +62,50 @@ def test_wrong_teachers_and_configs_end_in_a_message(run, tmp_path):
     assert "Traceback" not in result.output
 
 
+def test_gate_has_snakemake_make_its_files_and_prints_them(run, monkeypatch, tmp_path):
+    made, asked = Path("results/pocket/gate/oracle/steps7-batches3/card.json"), []
+    place = {"right": 0.25, "right_se": 0.01, "other": -0.125, "other_se": 0.02, "ratio": 2.5}
+    place |= {"difference": 0.375, "difference_se": 0.03}
+    facts = {"map_steps": 7, "batches": 3, "batch_size": 32}
+    cosines = [{"layer": 1, "kind": "key"} | place, {"layer": -1, "kind": "both"} | place]
+    monkeypatch.setattr(
+        "mtkv.ops.gate.subprocess.run", lambda command, **_: asked.append(command) or Done(len(asked) - 1)
+    )
+    monkeypatch.setattr(
+        "mtkv.provenance.files.read_json", lambda path: {made: {"result": facts | {"cosines": cosines}}}[path]
+    )
+    small = tmp_path / "small.yaml"
+    options = ("gate", "--arm", "oracle", "--steps", 7, "--batches", 3, "--configfile", small, "--profile", "there")
+    result = run(*options)
+    assert result.exit_code == 0, result.output
+    assert asked[0][1:] == ["-m", "snakemake", "--profile", "there", "--configfile", str(small), "--", str(made)]
+    lines = [line for line in result.output.splitlines() if "+0.250 ± 0.010" in line]
+    assert [line.split()[1:4:2] for line in lines] == [["all", "both"], ["1", "key"]]
+    assert all("-0.125 ± 0.020" in line and "+0.375 ± 0.030" in line and "2.5" in line for line in lines)
+    assert "for 7 steps" in result.output
+    failed = run(*options)  # Snakemake itself has said why
+    assert failed.exit_code == 1
+    assert "±" not in failed.output
+
+
+class Done:
+    """What `subprocess.run` returns, of a command with that exit status."""
+
+    def __init__(self, returncode):
+        self.returncode = returncode
+
+
+@pytest.mark.parametrize("arm", ["sft", "oracle_shuffled", "orakel"])
+def test_gate_of_an_arm_without_kv_of_its_own_is_refused_before_anything_runs(run, monkeypatch, arm):
+    monkeypatch.setattr("mtkv.ops.gate.subprocess.run", None)
+    result = run("gate", "--arm", arm)
+    assert result.exit_code == 2
+    assert f"'{arm}' is no arm of study pocket with KV and without control" in " ".join(
+        result.output.replace("│", "").split()
+    )
+    assert "Traceback" not in result.output
+
+
 def test_schema_writes_the_schema(run, tmp_path):
     assert run("schema", tmp_path / "schema.json").exit_code == 0
     assert json.loads((tmp_path / "schema.json").read_text()) == study_schema()

@@ -85,6 +85,13 @@ def test_an_added_arm_runs_its_own_jobs_only(study):
     assert planned(study) == {"train": 2, "predict": 2, "score": 2, "compare": 1, "report": 1}
 
 
+def test_a_gate_needs_what_its_arm_is_trained_from_and_no_arm(study):
+    target = "results/pocket/gate/single/steps10-batches4/card.json"
+    assert planned(study, target) == {"gate": 1}
+    shutil.rmtree(study / "results")
+    assert planned(study, target) == {"data": 1, "teacher_kv": 2, "teacher_index": 1, "map": 1, "gate": 1}
+
+
 def test_an_added_seed_runs_its_own_jobs_only(study):
     change_config(study, seeds=[42, 43, 44])
     assert planned(study) == {"train": 6, "predict": 6, "score": 6, "compare": 1, "report": 1}

@@ -24,7 +24,6 @@ from mtkv.config.pydantic_errors import config_loc, problems_of
 from mtkv.config.raw_tree import plain_tree
 from mtkv.config.references import reference_problems
 from mtkv.config.resources import Resources
-from mtkv.config.transfers import Transfer, transfers
 from mtkv.registry import look_beside
 
 
@@ -102,10 +101,6 @@ class Study(Section):
     def maps(self) -> list[str]:
         """The maps that arms use, as `<teacher>/<align>`: their files lie in results/<study>/maps."""
         return [f"{teacher}/{align.slug}" for teacher in self.teachers.models for align in self.aligns(teacher)]
-
-    def transfers(self) -> list[Transfer]:
-        """The arms that move knowledge through KV, with the arms that their gain is counted against."""
-        return transfers(self)
 
     def needs_attention(self, teacher: str) -> bool:
         """Whether some arm selects this teacher's tokens by its attention."""

@@ -29,8 +29,7 @@ def make_gate(study: str, arm: str, steps: int, batches: int, overlays: Sequence
 
 def print_gate(facts: Mapping[str, Any], arm: str, console: Console) -> None:
     """The table of the facts on a gate's card: all layers first."""
-    learnt = f", map and router trained alone for {facts['map_steps']} steps" if facts["map_steps"] else ""
-    table = Table(title=f"{arm}: cos(∂CE, ∂KV), {facts['batches']} batches of {facts['batch_size']} rows{learnt}")
+    table = Table(title=f"{arm}: cos(∂CE, ∂KV), {facts['batches']} batches of {facts['batch_size']} rows")
     for name in ("layer", "kind", "right row", "other row", "difference", "‖∂KV‖ / ‖∂CE‖"):
         table.add_column(name, justify="left" if name in ("layer", "kind") else "right")
     for place in sorted(facts["cosines"], key=lambda row: row["layer"]):
@@ -38,4 +37,8 @@ def print_gate(facts: Mapping[str, Any], arm: str, console: Console) -> None:
         layer = "all" if place["layer"] == ALL else str(place["layer"])
         table.add_row(layer, place["kind"], *shown, f"{place['ratio']:.2g}")
     console.print(table)
+    if facts["map_steps"]:
+        console.print(
+            f"What of the arm is not its student (map, router) learnt alone before, for {facts['map_steps']} steps."
+        )
     console.print("Above 0: a step down the KV loss also lowers the cross-entropy. ± one standard error over batches.")

@@ -18,11 +18,11 @@ import pandas as pd
 from mtkv.provenance.files import read_json
 from mtkv.report.latent_results import Latents, read_latents
 from mtkv.report.strings import retold, say
+from mtkv.stats.transfers import Transfer, transfers
 
 if TYPE_CHECKING:
     from mtkv.config.arms import Arm
     from mtkv.config.study import Study
-    from mtkv.config.transfers import Transfer
 
 
 NO_SETTINGS = ("description", "extends", "seeds")
@@ -127,7 +127,7 @@ class Results:
     extends: dict[str, str] = field(default_factory=dict)
     changes: dict[str, list[str]] = field(default_factory=dict)
     kv: dict[str, dict[str, Any]] = field(default_factory=dict)
-    transfers: list["Transfer"] = field(default_factory=list)
+    transfers: list[Transfer] = field(default_factory=list)
     latents: Latents | None = None
 
     @property
@@ -244,7 +244,7 @@ def read_results(study: "Study", root: Path) -> Results:
         extends={name: arm.extends for name, arm in study.arms.items() if arm.extends in study.arms},
         changes=changes(study),
         kv={name: kv_part(arm) for name, arm in study.arms.items() if arm.kv is not None},
-        transfers=study.transfers(),
+        transfers=transfers(study),
         latents=latents,
     )
 

@@ -20,6 +20,7 @@ from mtkv.stats.items import MACRO, Answers
 from mtkv.stats.multiplicity import holm
 from mtkv.stats.paired_tests import difference
 from mtkv.stats.power import classic, equivalence_p
+from mtkv.stats.transfers import transfers
 
 if TYPE_CHECKING:
     from mtkv.config.claims import Claim
@@ -40,9 +41,7 @@ def families(study: "Study") -> dict[tuple[str, str], str]:
     named += [(name, arm.extends, "extends") for name, arm in study.arms.items()]
     named += [(claim.arm, other, "claim") for claim in study.claims.values() for other in opponents(claim)]
     named += [(claim.arm, getattr(claim, "twin", None), "twin") for claim in study.claims.values()]
-    named += [
-        (one.arm, other, "transfer") for one in study.transfers() if one.twin for other in (one.without, one.twin)
-    ]
+    named += [(one.arm, other, "transfer") for one in transfers(study) if one.twin for other in (one.without, one.twin)]
     pairs: dict[tuple[str, str], str] = {}
     for arm, other, family in named:
         if other is not None and other in study.arms and other != arm:

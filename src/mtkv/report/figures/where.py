@@ -1,6 +1,6 @@
 """Where KV helps: each way of moving knowledge through KV beside the others, its gain over the arm without KV and over its control twin.
 
-In: `Results` with the study's transfers (`mtkv.config.transfers`). Out: a forest plot of two differences per arm, whose table names the
+In: `Results` with the study's transfers (`mtkv.stats.transfers`). Out: a forest plot of two differences per arm, whose table names the
 kind of transfer.
 """
 

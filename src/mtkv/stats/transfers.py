@@ -41,14 +41,15 @@ def transfers(study: "Study") -> list[Transfer]:
 
 
 def _twin(study: "Study", name: str, settings: dict[str, dict[str, Any]]) -> str | None:
+    controls = {other: given for other, given in settings.items() if given["kv"] and given["kv"]["control"] != "none"}
     named = [twin for claim in study.claims.values() if claim.arm == name and (twin := getattr(claim, "twin", None))]
     alike = [
         other
-        for other, given in settings.items()
-        if other != name and given["kv"] and given | {"kv": given["kv"] | {"control": "none"}} == settings[name]
+        for other, given in controls.items()
+        if given | {"kv": given["kv"] | {"control": "none"}} == settings[name]
     ]
-    alike.sort(key=lambda other: settings[other]["kv"]["control"] != "shuffle_items")
-    return next(iter([*named, *alike]), None)
+    alike.sort(key=lambda other: controls[other]["kv"]["control"] != "shuffle_items")
+    return next((other for other in [*named, *alike] if other in controls), None)
 
 
 def _kinds(study: "Study", name: str) -> Iterator[str]:

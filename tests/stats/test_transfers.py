@@ -3,14 +3,21 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mtkv.config.study import load_study, read_study
+from mtkv.stats.transfers import transfers
 
 CONFIG = Path(__file__).parents[2] / "config"
 
 
+@pytest.fixture
+def raw():
+    return yaml.safe_load((CONFIG / "config.yaml").read_text(encoding="utf-8"))
+
+
 def known(study):
-    return {one.arm: (one.kinds, one.without, one.twin) for one in study.transfers()}
+    return {one.arm: (one.kinds, one.without, one.twin) for one in transfers(study)}
 
 
 def test_transfers_of_the_pocket_study():
@@ -54,3 +61,8 @@ def test_without_an_equal_arm_it_is_the_baseline_and_the_baseline_itself_is_left
     found = known(load_study(raw))
     assert "oracle" not in found
     assert found["single"][1] == "sft"
+
+
+def test_a_twin_is_a_control(raw):
+    raw["claims"] = {"one": raw["claims"]["kv_beats_sft"] | {"twin": "merged"}}
+    assert known(load_study(raw))["oracle"][2] == "oracle_shuffled"
