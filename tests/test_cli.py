@@ -79,9 +79,9 @@ def test_gate_has_snakemake_make_its_files_and_prints_them(run, monkeypatch, tmp
     result = run(*options)
     assert result.exit_code == 0, result.output
     assert asked[0][1:] == ["-m", "snakemake", "--profile", "there", "--configfile", str(small), "--", str(made)]
-    lines = [line for line in result.output.splitlines() if "+0.250 ± 0.010" in line]
+    lines = [line for line in result.output.splitlines() if "+0.250 ±0.010" in line]
     assert [line.split()[1:4:2] for line in lines] == [["all", "both"], ["1", "key"]]
-    assert all("-0.125 ± 0.020" in line and "+0.375 ± 0.030" in line and "2.5" in line for line in lines)
+    assert all("-0.125 ±0.020" in line and "+0.375 ±0.030" in line and "2.5" in line for line in lines)
     assert "for 7 steps" in result.output
     failed = run(*options)  # Snakemake itself has said why
     assert failed.exit_code == 1

@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
 app.command()(plan)
 # Replacements for characters that the terminal's encoding lacks; any other becomes "?".
-PLAIN = dict(zip("−–—·✓✗≈", "---.vx~", strict=True)) | {"→": "->", "…": "...", "≥": ">=", "Δ": "delta"}
+PLAIN = dict(zip("−–—·✓✗≈", "---.vx~", strict=True)) | {
+    "→": "->",
+    "…": "...",
+    "≥": ">=",
+    "Δ": "delta",
+    "∂": "d",
+    "±": "+-",
+}
 
 
 @app.callback()

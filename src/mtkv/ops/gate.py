@@ -30,10 +30,10 @@ def make_gate(study: str, arm: str, steps: int, batches: int, overlays: Sequence
 def print_gate(facts: Mapping[str, Any], arm: str, console: Console) -> None:
     """The table of the facts on a gate's card: all layers first."""
     table = Table(title=f"{arm}: cos(∂CE, ∂KV), {facts['batches']} batches of {facts['batch_size']} rows")
-    for name in ("layer", "kind", "right row", "other row", "difference", "‖∂KV‖ / ‖∂CE‖"):
+    for name in ("layer", "kind", "right row", "other row", "difference", "norm ratio"):
         table.add_column(name, justify="left" if name in ("layer", "kind") else "right")
     for place in sorted(facts["cosines"], key=lambda row: row["layer"]):
-        shown = (f"{place[name]:+.3f} ± {place[name + '_se']:.3f}" for name in COSINES)
+        shown = (f"{place[name]:+.3f} ±{place[name + '_se']:.3f}" for name in COSINES)
         layer = "all" if place["layer"] == ALL else str(place["layer"])
         table.add_row(layer, place["kind"], *shown, f"{place['ratio']:.2g}")
     console.print(table)
@@ -41,4 +41,4 @@ def print_gate(facts: Mapping[str, Any], arm: str, console: Console) -> None:
         console.print(
             f"What of the arm is not its student (map, router) learnt alone before, for {facts['map_steps']} steps."
         )
-    console.print("Above 0: a step down the KV loss also lowers the cross-entropy. ± one standard error over batches.")
+    console.print("Above 0: a step down the KV loss also lowers the cross-entropy. ±: a standard error over batches.")

@@ -138,14 +138,13 @@ def compared(ce: Tensor, kv: Tensor) -> dict[str, float]:
 def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Of each layer and kind the mean cosine over the batches with the `right` row's KV and the `other` row's, their `difference`,
     paired by batch, each with its standard error (`_se`), and the mean `ratio` with the right row's."""
-    wide = table.pivot(index=["layer", "kind", "batch"], columns="control", values=["cosine", "ratio"])
-    cosine = wide["cosine"].rename(columns={"none": "right", OTHER_ROW: "other"})
+    wide = table.pivot(index=["layer", "kind", "batch"], columns="control", values="cosine")
+    cosine = wide.rename(columns={"none": "right", OTHER_ROW: "other"})
     cosine["difference"] = cosine["right"] - cosine["other"]
     places = cosine.groupby(level=["layer", "kind"])
-    found = places.mean().join(places.sem().add_suffix("_se"))
-    return (
-        found.join(wide["ratio", "none"].groupby(level=[0, 1]).mean().rename("ratio")).reset_index().to_dict("records")
-    )
+    ratio = table[table["control"] == "none"].groupby(["layer", "kind"])["ratio"].mean()
+    found = places.mean().join(places.sem().add_suffix("_se")).join(ratio)
+    return found.reset_index().to_dict("records")  # type: ignore[return-value]
 
 
 def moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
