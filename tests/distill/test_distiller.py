@@ -157,7 +157,7 @@ def test_zero_weight_has_the_gradient_of_ce_alone(setting):
     assert terms["kv"].item() == 0
     assert terms["key"].item() > 0
     found = shares(distiller, terms)
-    assert found.pop("part.ce") == 1.0
+    assert found.pop("share.ce") == 1.0
     assert set(found.values()) == {0.0}
 
 

@@ -165,6 +165,7 @@ def test_a_student_with_latents_has_a_gate_too(study, tmp_path):
     [
         (None, 2, "this arm has no kv"),
         (kv(control="gaussian"), 2, "control gaussian"),
+        (kv(loss=PLAIN | {"lambda_k": 0, "lambda_v": 0}), 2, "no term of this arm's KV loss has a weight"),
         (kv(), 6, "24 training rows are too few for 6 batches of 4 .* at most 5 batches"),
     ],
 )

@@ -3,7 +3,7 @@
 In: what the arm is trained from (rows, stores, maps). Out: for each batch, layer and kind (keys, values) cos(∂CE, ∂KV) over all weights
 of the student that are trained, once with the teachers' KV of the right row and once with those of another (control `shuffle_items`), of
 the same batches at the same weights. Above 0, a step down the KV loss also lowers the cross-entropy; where the right row's cosine is the
-other row's, the KV's content adds nothing. method.md §9 has what it predicted and what not.
+other row's, the KV's content adds nothing (method.md §9; docs/where_kv_pays.md has what it predicted and what not).
 
 The gate is about the student as it comes. A trained map that has learnt nothing has a gradient that means nothing, so the map (and a
 trained router) first learn alone for some steps, the student frozen: in an ordinary warm-up the student would move as well, and the right
@@ -116,6 +116,8 @@ def gate_cosines(distiller: Distiller | LatentDistiller, batch: Mapping[str, Any
         return torch.cat([part.flatten().float() for part in parts])
 
     matching = [terms[PART + name] for name in supervision.matching_terms if PART + name in terms]
+    if not matching:
+        raise ValueError("no term of this arm's KV loss has a weight above 0, so there is no gradient to compare")
     (pull,) = torch.autograd.grad(torch.stack(matching).sum(), student_kv, retain_graph=True)
     ce = gradient(terms["ce"])
     sums = {kind: torch.zeros_like(ce) for kind in KINDS}
