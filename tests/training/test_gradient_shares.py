@@ -1,5 +1,6 @@
 """Shares of the gradient against gradients worked out by hand, and every structured term in a real model."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -26,6 +27,18 @@ def test_shares_of_known_gradients_and_the_graph_survives():
     assert found == pytest.approx({f"share.{name}": share for name, share in shares.items()} | {"cos.key": cosine})
     (parts["ce"] + parts["key"]).backward()
     assert a.grad is not None
+
+
+def test_cosines_are_those_of_the_whole_gradients():
+    weights = [nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(5))]
+    drawn = np.random.default_rng(0).normal(size=(3, 17))
+    names = ("ce", "key", "value")
+    toward = {name: torch.tensor(row, dtype=torch.float32) for name, row in zip(names, drawn, strict=True)}
+    parts = {name: (weights[0].flatten() * t[:12]).sum() + (weights[1] * t[12:]).sum() for name, t in toward.items()}
+    found = gradient_log(parts, weights, ["value", "key"])
+    for name, row in zip(names[1:], drawn[1:], strict=True):
+        cosine = drawn[0] @ row / np.linalg.norm(drawn[0]) / np.linalg.norm(row)
+        assert found[f"cos.{name}"] == pytest.approx(cosine, rel=1e-5)
 
 
 def test_nothing_to_share():
