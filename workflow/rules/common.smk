@@ -185,6 +185,20 @@ def trained_model(wildcards):
     return []
 
 
+def injected_kv(wildcards):
+    """The `kv` part of an arm whose student reads its teachers' KV, when it is asked too; None for all others."""
+    kv = STUDY.arms[wildcards.arm].kv
+    return kv if kv is not None and kv.injected else None
+
+
+def asked_model(wildcards):
+    """Of a model that is asked, what its trained folder does not hold: its teachers where it reads their KV, all of one untrained."""
+    if kv := injected_kv(wildcards):
+        models = STUDY.teachers.models
+        return {"teachers": {name: model_params(models[name]) for name in kv.teachers}}
+    return None if STUDY.trained(wildcards.arm) else model_params(model_of(wildcards.arm))
+
+
 def align_of(wildcards):
     """The align config behind a map's file name."""
     return next(

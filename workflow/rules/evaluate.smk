@@ -29,17 +29,13 @@ rule predict:
         predicting=1,
     params:
         study=STUDY.study,
-        model=lambda wildcards: (
-            None
-            if STUDY.trained(wildcards.arm)
-            else model_params(model_of(wildcards.arm))
-        ),
+        model=asked_model,
         chat=lambda wildcards: model_of(wildcards.arm).chat_date,
         evaluation=written(STUDY.evaluation),
         code=code(
             "mtkv.stages.predict",
             data=("evaluate/tasks/*.yaml",),
-            own=lambda wildcards: STUDY.data,
+            own=lambda wildcards: [STUDY.data, injected_kv(wildcards)],
         ),
     script:
         "../scripts/predict.py"

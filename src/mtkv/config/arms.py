@@ -180,6 +180,24 @@ class Arm(Section):
         return self
 
     @model_validator(mode="after")
+    def _injection_fits(self) -> Self:
+        if self.kv is None or not self.kv.injected or self.training is None:
+            return self
+        lora = self.training.lora
+        refused = {
+            ("student_view",): self.student_view == "latent" and "'latent' given",
+            ("logits",): self.logits and "given",
+            ("training", "gradient_checkpointing"): self.training.gradient_checkpointing
+            and "true, which keeps no cache",
+            ("training", "lora", "quantize"): lora and lora.quantize and f"{lora.quantize!r} given",
+        }
+        for place, given in refused.items():
+            if given:
+                allowed = {"student_view": "text", "gradient_checkpointing": "false"}.get(place[-1], "null")
+                raise problem(f"{given}, but kv.transfer is inject; allowed with it: {allowed}", *place)
+        return self
+
+    @model_validator(mode="after")
     def _view_fits(self) -> Self:
         if self.latent is None:
             if self.kv and OWN_TEACHER in self.kv.teachers:

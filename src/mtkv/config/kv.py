@@ -13,6 +13,7 @@ from pydantic import (
 
 from mtkv.config.base import Name, Registered, Section, distinct, duplicates, problem, without_unset
 from mtkv.config.fusion import FusionConfig, check_fusion
+from mtkv.config.inject import FuserConfig, check_injection
 from mtkv.provenance.digest import digest_of
 from mtkv.registry import ImportPath, Registry
 
@@ -208,8 +209,14 @@ class KVLossConfig(Section):
 
 
 class KVConfig(Section):
-    """KV distillation from one or several teachers."""
+    """KV of one or several teachers, as a target of the student's own (`transfer: match`) or as what it reads (`inject`)."""
 
+    transfer: Literal["match", "inject"] = Field(
+        default="match",
+        description="match: a loss pulls the student's KV to the teachers', which are gone afterwards. inject: a trained fuser corrects "
+        "the student's cached KV of the question by the teachers', who read every question, also of the tests; the student's weights "
+        "stay as they are (with training.lora: its adapters are trained too).",
+    )
     teachers: Annotated[list[Name], AfterValidator(distinct)] = Field(
         min_length=1,
         description="Ids of the teachers whose KV is fused, in the order of `fusion.weights`; [student] in student_view latent: its own "
@@ -219,11 +226,15 @@ class KVConfig(Section):
     select: SelectConfig = Field(default=SelectConfig(), description="Which tokens are supervised.")
     fusion: FusionConfig = Field(default=FusionConfig(), description="How teachers are fused.")
     loss: KVLossConfig = Field(default=KVLossConfig(), description="Loss between student and fused teachers.")
+    fuser: FuserConfig | None = Field(
+        default=None, description="Transfer inject only: the module that is trained; null: its defaults."
+    )
     control: Annotated[str, Registered(CONTROLS)] = Field(
         default="none",
         description="What replaces the teachers' KV to test whether its content matters; none: nothing does. zero_weight: the KV "
         "loss counts nothing. projector_only: it trains the map and not the student. random_direction: the student gets a gradient of "
-        "the KV loss's norm in a random direction; it needs gradient_accumulation 1.",
+        "the KV loss's norm in a random direction; it needs gradient_accumulation 1. self (transfer inject): the student's own KV. zeros: "
+        "none, so that what is learnt is a constant.",
     )
 
     @property
@@ -231,13 +242,35 @@ class KVConfig(Section):
         """Whether the student is its own teacher (`teachers: [student]`): the targets are its own KV of the written chain."""
         return self.teachers == [OWN_TEACHER]
 
+    @property
+    def injected(self) -> bool:
+        """Whether the student reads the teachers' KV, instead of being pulled to them."""
+        return self.transfer == "inject"
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written = without_unset(self, handler(self), "fuser")
+        said = "transfer" in self.model_fields_set or self.injected
+        return written if said else {key: value for key, value in written.items() if key != "transfer"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inject_has_fuser(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("transfer") == "inject" and given.get("fuser") is None:
+            return given | {"fuser": {}}
+        return given
+
     @model_validator(mode="before")
     @classmethod
     def _unit_of_the_target(cls, given: Any) -> Any:
         """Where nothing is said, the spread of a layer is the unit for targets whose channels have no fixed spread."""
         parts = [given.get(name, {}) if isinstance(given, dict) else None for name in ("align", "loss")]
         align, loss = (part.model_dump(exclude_unset=True) if isinstance(part, Section) else part for part in parts)
-        if not (isinstance(align, dict) and isinstance(loss, dict)) or "unit" in loss:
+        if (
+            not (isinstance(align, dict) and isinstance(loss, dict))
+            or "unit" in loss
+            or given.get("transfer") == "inject"
+        ):
             return given
         name = align.get("map", "linear")
         shape = AlignConfig.model_construct(map=name) if isinstance(name, str) else AlignConfig()
@@ -251,6 +284,11 @@ class KVConfig(Section):
     @model_validator(mode="after")
     def _fusion_fits_teachers(self) -> Self:
         check_fusion(self.fusion, len(self.teachers))
+        return self
+
+    @model_validator(mode="after")
+    def _transfer_fits(self) -> Self:
+        check_injection(self)
         return self
 
     @model_validator(mode="after")

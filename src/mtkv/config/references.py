@@ -122,6 +122,8 @@ def _arm_problems(study: "Study", teachers: list[str]) -> Iterator[Problem]:
             yield from _task_problems(study, (name, part), getattr(arm, part))
         if arm.kv and arm.kv.own:
             continue  # neither a store nor a map
+        if arm.kv and arm.kv.injected:
+            yield from _injection_problems(study, name, arm.kv)
         if arm.kv and study.teachers.tier != "raw":
             yield from _tier_problems(name, arm.kv, study.teachers.tier)
         if arm.kv and arm.kv.select.needs_attention and study.teachers.mode == "online":
@@ -150,6 +152,23 @@ def _vllm_problems(study: "Study") -> Iterator[Problem]:
             allowed = "null, with the scaling in the model's own config.json, or evaluation.backend hf"
             message = f"given, but arm {name!r} evaluates this model as it comes, and vLLM would not see it; allowed: {allowed}"
             yield Problem((*loc, "rope_scaling"), message)
+
+
+def _injection_problems(study: "Study", name: str, kv: KVConfig) -> Iterator[Problem]:
+    """Teachers read what is asked: in transformers, as plain text, weighed by what is known of a test question."""
+    loc: Loc = ("arms", name, "kv", "transfer")
+    models = {"student": study.student} | {name: study.teachers.models.get(name) for name in kv.teachers}
+    if chat := [model for model, config in models.items() if config and config.prompt == "chat"]:
+        yield Problem(loc, f"'inject' given, but {chat[0]} has prompt chat; for now injection reads plain text alone")
+    if study.evaluation.backend == "vllm":
+        yield Problem(("evaluation", "backend"), f"'vllm' cannot inject KV, as arm {name!r} does; allowed: hf")
+    weighed = kv.fusion.by_task
+    if absent := [dataset for dataset in study.datasets if weighed is not None and dataset not in weighed]:
+        message = f"has no weights for {', '.join(absent)}; with transfer inject each dataset that is asked needs some"
+        yield Problem(("arms", name, "kv", "fusion", "by_task"), message)
+    if study.resources.train.strategy != "single":
+        message = f"{study.resources.train.strategy!r} given, but arm {name!r} injects KV, trained by one process for now; allowed: single"
+        yield Problem(("resources", "train", "strategy"), message)
 
 
 def _task_problems(study: "Study", place: tuple[str, str], part: KVConfig | LogitConfig | None) -> Iterator[Problem]:
@@ -218,6 +237,7 @@ def _stream_problems(study: "Study") -> Iterator[Problem]:
 def _tier_problems(name: str, kv: KVConfig, tier: str) -> Iterator[Problem]:
     """Settings that need the raw tier: targets of the others are already selected and have no likelihoods, those of mapped are mapped."""
     needs_raw = {
+        ("transfer",): kv.injected and kv.transfer,
         ("align", "map"): tier == "mapped" and kv.align.trained and kv.align.map,
         ("loss", "distance"): tier == "mapped" and kv.loss.distance == "relation" and "relation",
         ("select", "method"): kv.select.method != "full" and kv.select.method,

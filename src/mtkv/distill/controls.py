@@ -21,7 +21,8 @@ class Control:
     `row(match, rng)`: a row's match, row by row. `partner(supervised, rng)`: from the numbers of supervised tokens `[rows]`, the number of
     the row whose tokens each row gets. `matches(matches, rng)`: all of them, in memory or on disk, for the new ones one after the other.
     `values(kv)`: the teachers' KV, of about unit spread. `weight`: a factor of the KV loss. `map_only`: the KV loss trains the map and not
-    the student. `random_direction`: the student gets a gradient of the KV loss's norm in a random direction.
+    the student. `random_direction`: the student gets a gradient of the KV loss's norm in a random direction. `own`: the student's own KV
+    stand in the teachers' place (`kv.transfer: inject`).
     """
 
     row: Callable[[RowMatch, np.random.Generator], RowMatch] | None = None
@@ -31,6 +32,7 @@ class Control:
     weight: float = 1.0
     map_only: bool = False
     random_direction: bool = False
+    own: bool = False
 
     def __post_init__(self) -> None:
         if sum(change is not None for change in (self.row, self.partner, self.matches)) > 1:
@@ -103,6 +105,8 @@ CONTROLS: dict[str, Control] = {
     "zero_weight": Control(weight=0.0),
     "projector_only": Control(map_only=True),
     "random_direction": Control(random_direction=True),
+    "self": Control(own=True),
+    "zeros": Control(values=torch.zeros_like),
 }
 
 

@@ -44,7 +44,9 @@ def load_folder(folder: Path) -> tuple[PreTrainedModel | LatentStudent, PreTrain
 
 
 class EvaluationModel(HFLM):
-    """`HFLM` that refuses to truncate, is quiet and counts."""
+    """`HFLM` that refuses to truncate, is quiet and counts. `shares_beginnings`: what many prompts begin with may be read once for all."""
+
+    shares_beginnings = True
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, chat: bool = False
@@ -80,7 +82,7 @@ class EvaluationModel(HFLM):
         Each context is read once for all its continuations, where the model allows that (`can_share`), else by lm-eval's own loop.
         """
         texts = cut_texts([(context, continuation) for context, continuation in _arguments(requests)], self._encode)
-        longest = max(len(self._prompt(list(text.context))) + len(text.continuation) for text in texts)
+        longest = max(len(self._prompt(list(text.context), text.given[0])) + len(text.continuation) for text in texts)
         check_room(self.max_length, longest - 1)  # the last token is scored but never read
         if not self._can_share(longest):
             self.question_passes += len(texts) * (self.passes_before_answer + 1)
@@ -93,12 +95,16 @@ class EvaluationModel(HFLM):
         for place, text in enumerate(texts):
             places.setdefault(text.context, []).append(place)
         questions = [
-            ChoiceQuestion(tuple(self._prompt(list(context))), tuple(texts[place].continuation for place in own))
+            ChoiceQuestion(
+                tuple(self._prompt(list(context), texts[own[0]].given[0])),
+                tuple(texts[place].continuation for place in own),
+            )
             for context, own in places.items()
         ]
         self.question_passes += len(questions) * (self.passes_before_answer + 1)
         with torch.inference_mode():
-            scores = score_choices(self.model, self._forward, questions, self.batch_size, self.journal)
+            share = self.shares_beginnings
+            scores = score_choices(self.model, self._forward, questions, self.batch_size, self.journal, share)
         found: dict[int, Score] = {}
         for own, of_question in zip(places.values(), scores, strict=True):
             found |= dict(zip(own, of_question, strict=True))
@@ -115,7 +121,8 @@ class EvaluationModel(HFLM):
         def by_loop(places: Sequence[int]) -> Callable[[Sequence[int]], list[str]]:
             return lambda part: self._halving(partial(loop, [requests[places[number]] for number in part], True))
 
-        prompts = [self._prompt(ids) for ids in self._encode([text for text, _ in texts])]
+        wanted = [text for text, _ in texts]
+        prompts = [self._prompt(ids, text) for ids, text in zip(self._encode(wanted), wanted, strict=True)]
         encoded = dict(zip((text for text, _ in texts), prompts, strict=True))
         said: dict[int, str] = {}
         by_settings: dict[str, list[int]] = {}
@@ -135,15 +142,16 @@ class EvaluationModel(HFLM):
         limit, eos = settings["max_gen_toks"], self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         until = settings.get("until")
         stops = handle_stop_sequences(list(until) if isinstance(until, list) else until, eos=eos)
-        ended, share = ends(self.model, self.tokenizer, stops), self._can_share(max(map(len, prompts)) + limit)
+        ended = ends(self.model, self.tokenizer, stops)
+        share = self.shares_beginnings and self._can_share(max(map(len, prompts)) + limit)
         with torch.inference_mode():
             decoder = GreedyDecoder(self.model, self._forward, self._choose(), ended, limit)
             new = decoder.generate(prompts, self.batch_size, share, self.journal)
         self._count(list(map(len, new)))
         return [postprocess_generated_text(self.tok_decode(ids), stops, None) for ids in new]
 
-    def _prompt(self, ids: list[int]) -> list[int]:
-        """What is read before an answer, from a prompt's own tokens."""
+    def _prompt(self, ids: list[int], text: str) -> list[int]:
+        """What is read before an answer, from a prompt's own tokens; `text`: the prompt as given."""
         return ids
 
     def _can_share(self, longest: int) -> bool:

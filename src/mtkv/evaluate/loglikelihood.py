@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from mtkv.evaluate.batch_size import in_batches, rows_to_read
 from mtkv.evaluate.journal import Journal
-from mtkv.evaluate.prefix_cache import Forward, for_rows, read_beginning, shared_beginnings
+from mtkv.evaluate.prefix_cache import Forward, Group, for_rows, read_beginning, shared_beginnings
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,15 @@ class ChoiceQuestion:
 
 
 def score_choices(
-    model: Any, forward: Forward, questions: Sequence[ChoiceQuestion], batch_size: int, journal: Journal | None = None
+    model: Any,
+    forward: Forward,
+    questions: Sequence[ChoiceQuestion],
+    batch_size: int,
+    journal: Journal | None = None,
+    share: bool = True,
 ) -> list[tuple[Score, ...]]:
-    """Scores of the choices of each question. Raises UnanswerableError when memory does not hold one of them.
+    """Scores of the choices of each question; without `share` every context is read on its own. Raises UnanswerableError when memory does
+    not hold one of them.
 
     A batch whose scores `journal` knows is not read; the others are laid out as they would be without it, so that scores are the same to
     the last bit.
@@ -97,7 +103,9 @@ def score_choices(
         if (kept := journal.get("scores", place, question.tokens)) is not None
     }
     known = frozenset(scores)
-    for group in shared_beginnings([question.context for question in questions], OVERHEAD):
+    contexts = [question.context for question in questions]
+    alone = Group(0, tuple(sorted(range(len(contexts)), key=lambda place: -len(contexts[place]))))
+    for group in shared_beginnings(contexts, OVERHEAD) if share else [alone]:
         if known.issuperset(group.members):
             continue
         start = list(questions[group.members[0]].context[: group.shared])

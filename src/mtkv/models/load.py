@@ -35,6 +35,7 @@ from mtkv.models.integrity import (
 )
 from mtkv.models.merged import average_weights
 from mtkv.models.paths import (
+    FUSER_FILE,
     LATENT_FILE,
     cached_commit,
     cached_snapshot,
@@ -42,6 +43,7 @@ from mtkv.models.paths import (
     content_digest,
     gguf_path,
     hub_folder,
+    is_injected,
     is_latent,
     models_folder,
     pocket_folder,
@@ -171,7 +173,7 @@ FOLDERS: dict[str, Callable[[ModelConfig], Path]] = {
 
 def model_folder(config: ModelConfig) -> Path:
     """The Hugging Face folder of a model. Raises FileNotFoundError naming the model when there is none, ValueError for the folder of a
-    latent student, whose latents would be ignored silently."""
+    latent student or of one that reads teachers' KV, whose latents or teachers would be ignored silently."""
     folder = FOLDERS[config.source](config)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"model {config.name!r}: no config.json in {folder}")
@@ -179,6 +181,11 @@ def model_folder(config: ModelConfig) -> Path:
         raise ValueError(
             f"model {config.name!r}: {folder} holds a latent student ({LATENT_FILE}), which is neither a student to begin with nor a "
             "teacher; name the model it was trained from, or a run of an arm with student_view: text"
+        )
+    if is_injected(folder):
+        raise ValueError(
+            f"model {config.name!r}: {folder} holds a student that reads its teachers' KV ({FUSER_FILE}), which is neither a student to "
+            "begin with nor a teacher; name the model it was trained from"
         )
     return folder
 

@@ -18,6 +18,7 @@ from mtkv.config.models import ModelConfig
 MAIN = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 LATENT_FILE = "latent.safetensors"
+FUSER_FILE = "fuser.safetensors"
 
 
 def models_folder() -> Path:
@@ -72,6 +73,11 @@ def gguf_path(config: ModelConfig) -> Path:
 def is_latent(folder: Path) -> bool:
     """Whether a model folder is that of a latent student."""
     return (Path(folder) / LATENT_FILE).is_file()
+
+
+def is_injected(folder: Path) -> bool:
+    """Whether the folder holds a student that reads teachers' KV."""
+    return (folder / FUSER_FILE).is_file()
 
 
 POCKET = Path(__file__).parent / "pocket"

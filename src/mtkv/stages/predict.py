@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -44,10 +44,11 @@ from mtkv.evaluate.lm_eval_tasks import (
     train_file,
 )
 from mtkv.evaluate.predictions import write_failure, write_predictions
+from mtkv.inject.lm_eval_model import InjectedEvaluationModel
 from mtkv.latent.evaluation.lm_eval_model import LatentEvaluationModel
 from mtkv.latent.model.student import LatentStudent
 from mtkv.models.load import load_model, load_tokenizer, model_folder
-from mtkv.models.paths import is_latent
+from mtkv.models.paths import content_digest, is_injected, is_latent
 from mtkv.models.tokenization import dated_template
 from mtkv.provenance.digest import file_digest
 from mtkv.provenance.files import atomic_path
@@ -59,33 +60,49 @@ MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")  # w
 class ModelSource:
     """The model of a run and how it is asked. `folder` identifies the weights; `load` turns it into model and tokenizer, `dtype` names the
     number format it converts the weights to (None: as saved). `chat`: questions are asked in the chat template of the model's tokenizer,
-    which is told this day (YYYY-MM-DD); None: as plain text."""
+    which is told this day (YYYY-MM-DD); None: as plain text. `teachers`: those whose KV the model reads, by id."""
 
     folder: Path
     load: Callable[[Path], tuple[PreTrainedModel | LatentStudent, PreTrainedTokenizerBase]] = load_folder
     dtype: str | None = None
     chat: str | None = None
+    teachers: Mapping[str, ModelConfig] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, trained: Sequence[str], given: ModelConfig | None, chat: str | None = None) -> Self:
+    def of(
+        cls,
+        trained: Sequence[str],
+        given: ModelConfig | None,
+        chat: str | None = None,
+        teachers: Mapping[str, ModelConfig] | None = None,
+    ) -> Self:
         """`trained` holds the trained folder, or nothing where `given` is evaluated as it comes."""
         if given is None:
-            return cls(Path(trained[0]), chat=chat)
+            return cls(Path(trained[0]), chat=chat, teachers=teachers or {})
         return cls(model_folder(given), lambda _: (load_model(given), load_tokenizer(given)), given.dtype, chat)
 
 
 def evaluation_model(source: ModelSource, config: EvaluationConfig) -> Any:
-    """The model in lm-eval's interface. Raises ValueError for a latent student in vLLM."""
+    """The model in lm-eval's interface. Raises ValueError for a latent or an injected student in vLLM, for an injected one in a chat
+    template or without one of its teachers."""
+    injected = is_injected(source.folder)
     if config.backend == "vllm":
-        if is_latent(source.folder):
+        if is_latent(source.folder) or injected:
+            what = "injected student" if injected else "latent student"
+            reads = "a corrected cache" if injected else "embeddings between question and answer"
             raise ValueError(
-                f"evaluation.backend: 'vllm' cannot run the latent student in {source.folder} (it reads embeddings between question and "
-                "answer); write backend: hf"
+                f"evaluation.backend: 'vllm' cannot run the {what} in {source.folder} (it reads {reads}); write backend: hf"
             )
         from mtkv.evaluate.vllm_model import VllmModel  # imports vllm
 
         return VllmModel(source.folder, source.dtype, bool(source.chat))
+    if injected and source.chat:
+        raise ValueError(
+            f"{source.folder}: a student that reads its teachers' KV is asked in plain text, not in a chat template"
+        )
     model, tokenizer = source.load(source.folder)
+    if injected:
+        return InjectedEvaluationModel.load(source.folder, model, tokenizer, config.batch_size, source.teachers)
     if isinstance(model, LatentStudent) and model.slots:
         return LatentEvaluationModel(model, tokenizer, config.batch_size, chat=bool(source.chat))
     plain = model.model if isinstance(model, LatentStudent) else model
@@ -143,6 +160,7 @@ def predict(
                     if name in kept:
                         _copy(outputs[name], kept[name])
         facts["tokens"] = model.generated_tokens
+        facts |= {"injection": model.cost} if isinstance(model, InjectedEvaluationModel) else {}
     if checkpoint is not None:
         facts["resumed_at"] = checkpoint.resumed_at
         checkpoint.finish()
@@ -253,6 +271,8 @@ def predictions_digest(source: ModelSource, name: str, data_folder: Path, config
         "config": config.model_dump(mode="json", exclude={"jobs"}),
         "chat": source.chat,
     }
+    if source.teachers:
+        parts["teachers"] = {name: content_digest(teacher) for name, teacher in source.teachers.items()}
     if is_benchmark(questions):
         parts |= {"task": f"lm-eval {version('lm-eval')}", "examples": file_digest(examples_file(data_folder, name))}
     else:

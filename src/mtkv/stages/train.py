@@ -27,6 +27,8 @@ from mtkv.distill.distiller import Distiller
 from mtkv.distill.kv_objective import KVObjective
 from mtkv.distill.routing_table import routing_table
 from mtkv.distill.teacher_kv import TeacherFiles, TeacherKV, open_logit_teachers, open_sources
+from mtkv.inject.fuser import KVFuser
+from mtkv.inject.training import InjectionDistiller, InjectionRows
 from mtkv.kv.capture import check_keys
 from mtkv.latent.training.arm import latent_arm, latent_student
 from mtkv.latent.training.dataset import LatentArm
@@ -92,10 +94,10 @@ def train_arm(
     memory, for the same results. None: one process that keeps nothing.
     """
     layout, training, kv = layout or WorldLayout(), run.training, run.kv
-    if run.latent and world_size() > 1:
-        raise NotImplementedError(
-            "student_view latent is trained by one process for now: resources.train.strategy single"
-        )
+    injected = bool(kv and kv.injected)
+    if (run.latent or injected) and world_size() > 1:
+        what = "kv.transfer inject" if injected else "student_view latent"
+        raise NotImplementedError(f"{what} is trained by one process for now: resources.train.strategy single")
     set_seed(run.seed)
     distiller, tokenizer, (train, validation) = arm_parts(run, layout.stream)
     with tempfile.TemporaryDirectory() as scratch:
@@ -142,12 +144,14 @@ def train_arm(
 
 def arm_parts(
     run: ArmInputs, stream: bool = False
-) -> tuple[Distiller | LatentDistiller, PreTrainedTokenizerBase, list[DistillationRows]]:
+) -> tuple[Distiller | LatentDistiller | InjectionDistiller, PreTrainedTokenizerBase, list[DistillationRows]]:
     """Module, tokenizer and rows (training, validation) of an arm, as they are before its first step; `stream` as in `training_rows`."""
     training, kv = run.training, run.kv
     files, frames = training_rows(run, stream)
     heads = (model_kv_heads(run.student), [model_kv_heads(t.config) for t in run.teachers]) if kv else (1, [])
-    tokenizer, model = load_tokenizer(run.student), trainable_student(run.student, training, quantized(training))
+    frozen = bool(kv and kv.injected and not training.lora)
+    tokenizer = load_tokenizer(run.student)
+    model = trainable_student(run.student, training, quantized(training), frozen)
     if kv:
         check_keys(model)
     if not run.latent:
@@ -188,7 +192,7 @@ def text_arm(
     tokenizer: PreTrainedTokenizerBase,
     heads: tuple[int, list[int]],
     rows: Sequence[RowFile | pd.DataFrame],
-) -> tuple[Distiller, list[DistillationRows]]:
+) -> tuple[Distiller | InjectionDistiller, list[DistillationRows]]:
     """Module and rows (training, validation) of an arm whose student reads the row's own text.
 
     `heads`: KV heads of the student and of each teacher.
@@ -198,7 +202,11 @@ def text_arm(
     frames = [frame for frame in rows if isinstance(frame, pd.DataFrame)]
     sources = open_sources(run.teachers, maps, kv, pd.concat([pd.DataFrame(), *frames]), training.batch_size)
     shared = (sources, kv.control if kv else "none", run.seed, training.max_length)
-    datasets: list[DistillationRows] = [DistillationRows(tokenizer, part, *shared) for part in rows]
+    kind = InjectionRows if kv and kv.injected else DistillationRows
+    datasets: list[DistillationRows] = [kind(tokenizer, part, *shared) for part in rows]
+    if kv and kv.injected:
+        fuser = KVFuser(kv, maps, [teacher.config for teacher in run.teachers])
+        return InjectionDistiller(model, fuser, training.ce_weight), datasets
     objective = None
     if kv:
         mapped = any(teacher.tier == "mapped" for teacher in run.teachers)
@@ -223,9 +231,12 @@ def untrained(
     return LatentDistiller(latent_student(model, latent), training.ce_weight, latent)
 
 
-def trainable_student(config: ModelConfig, training: TrainingConfig, quantized: bool) -> PreTrainedModel:
-    """The raw student as it is trained: what is trained in float32, weights frozen under adapters in the config's dtype, with `quantized`
-    in four bits. A step of AdamW at learning rate 2e-5 is far below bfloat16's spacing of weights (2⁻⁸ of each), so most would never move.
+def trainable_student(
+    config: ModelConfig, training: TrainingConfig, quantized: bool, frozen: bool = False
+) -> PreTrainedModel:
+    """The raw student as it is trained: what is trained in float32, weights `frozen` or under adapters in the config's dtype, with
+    `quantized` in four bits. A step of AdamW at learning rate 2e-5 is far below bfloat16's spacing of weights (2⁻⁸ of each), so most would
+    never move.
 
     Raises ValueError for a model that generates nothing.
     """
@@ -237,6 +248,8 @@ def trainable_student(config: ModelConfig, training: TrainingConfig, quantized: 
     model.train()
     if training.lora:
         add_lora(model, training.lora)
+    elif frozen:
+        model.requires_grad_(False)
     else:
         model.float()
     if (
@@ -282,7 +295,7 @@ def training_arguments(training: TrainingConfig, seed: int, scratch: str, strate
     )
 
 
-def save_student(distiller: Distiller | LatentDistiller, tokenizer: Any, folder: Path) -> None:
+def save_student(distiller: Distiller | LatentDistiller | InjectionDistiller, tokenizer: Any, folder: Path) -> None:
     """Write student and tokenizer as one Hugging Face folder, atomically."""
     needed = sum(parameter.numel() * parameter.element_size() for parameter in distiller.student.parameters())
     with atomic_path(folder, needed) as temporary:

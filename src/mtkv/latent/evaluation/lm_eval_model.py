@@ -41,7 +41,7 @@ class LatentEvaluationModel(EvaluationModel):
         self.student, self.intervene = student, intervene
         self.passes_before_answer = student.latent.iterations
 
-    def _prompt(self, ids: list[int]) -> list[int]:
+    def _prompt(self, ids: list[int], text: str) -> list[int]:
         latent = self.student.latent
         kept = latent.tokens if self.intervene is None else self.intervene.kept(latent.tokens)
         return [*ids, *[BEGIN] * latent.before, *[LATENT] * kept, *[END] * latent.markers]
@@ -118,7 +118,7 @@ class LatentEvaluationModel(EvaluationModel):
             self.forward_passes += self.student.forward_passes - passes
             scores.update(zip(places, found, strict=True))
 
-        lengths = [len(self._prompt(list(text.context))) + len(text.continuation) for text in texts]
+        lengths = [len(self._prompt(list(text.context), text.given[0])) + len(text.continuation) for text in texts]
         order = sorted(range(len(texts)), key=lambda place: -lengths[place])
         longest_said = max(len(text.continuation) for text in texts)
         in_batches(order, rows_to_read(self.model, self.batch_size, max(lengths), longest_said), work)

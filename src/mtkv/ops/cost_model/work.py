@@ -202,7 +202,9 @@ def _train(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...]
 
 def _predict(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
     evaluation = params["evaluation"]
-    given = params["model"] or amounts.student
+    asked = params["model"] or {}
+    given = asked if "config" in asked else amounts.student
+    along = sum(_size(reader).parameters for reader in asked.get("teachers", {}).values())  # read each question once
     size, dtype = _size(given), given["config"]["dtype"]
     datasets = [path.stem for path in map(Path, outputs) if path.suffix == ".parquet"]
     shots = 1 + (evaluation["num_fewshot"] or 0)
@@ -215,7 +217,7 @@ def _predict(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ..
             tokens += items * (amounts.tokens(STUDENT) * shots + evaluation["max_new_tokens"])
         else:
             tokens += items * CHOICES * amounts.tokens(STUDENT) * shots
-    return Work(2 * size.parameters * tokens, dtype, steps, size.parameters * BYTES[dtype], written)
+    return Work(2 * (size.parameters + along) * tokens, dtype, steps, size.parameters * BYTES[dtype], written)
 
 
 def _latents(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
