@@ -21,6 +21,7 @@ def own_kv(model, ids):
         ).float()
 
 
+@torch.no_grad()
 def tail_logits(model, read, tail, correction):
     """Logits [tail, vocabulary] behind the ids `read`, with KV corrected by `correction` [read, layers, 2, width], at the ids `tail`."""
     n, time = len(read), 2 * len(read) + len(tail)
@@ -46,6 +47,7 @@ def tail_logits(model, read, tail, correction):
     return out.logits[0, 2 * n :]
 
 
+@torch.no_grad()
 def correction_of(fuser, student, tokenizer, teachers, text, given_text=None):
     """(ids of the prompt, correction [ids − 1, layers, 2, width]) of plain ASCII text, read alone by everybody; `given_text`: what the
     teachers read instead, whose r-th matched token then speaks for the text's r-th."""

@@ -82,7 +82,6 @@ def by_hand(study, output, given=None):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("name", ["one", "two", "routed"])
-@torch.no_grad()
 def test_answers_and_scores_are_those_given_by_hand(study, arm, name, batch_size):
     settings = {
         "one": {"teachers": ["gpt2"]},
@@ -174,13 +173,12 @@ def test_another_questions_kv_when_it_is_asked_too(study, arm):
     assert [match.row for match in right._rows.matches] == PROMPTS
     student, tokenizer, corrected = by_hand(study, output)
     expected = []
-    with torch.no_grad():
-        for text, other in zip(PROMPTS, whose, strict=True):
-            ids, correction = corrected(text, PROMPTS[other])
-            for choice in CHOICES:
-                more = tokenizer(text + choice)["input_ids"][len(ids) :]
-                logits = tail_logits(student, ids[:-1], [ids[-1], *more[:-1]], correction).log_softmax(-1)
-                expected.append(float(logits[range(len(more)), more].sum()))
+    for text, other in zip(PROMPTS, whose, strict=True):
+        ids, correction = corrected(text, PROMPTS[other])
+        for choice in CHOICES:
+            more = tokenizer(text + choice)["input_ids"][len(ids) :]
+            logits = tail_logits(student, ids[:-1], [ids[-1], *more[:-1]], correction).log_softmax(-1)
+            expected.append(float(logits[range(len(more)), more].sum()))
     assert found == pytest.approx(expected, abs=1e-4)
 
 
