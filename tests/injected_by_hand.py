@@ -53,10 +53,7 @@ def correction_of(fuser, student, tokenizer, teachers, text, given_text=None):
     teachers read instead, whose r-th matched token then speaks for the text's r-th."""
     ids, positions, _ = _matched(tokenizer, teachers, text)
     _, theirs, kvs = _matched(tokenizer, teachers, given_text or text)
-    places = [place[1:] for place in theirs]
-    picked = [
-        kv[[place[i][r % len(place)] for r in range(len(positions))]] for i, kv in enumerate(kvs) if (place := places)
-    ]
+    picked = [kv[[theirs[r % len(theirs)][i + 1] for r in range(len(positions))]] for i, kv in enumerate(kvs)]
     own = own_kv(student, ids[:-1])
     at = [position[0] for position in positions]
     layered = [
@@ -76,11 +73,8 @@ def _matched(tokenizer, teachers, text):
     others, kvs = [], []
     for model, their_tokenizer in teachers:
         read = their_tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-        ahead = (
-            their_tokenizer("x")["input_ids"][:1]
-            if their_tokenizer("x")["input_ids"][0] in their_tokenizer.all_special_ids
-            else []
-        )
+        first = their_tokenizer("x")["input_ids"][0]
+        ahead = [first] if first in their_tokenizer.all_special_ids else []
         others.append([0] * len(ahead) + [end for _, end in read["offset_mapping"]])
         kvs.append(own_kv(model, [*ahead, *read["input_ids"]]))
     places = [

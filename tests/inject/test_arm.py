@@ -2,7 +2,6 @@
 
 import pandas as pd
 import pytest
-import torch
 from injected_by_hand import correction_of, tail_logits
 from lm_eval.api.instance import Instance
 from safetensors.torch import load_file
@@ -156,10 +155,12 @@ def test_adapters_are_trained_beside_the_fuser_and_merged(study):
 
 def test_online_teachers_train_the_same_fuser_but_for_the_stores_rounding(study, arm):
     stored, online = (arm(f"tier {tier}", tier)[0] for tier in ("raw", "online"))
-    one, other = (load_file(output / "model/fuser.safetensors") for output in (stored, online))
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=0.02)
+    one, other = (
+        pd.read_parquet(output / "training.parquet").query("term == 'ce'").set_index(["split", "step"])["value"]
+        for output in (stored, online)
+    )
+    assert one.min() < one["val", 0] - 0.05
+    pd.testing.assert_series_equal(one, other, rtol=0, atol=2e-3)
 
 
 def test_another_questions_kv_when_it_is_asked_too(study, arm):

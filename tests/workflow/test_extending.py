@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import mtkv.report.figures.all as all_figures
 from mtkv.align.adapters import AdapterShape, build_adapter
@@ -157,7 +158,8 @@ def run(folder, study):
         write_json(place / "card.json", card)
         cards.append(place / "card.json")
         outputs = {name: root / f"predictions/{arm}/seed42/{name}.parquet" for name in study.datasets}
-        predict(ModelSource(place / "model"), root / "data", study.evaluation, outputs)
+        read = study.teachers.models if kv and kv.injected else {}
+        predict(ModelSource(place / "model", teachers=read), root / "data", study.evaluation, outputs)
         for name, predictions in outputs.items():
             scores.append(root / f"scores/{arm}/seed42/{name}.json")
             asked = root / f"data/test/{name}.parquet"
@@ -168,6 +170,11 @@ def run(folder, study):
 
 def facts_of(run, arm):
     return json.loads((run / f"arms/{arm}/seed42/card.json").read_text())["result"]
+
+
+def test_a_head_learns_what_the_student_reads(run):
+    tensors = load_file(run / "arms/mine_read/seed42/model/fuser.safetensors")
+    assert all(tensors[f"trained.heads.{number}.weight"].abs().max() > 0 for number in range(2))
 
 
 def test_a_selector_chooses_the_tokens_that_are_supervised(run, study):
