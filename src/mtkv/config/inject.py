@@ -40,7 +40,7 @@ def check_injection(kv: "KVConfig") -> None:
         message = f"{kv.align.time!r} may show a token what stands behind it, the answer even; allowed with transfer inject: sync"
         raise problem(message, "align", "time")
     if kv.select.method != "full":
-        message = f"{kv.select.method!r} chooses among a row's tokens, of which a question has only some; allowed with transfer inject: full"
+        message = f"{kv.select.method!r} chooses among all of a row's tokens, not the question's; allowed with transfer inject: full"
         raise problem(message, "select", "method")
     if kv.fusion.needs_likelihood:
         message = f"{kv.fusion.strategy!r} reads the answer's likelihood, which no question has; allowed with transfer inject: the others"

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from transformers import set_seed
 
 from mtkv.distill.distiller import Distiller
+from mtkv.inject.training import InjectionDistiller
 from mtkv.kv.shards import KEY, VALUE
 from mtkv.latent.training.objective import LatentDistiller
 from mtkv.provenance.files import write_parquet
@@ -42,8 +43,8 @@ def measure_gate(run: ArmInputs, steps: int, batches: int, output: Path) -> dict
     Returns facts for the card; `cosines` are the means over `batches` batches of `training.batch_size` rows, as `summary` has them. Raises
     ValueError for an arm without KV or with a control of its own, and where there are too few rows.
     """
-    if run.kv is None or run.kv.control != "none":
-        have = "no kv" if run.kv is None else f"control {run.kv.control}"
+    if run.kv is None or run.kv.injected or run.kv.control != "none":
+        have = "no kv" if run.kv is None else "transfer inject" if run.kv.injected else f"control {run.kv.control}"
         raise ValueError(f"the gate compares an arm's KV with another row's, but this arm has {have}")
     tables, learnt = [], 0
     for control in ("none", OTHER_ROW):
@@ -51,6 +52,7 @@ def measure_gate(run: ArmInputs, steps: int, batches: int, output: Path) -> dict
         distiller, _, (rows, _) = arm_parts(
             run.model_copy(update={"kv": run.kv.model_copy(update={"control": control})})
         )
+        assert not isinstance(distiller, InjectionDistiller)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         distiller.to(device)
         size = run.training.batch_size
