@@ -100,7 +100,7 @@ def test_gate_of_an_arm_without_kv_of_its_own_is_refused_before_anything_runs(ru
     monkeypatch.setattr("mtkv.ops.gate.subprocess.run", None)
     result = run("gate", "--arm", arm)
     assert result.exit_code == 2
-    assert f"'{arm}' is no arm of study pocket with KV and without control" in " ".join(
+    assert f"'{arm}' is no arm of study pocket that matches KV and has no control" in " ".join(
         result.output.replace("│", "").split()
     )
     assert "Traceback" not in result.output

@@ -92,9 +92,9 @@ def gate(
     from mtkv.provenance.files import read_json
 
     study = study_or_refusal(configfile)
-    able = [name for name, one in study.arms.items() if one.kv and one.kv.control == "none"]
+    able = [name for name, one in study.arms.items() if one.kv and not one.kv.injected and one.kv.control == "none"]
     if arm not in able:
-        message = f"{arm!r} is no arm of study {study.study} with KV and without control; there are {', '.join(able) or 'none'}"
+        message = f"{arm!r} is no arm of study {study.study} that matches KV and has no control; there are {', '.join(able) or 'none'}"
         raise typer.BadParameter(message, param_hint="--arm")
     try:
         folder = make_gate(study.study, arm, steps, batches, configfile, profile)
