@@ -119,6 +119,7 @@ def test_latents_have_phases_too(study):
 
 ONE = {"name": "one", "share": 1}
 KV = {"teachers": ["qwen2"]}
+INJECTED = KV | {"transfer": "inject"}
 
 
 @pytest.mark.parametrize(

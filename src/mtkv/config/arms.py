@@ -189,11 +189,14 @@ class Arm(Section):
             ("logits",): self.logits and "given",
             ("training", "gradient_checkpointing"): self.training.gradient_checkpointing
             and "true, which keeps no cache",
+            ("training", "phases"): self.training.phases and "given",
             ("training", "lora", "quantize"): lora and lora.quantize and f"{lora.quantize!r} given",
         }
         for place, given in refused.items():
             if given:
-                allowed = {"student_view": "text", "gradient_checkpointing": "false"}.get(place[-1], "null")
+                allowed = {"student_view": "text", "gradient_checkpointing": "false", "phases": "[]"}.get(
+                    place[-1], "null"
+                )
                 raise problem(f"{given}, but kv.transfer is inject; allowed with it: {allowed}", *place)
         return self
 
