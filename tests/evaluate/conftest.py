@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,6 +128,14 @@ def fit(model: Any, tokenizer: Any, texts: list[str], steps: int) -> None:
 def known_rows(count: int) -> list[dict[str, str]]:
     """Prompt and target of the first test items of each generation dataset."""
     return [written_out(name, item)["cot"] for name in GENERATION for item in make_items(name, ITEMS, seed=0)[:count]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def results_without_environment() -> Iterator[None]:
+    """lm-eval's results otherwise list the machine's packages and hardware, which takes seconds for each of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+        yield
 
 
 @pytest.fixture(scope="session")
