@@ -196,7 +196,9 @@ def asked_model(wildcards):
     if kv := injected_kv(wildcards):
         models = STUDY.teachers.models
         return {"teachers": {name: model_params(models[name]) for name in kv.teachers}}
-    return None if STUDY.trained(wildcards.arm) else model_params(model_of(wildcards.arm))
+    return (
+        None if STUDY.trained(wildcards.arm) else model_params(model_of(wildcards.arm))
+    )
 
 
 def align_of(wildcards):
