@@ -1,15 +1,13 @@
 """SLURM, GPU memory and the plan: partitions, types and accounts of a cluster that programs on PATH pretend; and the command."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from copied import ended
 
 from mtkv.ops.doctor import gpus, space
 from mtkv.ops.doctor.checks import DoctorContext, Finding
@@ -252,28 +250,25 @@ def workflow(tmp_path_factory):
 
 
 def doctor(folder, *arguments):
-    code = "from mtkv.cli import app; app()"
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src"), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-c", code, "doctor", *arguments], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    more = {"PYTHONPATH": str(REPOSITORY / "src"), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    return ended(folder, "doctor", *arguments, main="mtkv.cli:app", **more)
 
 
 def test_the_pocket_study_can_run_on_this_machine(workflow):
     before = {path for path in workflow.rglob("*") if "__pycache__" not in path.parts}
-    done = doctor(workflow, "--json", "-")
-    found = json.loads(done.stdout)
+    code, said = doctor(workflow, "--json", "-")
+    found = json.loads(said)
     problems = [line for line in found["findings"] if line["level"] == "error"]
-    assert (done.returncode, problems, found["good"]) == (0, [], True), done.stderr
+    assert (code, problems, found["good"]) == (0, [], True)
     assert {line["check"] for line in found["findings"]} >= {"python", "packages", "folders", "plan"}
     assert {path for path in workflow.rglob("*") if "__pycache__" not in path.parts} == before
 
 
 def test_a_study_that_cannot_run_says_how_to_mend_it(workflow, tmp_path):
-    done = doctor(workflow, "--configfile", "config/studies/qwen2.5.yaml", "--json", str(tmp_path / "found.json"))
-    assert done.returncode == 1, done.stderr
-    assert "would not run here" in done.stdout
-    assert "→ snakemake assets" in done.stdout
+    code, said = doctor(workflow, "--configfile", "config/studies/qwen2.5.yaml", "--json", str(tmp_path / "found.json"))
+    assert code == 1, said
+    assert "would not run here" in said
+    assert "→ snakemake assets" in said
     assert json.loads((tmp_path / "found.json").read_text())["good"] is False
 
 

@@ -350,6 +350,7 @@ def test_a_snakemake_that_only_plans_is_not_at_work(folder):
     found = set()
     while planning.poll() is None:
         found.add(alive(folder / ".snakemake", socket.gethostname()))
+        time.sleep(0.02)
     assert found == {"no"}
 
 
