@@ -215,17 +215,17 @@ def resident_memory(kind):
     return int(line.split()[1]) // 1024
 
 
-@pytest.fixture(params=[("float16", 2048), ("int4", 8192)], ids=lambda param: param[0])
-def large(tmp_path, request):
-    """A shard of 64 MiB, 64 rows of 1 MiB."""
-    dtype, width = request.param
+@pytest.fixture(params=[("float16", 2048), ("int4", 8192)], ids=lambda param: param[0], scope="module")
+def large(tmp_path_factory, request):
+    """A shard of 64 MiB, 64 rows of 1 MiB, which is only read."""
+    folder, (dtype, width) = tmp_path_factory.mktemp("large"), request.param
     rows = [
         StoredRow(f"row-{i}", torch.tensor(float(i)).expand(128, 1, 2, width), np.zeros(128, dtype=np.int32))
         for i in range(64)
     ]
-    write_shard(tmp_path / "shard-0000.safetensors", rows, [0], dtype)
-    index(tmp_path, 1)
-    return tmp_path
+    write_shard(folder / "shard-0000.safetensors", rows, [0], dtype)
+    index(folder, 1)
+    return folder
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
