@@ -23,6 +23,7 @@ from mtkv.checkpointing.lock import LockedError
 from mtkv.checkpointing.preemption import SAVED, Preemption
 from mtkv.checkpointing.store import Checkpoint, carry_on, checkpoint_folder, newest_step
 from mtkv.config.arms import LoraConfig, TrainingConfig
+from mtkv.config.kv import KVConfig
 from mtkv.config.latent import LatentConfig
 from mtkv.config.phases import Phase
 from mtkv.provenance.files import DiskFullError
@@ -146,6 +147,23 @@ def test_every_kind_of_arm_with_latents_goes_on_to_the_same_result(study, tmp_pa
     latents, found = (load_file(folder / "model" / "latent.safetensors") for folder in (undisturbed, output))
     assert latents.keys() == found.keys() >= {"latents", "begin", "end"}
     assert same(latents, found)
+
+
+def test_a_fuser_and_its_router_go_on_to_the_same_result(study, tmp_path):
+    given = {
+        "teachers": ["qwen3", "gpt2"],
+        "transfer": "inject",
+        "fusion": {"strategy": "learnable"},
+        "control": "gaussian",
+    }
+    arm = KVConfig.model_validate(given)
+    undisturbed, _ = study.train("inject, undisturbed", arm, training=SHORT)
+    output, again = resumed(study, "inject", tmp_path, 2, arm, SHORT)
+    assert again["resumed_at"] == [2]
+    assert same_tables(undisturbed, output)
+    fuser, found = (load_file(folder / "model" / "fuser.safetensors") for folder in (undisturbed, output))
+    assert any("router" in name for name in fuser)
+    assert same(fuser, found)
 
 
 def test_only_what_is_trained_is_kept_and_nothing_is_pickled_but_the_optimizer(study, tmp_path):
