@@ -34,10 +34,13 @@ LONGEST = [
 ]
 
 
+SHARED = ("tests/slurm", "tests/browser")  # folders whose files share a cluster, and a page in a browser
+
+
 def scope_of(nodeid: str) -> str:
-    """What one worker does as a whole: a file, whose fixtures are then made once; of tests/slurm all files, which share a cluster."""
-    file = nodeid.partition("::")[0]
-    return "tests/slurm" if file.startswith("tests/slurm/test_slurm_") else file
+    """What one worker does as a whole, with fixtures that are made once: a file, or all files of a folder that share them."""
+    folder, _, file = nodeid.partition("::")[0].rpartition("/")
+    return folder if folder in SHARED else f"{folder}/{file}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from mtkv.data.pocket import TASKS
 from mtkv.data.splits import question_hash, split_of
 from mtkv.models import pocket_recipe as recipe
+from mtkv.models import pocket_training
 from mtkv.models.paths import pocket_folder
 from mtkv.models.pocket_recipe import (
     MODELS,
@@ -29,8 +30,11 @@ from mtkv.models.tokenization import encode_rows
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def small(monkeypatch):
+    """One thread; few rows drawn for the few batches of these tests, and short answers of models that know nothing."""
     torch.set_num_threads(1)
+    monkeypatch.setattr(pocket_training, "BATCHES_AT_ONCE", 3)
+    monkeypatch.setattr(pocket_training, "NEW_TOKENS", 8)
 
 
 @pytest.mark.parametrize("name", MODELS)
