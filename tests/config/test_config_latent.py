@@ -141,4 +141,5 @@ def test_the_overlays_on_top_of_overlays_are_valid(base, top):
         f"{name}_shuffled" for name in with_kv if not name.startswith(("select", "latents", "iter"))
     } <= study.arms.keys()
     assert ("select_rkv" in with_kv) == (top == ["ablations"])
-    assert len({arm.training for arm in study.arms.values() if arm.training}) == 1
+    trainings = [arm.training for arm in study.arms.values() if arm.training]
+    assert all(training == trainings[0] for training in trainings)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from classic_kv import classic
 
-from mtkv.align.closed_form_maps import KVMap
+from mtkv.align.closed_form_maps import FrozenMap, KVMap
 from mtkv.config.kv import KVConfig
-from mtkv.distill.kv_objective import SMALLEST_SPREAD, FrozenMap, KVObjective
+from mtkv.distill.kv_objective import SMALLEST_SPREAD, KVObjective
 from mtkv.kv.shards import KEY, VALUE
 
 LAYERS, WIDTH, HEADS, WIDTHS = 3, 4, 2, (6, 5)

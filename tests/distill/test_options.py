@@ -11,7 +11,7 @@ from scipy.stats import entropy
 from tiny_study import TRAINING, TinyStudy, kv, same, weights
 
 from mtkv.config.fusion import LogitConfig
-from mtkv.distill.distiller import LogitTeachers
+from mtkv.distill.logit_kd import LogitTeachers
 from mtkv.fuse.routers import task_number
 from mtkv.models.load import load_model
 

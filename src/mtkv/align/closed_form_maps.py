@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtkv.provenance.files import atomic_path
 from mtkv.registry import registered
@@ -195,3 +195,39 @@ def relative_error(
 ) -> float:
     """‖truth − prediction‖² / ‖truth − mean‖²: 0 is exact, 1 is no better than the mean of the calibration rows."""
     return float((truth - prediction).square().sum() / (truth - mean).square().sum())
+
+
+class FrozenMap(nn.Module):
+    """A closed-form `KVMap` as buffers: it moves with the module it is in and is neither trained nor saved."""
+
+    weight: Tensor
+    x_mean: Tensor
+    y_mean: Tensor
+    x_scale: Tensor
+    y_scale: Tensor
+    scale: Tensor
+    channel_std: Tensor
+    x_channel_std: Tensor
+
+    def __init__(self, kv_map: KVMap) -> None:
+        super().__init__()
+        for name in self.__class__.__annotations__:
+            self.register_buffer(name, getattr(kv_map, name), persistent=False)
+
+    def unit(self, x: Float[Tensor, "tokens student_layers 2 teacher_width"], unit: str = "layer") -> Tensor:
+        """The teacher's KV centred and divided by its own deviation, of each layer and kind or (`unit` channel) of each channel."""
+        return (x.float() - self.x_mean) / normalisation_scale(self.x_scale, self.x_channel_std, unit)
+
+    def target_scale(self, unit: str) -> Float[Tensor, "student_layers 2 _"]:
+        """What the mapped teacher and the student are divided by before they are compared."""
+        return normalisation_scale(self.scale, self.channel_std, unit)
+
+    def forward(
+        self, x: Float[Tensor, "tokens student_layers 2 teacher_width"]
+    ) -> Float[Tensor, "tokens student_layers 2 student_width"]:
+        """Mapped into the student's space: centred, not normalised. Layer by layer, so that only the result is large."""
+        mapped = self.weight.new_empty(len(x), *self.y_mean.shape)
+        for layer, kv in enumerate(x.unbind(1)):
+            centred = kv.float() - self.x_mean[layer]
+            mapped[:, layer] = torch.einsum("nki,kio->nko", centred, self.weight[layer])
+        return mapped

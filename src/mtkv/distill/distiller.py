@@ -4,7 +4,6 @@ L = δ·CE + λ_K·d(K) + λ_V·d(V) + β·(1 − centred cos) + γ·KL(attentio
 vocabulary α·CE + (1 − α)·T²·KL in place of CE. Saving `student` alone gives a plain Hugging Face model.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,55 +14,19 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.distill.kv_objective import KVObjective
-from mtkv.distill.logit_kd import kd_loss
-from mtkv.fuse.routers import build_router
+from mtkv.distill.logit_kd import LogitTeachers
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv_at
 from mtkv.kv.patch import KVInjection, scattered
-from mtkv.models.cross_entropy import row_of_targets, target_logits, target_loss
+from mtkv.models.cross_entropy import target_logits, target_loss
 from mtkv.models.tokenization import end_answers, frame_of
 from mtkv.training.data_parallel import LossTerm, summed
 
 if TYPE_CHECKING:
-    from mtkv.config.fusion import LogitConfig
+    pass
 
 CE, KD = LossTerm("ce", "targets"), LossTerm("kd", "targets")
 ROUTE_CE = LossTerm("route_ce", "targets", factor=None)  # the router's alone
-
-
-class LogitTeachers:
-    """Frozen teachers whose next-token distributions, mixed row by row, the student learns; `vocabulary`: how many leading logits all
-    share (`logit_kd`)."""
-
-    def __init__(self, config: "LogitConfig", models: Sequence[PreTrainedModel], vocabulary: int) -> None:
-        self.config, self.models, self.vocabulary = config, list(models), vocabulary
-        self.router = build_router(config.fusion, len(self.models), layers=1)
-
-    def loss(
-        self, logits: Tensor, labels: Tensor, input_ids: Tensor, all_labels: Tensor, **context: Tensor
-    ) -> Float[Tensor, ""]:
-        """α·CE + (1 − α)·T²·KL on the batch's target tokens; `context` is the router's (row_seed, task)."""
-        with torch.no_grad():
-            theirs = [target_logits(model, input_ids, all_labels)[0] for model in self.models]
-            mixed = theirs[0] if len(theirs) == 1 else self._mixed(torch.stack(theirs, 1), labels, all_labels, context)
-        return kd_loss(logits, mixed, labels, self.config.alpha, self.config.temperature, self.vocabulary)
-
-    def _mixed(
-        self,
-        theirs: Float[Tensor, "targets teachers vocabulary"],
-        labels: Int[Tensor, " targets"],
-        all_labels: Int[Tensor, "batch time"],
-        context: dict[str, Tensor],
-    ) -> Float[Tensor, "targets vocabulary"]:
-        """Logits whose softmax at the config's temperature is Σᵢ αᵢ·pᵢ, the mixture of the teachers' softened distributions."""
-        row, batch = row_of_targets(all_labels), len(all_labels)
-        chosen = theirs.float().log_softmax(-1).gather(-1, labels[:, None, None].expand(-1, theirs.shape[1], 1))[..., 0]
-        count = torch.bincount(row, minlength=batch).clamp_min(1)
-        likelihood = chosen.new_zeros(batch, theirs.shape[1]).index_add_(0, row, chosen) / count[:, None]
-        nothing = chosen.new_zeros(batch, 0)  # a router by KV is refused
-        weights = self.router.to(chosen.device)(nothing, nothing[:, None], likelihood=likelihood, **context)[row]
-        soft = (theirs.float()[..., : self.vocabulary] / self.config.temperature).log_softmax(-1)
-        return (soft + weights.log()[..., None]).logsumexp(1) * self.config.temperature
 
 
 class Distiller(nn.Module):

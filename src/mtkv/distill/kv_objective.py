@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mtkv.align.adapters import AdapterShape, LinearAdapter, ZSpacePair, build_adapter
-from mtkv.align.closed_form_maps import SMALLEST_CHANNEL, KVMap, normalisation_scale
+from mtkv.align.closed_form_maps import SMALLEST_CHANNEL, FrozenMap, KVMap
 from mtkv.distill.attention_kl import attention_kl
 from mtkv.distill.controls import control_of
 from mtkv.distill.kv_distance import kv_terms
@@ -70,40 +70,6 @@ class SupervisedKV:
     sample: Int[Tensor, " tokens"]
     batch: int
     layer_weight: LayerWeight
-
-
-class FrozenMap(nn.Module):
-    """A closed-form `KVMap` as buffers: it moves with the module it is in and is neither trained nor saved."""
-
-    weight: Tensor
-    x_mean: Tensor
-    y_mean: Tensor
-    x_scale: Tensor
-    y_scale: Tensor
-    scale: Tensor
-    channel_std: Tensor
-    x_channel_std: Tensor
-
-    def __init__(self, kv_map: KVMap) -> None:
-        super().__init__()
-        for name in self.__class__.__annotations__:
-            self.register_buffer(name, getattr(kv_map, name), persistent=False)
-
-    def unit(self, x: Float[Tensor, "tokens student_layers 2 teacher_width"], unit: str = "layer") -> Tensor:
-        """The teacher's KV centred and divided by its own deviation, of each layer and kind or (`unit` channel) of each channel."""
-        return (x.float() - self.x_mean) / normalisation_scale(self.x_scale, self.x_channel_std, unit)
-
-    def target_scale(self, unit: str) -> Float[Tensor, "student_layers 2 _"]:
-        """What the mapped teacher and the student are divided by before they are compared."""
-        return normalisation_scale(self.scale, self.channel_std, unit)
-
-    def forward(self, x: Float[Tensor, "tokens student_layers 2 teacher_width"]) -> StudentKV:
-        """Mapped into the student's space: centred, not normalised. Layer by layer, so that only the result is large."""
-        mapped = self.weight.new_empty(len(x), *self.y_mean.shape)
-        for layer, kv in enumerate(x.unbind(1)):
-            centred = kv.float() - self.x_mean[layer]
-            mapped[:, layer] = torch.einsum("nki,kio->nko", centred, self.weight[layer])
-        return mapped
 
 
 class KVObjective(nn.Module):

@@ -1,11 +1,22 @@
 """Distillation of next-token distributions (Hinton et al. 2015, arXiv 1503.02531, §2), for models with one vocabulary."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.distill.ragged import full_precision
+from mtkv.fuse.routers import build_router
+from mtkv.models.cross_entropy import row_of_targets, target_logits
+from mtkv.models.load import load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from mtkv.config.fusion import LogitConfig
+    from mtkv.config.models import ModelConfig
 
 
 def kd_loss(
@@ -59,3 +70,57 @@ def _name(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _id(vocabulary: dict[str, int], token: str) -> str:
     return f"has id {vocabulary[token]}" if token in vocabulary else "is missing"
+
+
+class LogitTeachers:
+    """Frozen teachers whose next-token distributions, mixed row by row, the student learns; `vocabulary`: how many leading logits all
+    share (`logit_kd`)."""
+
+    def __init__(self, config: "LogitConfig", models: Sequence[PreTrainedModel], vocabulary: int) -> None:
+        self.config, self.models, self.vocabulary = config, list(models), vocabulary
+        self.router = build_router(config.fusion, len(self.models), layers=1)
+
+    def loss(
+        self, logits: Tensor, labels: Tensor, input_ids: Tensor, all_labels: Tensor, **context: Tensor
+    ) -> Float[Tensor, ""]:
+        """α·CE + (1 − α)·T²·KL on the batch's target tokens; `context` is the router's (row_seed, task)."""
+        with torch.no_grad():
+            theirs = [target_logits(model, input_ids, all_labels)[0] for model in self.models]
+            mixed = theirs[0] if len(theirs) == 1 else self._mixed(torch.stack(theirs, 1), labels, all_labels, context)
+        return kd_loss(logits, mixed, labels, self.config.alpha, self.config.temperature, self.vocabulary)
+
+    def _mixed(
+        self,
+        theirs: Float[Tensor, "targets teachers vocabulary"],
+        labels: Int[Tensor, " targets"],
+        all_labels: Int[Tensor, "batch time"],
+        context: dict[str, Tensor],
+    ) -> Float[Tensor, "targets vocabulary"]:
+        """Logits whose softmax at the config's temperature is Σᵢ αᵢ·pᵢ, the mixture of the teachers' softened distributions."""
+        row, batch = row_of_targets(all_labels), len(all_labels)
+        chosen = theirs.float().log_softmax(-1).gather(-1, labels[:, None, None].expand(-1, theirs.shape[1], 1))[..., 0]
+        count = torch.bincount(row, minlength=batch).clamp_min(1)
+        likelihood = chosen.new_zeros(batch, theirs.shape[1]).index_add_(0, row, chosen) / count[:, None]
+        nothing = chosen.new_zeros(batch, 0)  # a router by KV is refused
+        weights = self.router.to(chosen.device)(nothing, nothing[:, None], likelihood=likelihood, **context)[row]
+        soft = (theirs.float()[..., : self.vocabulary] / self.config.temperature).log_softmax(-1)
+        return (soft + weights.log()[..., None]).logsumexp(1) * self.config.temperature
+
+
+def open_logit_teachers(
+    config: "LogitConfig",
+    teachers: "Sequence[ModelConfig]",
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> LogitTeachers:
+    """The frozen teachers; ValueError when the vocabulary of one is not the student's."""
+    models = [load_model(teacher) for teacher in teachers]
+    shared = [
+        shared_vocabulary(
+            tokenizer,
+            load_tokenizer(teacher),
+            *(each.get_output_embeddings().weight.shape[0] for each in (student, model)),
+        )
+        for teacher, model in zip(teachers, models, strict=True)
+    ]
+    return LogitTeachers(config, models, min(shared))

@@ -1,8 +1,8 @@
 """One teacher as an arm reads it: which tokens of a row it supervises, and its KV there.
 
 Three kinds with one interface (`Source`): a store of the teacher's own KV and an online teacher, which computes them when asked (both
-`TeacherKV`), and a store of targets that are already in the student's space and time (`ProjectedTeacherKV`). `open_sources` and
-`open_logit_teachers` make an arm's teachers from their config and files.
+`TeacherKV`), and a store of targets that are already in the student's space and time (`ProjectedTeacherKV`). `open_sources` makes
+an arm's teachers from their config and files.
 """
 
 import hashlib
@@ -17,14 +17,11 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.align.closed_form_maps import KVMap, combine_layers
 from mtkv.align.components import Components
 from mtkv.align.token_alignment import Segments, TimeMatch, match_row
 from mtkv.config.models import ModelConfig  # pydantic reads the annotations of TeacherFiles
-from mtkv.distill.distiller import LogitTeachers
-from mtkv.distill.logit_kd import shared_vocabulary
 from mtkv.kv.online_teacher import OnlineTeacher
 from mtkv.kv.select import select_tokens
 from mtkv.kv.shards import KEY
@@ -33,7 +30,6 @@ from mtkv.models.load import load_model, load_tokenizer
 from mtkv.models.tokenization import EncodedRow
 
 if TYPE_CHECKING:
-    from mtkv.config.fusion import LogitConfig
     from mtkv.config.kv import KVConfig, SelectConfig
 
 
@@ -199,22 +195,3 @@ def open_store(teacher: TeacherFiles, kv_map: KVMap, rows: pd.DataFrame, batch_s
         return KVStore(teacher.store)
     needed = kv_map.layer_weights.any(0).nonzero().flatten().tolist()
     return OnlineTeacher(load_model(teacher.config), load_tokenizer(teacher.config), rows, needed, batch_size)
-
-
-def open_logit_teachers(
-    config: "LogitConfig",
-    teachers: "Sequence[ModelConfig]",
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> LogitTeachers:
-    """The frozen teachers; ValueError when the vocabulary of one is not the student's."""
-    models = [load_model(teacher) for teacher in teachers]
-    shared = [
-        shared_vocabulary(
-            tokenizer,
-            load_tokenizer(teacher),
-            *(each.get_output_embeddings().weight.shape[0] for each in (student, model)),
-        )
-        for teacher, model in zip(teachers, models, strict=True)
-    ]
-    return LogitTeachers(config, models, min(shared))

@@ -16,11 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtkv.align.closed_form_maps import KVMap, normalisation_scale
+from mtkv.align.closed_form_maps import FrozenMap, KVMap, normalisation_scale
 from mtkv.config.kv import KVConfig
 from mtkv.config.models import ModelConfig
 from mtkv.distill.controls import control_of
-from mtkv.distill.kv_objective import FrozenMap
 from mtkv.fuse.prototypes import prototypes_of, query_of
 from mtkv.fuse.routers import PerLayer, build_router, fuse
 from mtkv.models.paths import FUSER_FILE

@@ -25,7 +25,7 @@ from mtkv.evaluate.lm_eval_tasks import UnanswerableError
 from mtkv.evaluate.loglikelihood import Cut, Score
 from mtkv.inject.fuser import KVFuser
 from mtkv.inject.patched_cache import TeacherTokens, read_answers, read_prompts
-from mtkv.inject.training import InjectionRows
+from mtkv.inject.rows import InjectionRows
 from mtkv.kv.online_teacher import OnlineTeacher
 from mtkv.models.cross_entropy import IGNORED_LABEL
 from mtkv.models.load import load_model, load_tokenizer

@@ -1,38 +1,20 @@
-"""Training of an injection arm: rows whose teachers speak at the prompt alone, and the module that the answers' cross-entropy trains."""
+"""Training of an injection arm: the module that the answers' cross-entropy trains."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtkv.distill.dataset import DistillationRows
 from mtkv.distill.distiller import CE
 from mtkv.distill.kv_objective import ENTROPY
-from mtkv.distill.row_match import RowMatch
 from mtkv.fuse.routers import entropy, entropy_loss
 from mtkv.inject.fuser import KVFuser
 from mtkv.inject.patched_cache import TeacherTokens, read_answers
 from mtkv.models.load import is_encoder
-from mtkv.models.tokenization import EncodedRow, end_answers, frame_of
+from mtkv.models.tokenization import end_answers, frame_of
 from mtkv.training.data_parallel import PART, summed
-
-
-class InjectionRows(DistillationRows):
-    """Rows matched with their teachers at the prompt's tokens, the last one left out: it is read behind the corrected cache."""
-
-    def _match(self, row: str, encoded: EncodedRow, segments: tuple[int, int] | None) -> RowMatch:
-        match = super()._match(row, encoded, segments)
-        kept = match.position < encoded.is_target.argmax() - 1
-        tokens, weight = ([part[kept] for part in parts] for parts in (match.tokens, match.weight))
-        return RowMatch(match.row, match.position[kept], tokens, weight)
-
-    def teacher_batch(self, indices: Sequence[int]) -> dict[str, Any]:
-        """What `collate` gives of the teachers and for the router alone."""
-        return self._teacher_batch(indices) | self._task(indices)
 
 
 class InjectionDistiller(nn.Module):
@@ -77,7 +59,7 @@ class InjectionDistiller(nn.Module):
         teacher_kv: list[Tensor],
         **context: Tensor,
     ) -> dict[str, Tensor]:
-        """`ce` of the answers behind the corrected cache, the router's `entropy`, the routing `weights`. Rows: `InjectionRows.collate`."""
+        """`ce` of the answers behind the corrected cache, the router's `entropy`, the routing `weights`. Rows: `mtkv.inject.rows`."""
         teachers = TeacherTokens(kv_sample, kv_position, teacher_kv, context)
         logits, following, weights = read_answers(self.student, self.fuser, input_ids, labels, teachers)
         terms = CE(F.cross_entropy(logits.float(), following), self.ce_weight)

@@ -25,10 +25,12 @@ from mtkv.data.rows import RowFile, check_files, check_rows
 from mtkv.distill.dataset import DistillationRows, check_streamable
 from mtkv.distill.distiller import Distiller
 from mtkv.distill.kv_objective import KVObjective
+from mtkv.distill.logit_kd import open_logit_teachers
 from mtkv.distill.routing_table import routing_table
-from mtkv.distill.teacher_kv import TeacherFiles, TeacherKV, open_logit_teachers, open_sources
+from mtkv.distill.teacher_kv import TeacherFiles, TeacherKV, open_sources
 from mtkv.inject.fuser import KVFuser
-from mtkv.inject.training import InjectionDistiller, InjectionRows
+from mtkv.inject.rows import InjectionRows
+from mtkv.inject.training import InjectionDistiller
 from mtkv.kv.capture import check_keys
 from mtkv.latent.training.arm import latent_arm, latent_student
 from mtkv.latent.training.dataset import LatentArm

@@ -11,8 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mtkv.align.closed_form_maps import KVMap
-from mtkv.distill.kv_objective import FrozenMap
+from mtkv.align.closed_form_maps import FrozenMap, KVMap
 from mtkv.kv.capture import KVCapture
 from mtkv.kv.extract import packed_kv
 from mtkv.kv.importance import AskedAttention, window_mask
