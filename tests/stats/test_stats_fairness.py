@@ -8,7 +8,7 @@ RESULT = {"steps": 300, "tokens": 1_000_000, "rows_seen": 19200, "batch_size": 6
 
 
 def cards(**changes):
-    runs = [("sft", 42, {}), ("kv", 42, changes), ("kv", 43, {})]
+    runs = [("sft", 42, {}), ("kv", 42, changes), ("kv", 43, {}), ("sft", 43, {})]
     return [{"wildcards": {"arm": arm, "seed": str(seed)}, "result": RESULT | own} for arm, seed, own in runs]
 
 
@@ -22,6 +22,16 @@ def test_half_a_percent_passes_and_two_percent_does_not(quantity):
             check_fairness(cards(**{quantity: value}), 0.01)
         assert f"{value:g}" in str(caught.value)
         assert f"{RESULT[quantity]:g}" in str(caught.value)
+
+
+def test_seeds_may_draw_rows_of_other_lengths_but_arms_of_one_seed_may_not():
+    made = cards()
+    for card in made:
+        card["result"] |= {"tokens": 43_697 if card["wildcards"]["seed"] == "43" else 42_974}
+    assert check_fairness(made, 0.01)["tokens"] == [42_974, 43_697]
+    made[2]["result"]["tokens"] = 42_974
+    with pytest.raises(UnfairComparison, match="tokens: kv/seed43 has 42974, sft/seed43 has 43697, 1.7% apart"):
+        check_fairness(made, 0.01)
 
 
 def test_every_problem_is_reported_at_once():

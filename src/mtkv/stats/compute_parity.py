@@ -2,7 +2,8 @@
 
 In: the cards of the training runs. A difference between two arms is due to the method only if both took the same steps on the
 same rows with the same weight on the text; where these differ by more than the tolerance, `check_fairness` raises. Arms with latent
-tokens in place of the chain of thought read fewer tokens of the same rows by design: tokens are compared among arms of as many slots.
+tokens in place of the chain of thought read fewer tokens of the same rows by design: tokens are compared among arms of as many slots,
+and among runs of one seed, which draws the rows that a training of less than a pass has.
 Phases (`training.phases`) lie inside an arm's steps and count in all of these; its weight on the text is that before their factors.
 """
 
@@ -31,9 +32,9 @@ def check_fairness(cards: Sequence[Mapping[str, Any]], tolerance: float) -> dict
             problems.append(f"{quantity}: not in the card of {', '.join(absent)}")
             continue
         spans[quantity] = [float(min(values.values())), float(max(values.values()))]
-        slots = {_run(card): card["result"].get("slots") if quantity == "tokens" else None for card in cards}
-        for kind in dict.fromkeys(slots.values()):
-            alike = {run: value for run, value in values.items() if slots[run] == kind}
+        kinds = {_run(card): _kind(card) if quantity == "tokens" else None for card in cards}
+        for kind in dict.fromkeys(kinds.values()):
+            alike = {run: value for run, value in values.items() if kinds[run] == kind}
             problems += _apart(quantity, alike, tolerance)
     if problems:
         raise UnfairComparison("trained arms differ, so their scores cannot be compared:\n" + "\n".join(problems))
@@ -49,6 +50,10 @@ def _apart(quantity: str, values: Mapping[str, float], tolerance: float) -> list
     return [
         f"{quantity}: {low} has {values[low]:g}, {high} has {values[high]:g}, {share:.1%} apart; allowed: {tolerance:.1%}"
     ]
+
+
+def _kind(card: Mapping[str, Any]) -> tuple[Any, ...]:
+    return card["result"].get("slots"), card["wildcards"]["seed"]
 
 
 def _run(card: Mapping[str, Any]) -> str:
