@@ -9,8 +9,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -164,9 +165,13 @@ class TeacherFiles:
     tier: str = "raw"
 
 
-def store_folder(path: Path) -> Path:
-    """The folder of a store, given as that or as its index."""
-    return path.parent if path.suffix == ".parquet" else path
+def teacher_files(job: Any) -> list[TeacherFiles]:
+    """The teachers of the arm of a Snakemake job (the script's `snakemake` object); a store is given as its folder or as its index."""
+    arm = job.params.arm
+    models = [ModelConfig.model_validate(teacher["config"]) for teacher in arm["teachers"]]
+    stores = [path.parent if path.suffix == ".parquet" else path for path in map(Path, job.input.get("stores", []))]
+    files = zip_longest(models, map(Path, job.input.get("maps", [])), stores)
+    return [TeacherFiles(*each, arm["tier"]) for each in files]
 
 
 def open_sources(

@@ -5,7 +5,8 @@ teachers' KV and the student's own into corrections of the cached K and V of eve
 
     fuser           heads, router, and the files `fuser.safetensors` and `fuser.json` beside the student's
     patched_cache   the two passes, the same ones in training and when questions are asked
-    training        rows and the module that is trained by the answers' cross-entropy
+    rows            rows whose teachers speak at the prompt alone, in training and when questions are asked
+    training        the module that is trained by the answers' cross-entropy
     lm_eval_model   student, fuser and teachers behind lm-eval's interface
 
 Example, 30 tokens of prompt, 26 of them synchronised, two teachers: own KV `[26, 5, 2, 32]`, teachers' `[26, 5, 2, 64]` each, weights

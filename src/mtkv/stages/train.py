@@ -8,7 +8,7 @@ and, as JSON, what the processes of a training on several are.
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -27,7 +27,7 @@ from mtkv.distill.distiller import Distiller
 from mtkv.distill.kv_objective import KVObjective
 from mtkv.distill.logit_kd import open_logit_teachers
 from mtkv.distill.routing_table import routing_table
-from mtkv.distill.teacher_kv import TeacherFiles, TeacherKV, open_sources
+from mtkv.distill.teacher_kv import TeacherFiles, TeacherKV, open_sources, teacher_files
 from mtkv.inject.fuser import KVFuser
 from mtkv.inject.rows import InjectionRows
 from mtkv.inject.training import InjectionDistiller
@@ -65,6 +65,19 @@ class ArmInputs(BaseModel):
     logits: LogitConfig | None = None
     logit_teachers: list[ModelConfig] = []
     latent: LatentConfig | None = None
+
+    @classmethod
+    def for_job(cls, job: Any, **more: Any) -> Self:
+        """Of a Snakemake job (the script's `snakemake` object) whose params have `student` and `arm`; `more`: the other fields."""
+        arm = job.params.arm
+        given: dict[str, Any] = {name: arm.get(name) or None for name in ("training", "kv", "latent", "logits")}
+        given |= {
+            "student": job.params.student["config"],
+            "train_rows": job.input.train,
+            "validation_rows": job.input.val,
+            "logit_teachers": [teacher["config"] for teacher in arm["logit_teachers"]],
+        }
+        return cls(**given | more, teachers=teacher_files(job))
 
 
 class TrainingRun(ArmInputs):

@@ -61,7 +61,7 @@ def _kinds(study: "Study", name: str) -> Iterator[str]:
         yield f"{source} student"
     if arm.latent is not None:
         yield "latent tokens"
-    if getattr(arm.kv, "transfer", "match") == "inject":
+    if arm.kv.injected:
         yield "injected KV"
     if arm.kv.own:
         yield "its own KV"
