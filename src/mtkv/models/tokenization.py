@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 from tokenizers.processors import TemplateProcessing
@@ -32,16 +31,16 @@ class Written:
     pieces: tuple[tuple[int, int, int], ...]
     target_start: int
 
-    def own_offset(self, start: int, end: int) -> tuple[int, int]:
-        """(start, end) in the row's own text of a token at `start:end` of `text`; (0, 0) if any of it is the template's."""
-        for first, last, own in self.pieces:
-            if first <= start < end <= last:
-                return start - first + own, end - first + own
-        return 0, 0
-
-    def touches(self, start: int, end: int) -> bool:
-        """Whether a token at `start:end` of `text` covers any character of the row's own text."""
-        return any(max(start, first) < min(end, last) for first, last, _ in self.pieces)
+    def own(self, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of tokens at `offsets` [time, 2] of `text`: their offsets in the row's own text, (0, 0) where any of a token is the template's;
+        and whether a token covers any character of the row's own text, [time]."""
+        start, end = offsets.T
+        own, touches = np.zeros_like(offsets), np.zeros(len(offsets), dtype=bool)
+        for first, last, begins in self.pieces:
+            inside = (first <= start) & (start < end) & (end <= last)
+            own[inside] = offsets[inside] - first + begins
+            touches |= np.maximum(start, first) < np.minimum(end, last)
+        return own, touches
 
 
 @dataclass(frozen=True)
@@ -179,13 +178,13 @@ def _encode_part(
         return_attention_mask=False,
     )
     rows = []
-    for number, (ids, offsets, row) in enumerate(
+    for number, (given, found, row) in enumerate(
         zip(encoded["input_ids"], encoded["offset_mapping"], written, strict=True)
     ):
-        text = prompts[number] + targets[number]
-        own = [token for token, at in zip(ids, offsets, strict=True) if row.touches(*at)]
-        check_text(tokenizer, text, own, first + number)
-        rows.append(_encode_row(ids, offsets, row, text, frame))
+        ids, offsets = np.array(given, dtype=np.int64), np.array(found, dtype=np.int64).reshape(-1, 2)
+        text, (own, touches) = prompts[number] + targets[number], row.own(offsets)
+        check_text(tokenizer, text, ids[touches].tolist(), first + number)
+        rows.append(_encode_row(ids, own, offsets[:, 1] > row.target_start, text, frame))
     return rows
 
 
@@ -227,15 +226,14 @@ def end_answers(model: PreTrainedModel, end_id: int) -> None:
         model.generation_config.eos_token_id = [*known, end_id]
 
 
-def byte_ends(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+def byte_ends(text: str, offsets: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
     """End of each token in UTF-8 bytes of `text`, [time]; −1 where the token is no boundary (see `EncodedRow`)."""
-    byte_at = np.cumsum([0] + [len(character.encode()) for character in text])
-    ends = np.array([byte_at[end] if end > start else NOT_A_BOUNDARY for start, end in offsets], dtype=np.int32)
+    sizes = [1] * len(text) if text.isascii() else [len(character.encode()) for character in text]
+    start, end = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    ends = np.where(end > start, np.cumsum([0, *sizes])[end], NOT_A_BOUNDARY).astype(np.int32)
     # The offsets of a token with part of a character span the whole character: the next token covers it again, so this one is no boundary.
-    spans = [(index, start) for index, (start, end) in enumerate(offsets) if end > start]
-    for (index, _), (_, following) in pairwise(spans):
-        if following < offsets[index][1]:
-            ends[index] = NOT_A_BOUNDARY
+    spans = np.flatnonzero(end > start)
+    ends[spans[:-1][start[spans[1:]] < end[spans[:-1]]]] = NOT_A_BOUNDARY
     return ends
 
 
@@ -245,19 +243,16 @@ def byte_starts(ends: np.ndarray) -> np.ndarray:
     return np.where(ends == NOT_A_BOUNDARY, NOT_A_BOUNDARY, reached).astype(np.int32)
 
 
-def _encode_row(
-    ids: list[int], offsets: list[tuple[int, int]], written: Written, text: str, frame: PromptFrame
-) -> EncodedRow:
+def _encode_row(ids: np.ndarray, own: np.ndarray, of_target: np.ndarray, text: str, frame: PromptFrame) -> EncodedRow:
     before = len(frame.before)
-    ends = byte_ends(text, [(0, 0)] * before + [written.own_offset(*at) for at in offsets])
+    ends = np.append(np.full(before, NOT_A_BOUNDARY, dtype=np.int32), byte_ends(text, own))
     starts = byte_starts(ends)
     starts[:1] = ends[:1] = NOT_A_BOUNDARY
-    is_target = [end > written.target_start for _, end in offsets]
     return EncodedRow(
-        input_ids=np.array([*frame.before, *ids, frame.end_id], dtype=np.int64),
+        input_ids=np.concatenate([frame.before, ids, [frame.end_id]]).astype(np.int64),
         byte_start=np.append(starts, NOT_A_BOUNDARY).astype(np.int32),
         byte_end=np.append(ends, NOT_A_BOUNDARY).astype(np.int32),
-        is_target=np.array([False] * before + [*is_target, True]),
+        is_target=np.concatenate([np.zeros(before, dtype=bool), of_target, [True]]),
     )
 
 
