@@ -1,8 +1,10 @@
 """The `latent` part of an arm: the latent tokens that stand where the chain of thought was (KaVa, arXiv 2510.02312)."""
 
-from pydantic import Field
+from typing import Any
 
-from mtkv.config.base import Section
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from mtkv.config.base import Section, without_unset
 
 
 class LatentConfig(Section):
@@ -28,7 +30,17 @@ class LatentConfig(Section):
         ge=0,
         description="Weight of CODI's distance between the hidden states of both passes before the answer (a1); 0: not computed.",
     )
+    step_weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="Weight of SIM-CoT's cross-entropy: a second decoder, in training only, says from each latent its piece of the chain; "
+        "null: none.",
+    )
     keep_last_step: bool = Field(
         default=False,
         description="Whether the chain that teaches keeps its last step, which gives the answer away.",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unset(self, handler(self), "step_weight")

@@ -79,8 +79,8 @@ class DeterministicSampler(Sampler[int]):
         return get_length_grouped_indices(self.lengths, self.group, generator=generator)
 
 
-# what a term of the loss may be a mean over: target tokens (of the rows with their chain), supervised tokens, or rows
-KINDS = ("chain_targets", "rows", "targets", "tokens")
+# what a term of the loss may be a mean over: target tokens (of the rows with their chain, of its pieces), supervised tokens, or rows
+KINDS = ("chain_targets", "rows", "step_targets", "targets", "tokens")
 PART = "part."
 LOSS_TERMS: dict[str, "LossTerm"] = {}  # all that are declared, by name
 
@@ -151,10 +151,11 @@ def rows_in(labels: Tensor) -> int:
 
 
 def amounts(batch: Mapping[str, Any]) -> dict[str, int]:
-    """How many rows, supervised tokens and targets (`KINDS`) a part holds; the first token of a row is never predicted."""
+    """How many rows, supervised tokens and targets (`KINDS`) a part holds; a row's first token is never predicted, a piece's is."""
     held = {"rows": rows_in(batch["labels"]), "tokens": len(batch.get("kv_sample", ()))}
     for kind, labels in (("targets", "labels"), ("chain_targets", "text_labels")):
         held[kind] = int((batch[labels][:, 1:] != IGNORED_LABEL).sum()) if labels in batch else 0
+    held["step_targets"] = int((batch["step_labels"] != IGNORED_LABEL).sum()) if "step_labels" in batch else 0
     return held
 
 

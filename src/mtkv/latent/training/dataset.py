@@ -20,8 +20,9 @@ from mtkv.distill.teacher_kv import row_seed
 from mtkv.latent.model.student import LatentStudent
 from mtkv.latent.training.chain_of_thought import ChainRow, chain_rows
 from mtkv.latent.training.selection import slot_count
+from mtkv.latent.training.step_decoder import chain_pieces
 from mtkv.latent.training.teacher_kv import ChainReader, ChainTeacherKV, SelfTeacherKV
-from mtkv.models.cross_entropy import padded_labels
+from mtkv.models.cross_entropy import IGNORED_LABEL, padded_labels
 from mtkv.models.tokenization import NOT_A_BOUNDARY, EncodedRow, byte_ends, byte_starts, encode_rows, pad_batch
 from mtkv.models.tokenizer_limits import check_lengths
 
@@ -148,7 +149,12 @@ class LatentRows(DistillationRows):
         self.readers = list(teachers)
         self.teachers = [teacher for teacher in teachers if isinstance(teacher, ChainTeacherKV)]
         self.reads_chain = config.chain_weight > 0 or config.codi_weight > 0 or bool(kv and kv.own)
-        self.traces = encode_traces(tokenizer, parts, max_length) if self.reads_chain else []
+        traces = encode_traces(tokenizer, parts, max_length) if self.reads_chain or config.step_weight else []
+        self.traces = traces if self.reads_chain else []
+        self.pieces = None
+        if config.step_weight:
+            ends = [part.chain_bytes[1] for part in parts]
+            self.pieces = [chain_pieces(*row, config.tokens) for row in zip(traces, ends, strict=True)]
         before = student.latent.before
         self._follows = [  # whether the chain's row begins with the very tokens of the question
             np.array_equal(trace.input_ids[: trace.latent_start], row.input_ids[: row.latent_start - before])
@@ -174,7 +180,8 @@ class LatentRows(DistillationRows):
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         """As in the text view, with placeholders in input_ids, and latent_start, value `[batch]`; where the chain is read,
         text_input_ids and text_labels `[batch, text_time]` and text_value `[batch]`, and text_start where all rows with their chain
-        begin with the question's own tokens; for the student's own KV, see `_own_batch`."""
+        begin with the question's own tokens; for SIM-CoT's decoder step_labels `[pieces, step_time]`, step_row and step_latent
+        `[pieces]`; for the student's own KV, see `_own_batch`."""
         rows = [self.encoded[index] for index in indices]
         batch = (
             self._text_batch(rows)
@@ -190,6 +197,8 @@ class LatentRows(DistillationRows):
             }
             if all(self._follows[index] for index in indices):
                 batch["text_start"] = _numbers(traces, "latent_start")
+        if self.pieces is not None:
+            batch |= _piece_batch([self.pieces[index] for index in indices])
         if not self.matches:
             return batch
         return batch | self._teacher_batch(indices) | ({} if self.teachers else self._own_batch(indices))
@@ -234,3 +243,14 @@ def _padded_ids(rows: Sequence[LatentRow], pad: int) -> torch.Tensor:
 
 def _numbers(rows: Sequence[LatentRow], name: str) -> torch.Tensor:
     return torch.tensor([getattr(row, name) for row in rows])
+
+
+def _piece_batch(rows: Sequence[Sequence[np.ndarray]]) -> dict[str, torch.Tensor]:
+    """The pieces of all rows, one after the other; which row and which of its latents each is of."""
+    found = [(row, latent, piece) for row, pieces in enumerate(rows) for latent, piece in enumerate(pieces)]
+    ids = [piece for _, _, piece in found] or [np.empty(0, dtype=np.int64)]
+    return {
+        "step_labels": torch.from_numpy(pad_batch(ids, IGNORED_LABEL))[: len(found)],
+        "step_row": torch.tensor([row for row, _, _ in found], dtype=torch.long),
+        "step_latent": torch.tensor([latent for _, latent, _ in found], dtype=torch.long),
+    }

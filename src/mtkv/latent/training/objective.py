@@ -1,7 +1,7 @@
 """The module that is trained in the latent view: question, latents, answer; and the same weights on the row with its chain.
 
-L = δ·CE(A|Z,Q) + chain_weight·CE(A,C|Q) + a1·CODI + the KV terms of `supervision` at the latents (method.md §10). The KV are those of
-the final pass, behind the last iteration, so they are compared once.
+L = δ·CE(A|Z,Q) + chain_weight·CE(A,C|Q) + a1·CODI + step_weight·SIM-CoT + the KV terms of `supervision` at the latents (method.md §10).
+The KV are those of the final pass, behind the last iteration, so they are compared once; so are the states that SIM-CoT's decoder reads.
 """
 
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ from mtkv.latent.model.prefix_cache import ReadQuestions, can_reuse, read_questi
 from mtkv.latent.model.student import LatentStudent
 from mtkv.latent.training.codi_loss import codi_loss, spreads, states_at
 from mtkv.latent.training.self_teacher import SelfTeacherReading, measure
+from mtkv.latent.training.step_decoder import STEP_CE, StepDecoder, last_hidden_states
 from mtkv.models.cross_entropy import IGNORED_LABEL, logits_only_at
 from mtkv.training.data_parallel import LossTerm, summed
 from mtkv.training.step_statistics import looking
@@ -56,6 +57,7 @@ class LatentDistiller(nn.Module):
     ) -> None:
         super().__init__()
         self.student, self.ce_weight, self.settings, self.supervision = student, ce_weight, settings, supervision
+        self.step_decoder = StepDecoder(student.model) if settings.step_weight else None
 
     @property
     def pools(self) -> bool:
@@ -82,7 +84,7 @@ class LatentDistiller(nn.Module):
         `context`: what else `LatentRows.collate` gives, the teachers' KV (teacher_kv) among it.
         """
         teacher_kv = context.pop("teacher_kv", None)
-        text, own = (_taken(context, prefix) for prefix in ("text_", "own_"))
+        text, own, steps = (_taken(context, prefix) for prefix in ("text_", "own_", "step_"))
         reading = self._own_reading(own)
         reused = can_reuse(self.student) and not self._injects
         questions = read_questions(self.student, input_ids, latent_start) if reused else None
@@ -106,13 +108,15 @@ class LatentDistiller(nn.Module):
         else:
             first = latent_start  # what the final pass reads begins at each row's latents
             inputs = questions.answer_inputs(input_ids, latent_start)
-        with self._capture(kv_sample) as capture:
+        with self._capture(kv_sample) as capture, last_hidden_states(self.student.model) as hidden:
             answer = self._pass(since(labels, first, IGNORED_LABEL), value - first, **inputs)
             places = None if kv_position is None else kv_position - first[kv_sample]
             captured = None if capture is None else self._captured(capture, kv_sample, places)
         terms |= CE(answer.ce, self.ce_weight)
         if self.settings.codi_weight > 0 and answer.states and chain and chain.states:
             terms |= CODI(codi_loss(answer.states, chain.states), self.settings.codi_weight)
+        if steps:
+            terms |= self._step_terms(hidden[-1], latent_start - first, steps)
         if captured is not None:
             terms |= self._kv_terms(captured, kv_sample, kv_position, teacher_kv, embeds, labels, context)
         return summed(terms)
@@ -151,6 +155,16 @@ class LatentDistiller(nn.Module):
             output = self.student.model(**inputs, output_hidden_states=compared)
         ce = F.cross_entropy(output.logits.float(), following[keep])
         return Pass(ce, states_at(output.hidden_states, value) if compared and value is not None else None)
+
+    def _step_terms(
+        self, hidden: Float[Tensor, "batch time hidden"], latent_start: Tensor, steps: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """SIM-CoT's term: each latent as the model would read it next, and what the decoder makes of it."""
+        assert self.step_decoder is not None
+        assert self.settings.step_weight
+        states = hidden[steps["row"], latent_start[steps["row"]] + steps["latent"]]
+        latents = self.student.latent.next_inputs(states[:, None])[:, 0]
+        return STEP_CE(self.step_decoder(latents, steps["labels"]), self.settings.step_weight)
 
     def _capture(self, kv_sample: Tensor | None) -> Any:
         if self.supervision is None or kv_sample is None:
