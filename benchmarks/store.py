@@ -5,7 +5,8 @@ python benchmarks/store.py
 Bytes: shards of random numbers in the shapes of Qwen2.5-14B → 1.5B, per teacher token, against fp16 K and V of all 48 layers. The
 two share a tokenizer, so every token but the first and the closing eos is synchronised. Gradient: cosine with the float32 raw tier, for
 the mean squared KV loss of the pocket student on every one of its weights and on its KV; real keys and values of each pocket teacher,
-written to a store and read from it.
+written to a store and read from it. Components: the same for the default loss, smooth L1 in each channel's unit between the teacher's own
+channels and a linear map of the student's (least squares on calibration rows, as training soon has it).
 """
 
 import tempfile
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from mtkv.align.byte_spans import synchronised_tokens
 from mtkv.align.closed_form_maps import KVMap, fit_map
+from mtkv.align.components import Components
 from mtkv.align.layers import layer_map
 from mtkv.config.data import POCKET_DATASETS, DataConfig
 from mtkv.config.models import ModelConfig
@@ -109,8 +111,8 @@ class Pair:
             DataConfig(train_rows=64, validation_rows=1, calibration_rows=160, test_items=1), list(POCKET_DATASETS)
         )
         self.student, self.models = load_model(student), {"student": student, "teacher": teacher}
-        *calibration, _, _ = self.read(frames["calibration"])
-        self.map: KVMap = fit_map(*calibration, self.layers, "ridge", 1e-3)
+        *self.calibration, _, _ = self.read(frames["calibration"])
+        self.map: KVMap = fit_map(*self.calibration, self.layers, "ridge", 1e-3)
         self.teacher_kv, _, self.encoded, self.place = self.read(frames["train"])
 
     def read(self, frame: pd.DataFrame) -> tuple[Tensor, Tensor, list[EncodedRow], Tensor]:
@@ -133,13 +135,33 @@ class Pair:
 
     def gradient(self, target: Tensor, layers: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Of the mean squared KV loss on the student's layers `layers`: on all its weights, and on its KV."""
+
+        def loss(kv: Tensor) -> Tensor:
+            return F.mse_loss(((kv - self.map.y_mean) / self.map.scale[..., None])[:, layers], target[:, layers])
+
+        return self.gradient_of(loss)
+
+    def student_side(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of smooth L1 in each channel's unit between `target`, teacher KV, and a linear map of the student's."""
+        x, y = self.calibration
+        ones = torch.ones(len(y), y.shape[1], 2, 1)
+        solved = torch.linalg.lstsq(torch.cat([y, ones], -1).permute(1, 2, 0, 3), x.permute(1, 2, 0, 3)).solution
+
+        def loss(kv: Tensor) -> Tensor:
+            said = torch.einsum("nlks,lkst->nlkt", torch.cat([kv, torch.ones(*kv.shape[:-1], 1)], -1), solved)
+            return F.smooth_l1_loss(said / x.std(0), target / x.std(0))
+
+        return self.gradient_of(loss)
+
+    def gradient_of(self, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Of a loss of the student's KV at the matched tokens: on all its weights, and on its KV."""
         self.student.zero_grad()
         input_ids = torch.from_numpy(pad_batch([row.input_ids for row in self.encoded], 0))
         with KVCapture(self.student) as capture:
             self.student.base_model(input_ids=input_ids, use_cache=False)
             kv = packed_kv(capture, range(len(self.layers)))[self.place[:, 0], self.place[:, 1]]
         kv.retain_grad()
-        F.mse_loss(((kv - self.map.y_mean) / self.map.scale[..., None])[:, layers], target[:, layers]).backward()
+        loss(kv).backward()
         weights = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.student.parameters()]
         return torch.cat([grad.flatten() for grad in weights]), kv.grad.flatten()
 
@@ -174,7 +196,25 @@ def print_gradients(teacher: str) -> None:
         print(f"  {name:36}" + "".join(f"{cosine:11.6f}" for cosine in cosines) + f"  {reached} {GOAL_COSINE}")
 
 
+def print_components(teacher: str) -> None:
+    pair = Pair(teacher)
+    own, width = pair.teacher_kv.shape[-1], pair.calibration[1].shape[-1]
+    exact = pair.student_side(pair.teacher_kv)
+    print(f"\n{teacher} → student, student-side map: components of {own} channels; the student has {width}")
+    everything = Components.fit(pair.calibration[0], pair.map, own).encode(pair.teacher_kv).square().sum()
+    for count in sorted({width // 2, width, own // 2, own}):
+        parts = Components.fit(pair.calibration[0], pair.map, count)
+        coordinates = parts.encode(pair.teacher_kv)
+        kept = float(coordinates.square().sum() / everything)
+        for dtype in ("float32", "int8", "int4"):
+            read = parts.decode(coordinates if dtype == "float32" else stored_as(dtype)(coordinates))
+            found = pair.student_side(read)
+            cosines = [float(F.cosine_similarity(x.double(), y.double(), 0)) for x, y in zip(found, exact, strict=True)]
+            print(f"  {count:4} components, {dtype:8} variance {kept:.3f}" + "".join(f"{c:11.6f}" for c in cosines))
+
+
 if __name__ == "__main__":
     print_bytes()
     for teacher in POCKET_TEACHERS:
         print_gradients(teacher)
+        print_components(teacher)
