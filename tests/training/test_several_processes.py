@@ -11,12 +11,15 @@ import pytest
 import torch
 from forked import Forked
 from tiny_study import TRAINING, TinyStudy, job, kv, weights
+from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
 from mtkv.checkpointing.preemption import SAVED
 from mtkv.stages import train_worker
 from mtkv.training import launcher
 from mtkv.training.data_parallel import blank, collate_share
 from mtkv.training.resume import ResumableTrainer
+from mtkv.training.strategies import spread_arguments
 
 TWO_TEACHERS = kv(
     fusion={"strategy": "learnable", "entropy": {"strength": 0.1}}, align={"map": "linear", "side": "teacher"}
@@ -256,3 +259,13 @@ def test_shares_are_the_batch(study):
 def test_the_launch_starts_real_processes(study, alone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert_same(alone("kv"), train(study, tmp_path / "out", "kv", "ddp", 2))
+
+
+def test_one_process_uses_one_of_the_gpus_it_sees(tmp_path, monkeypatch):
+    """transformers would put the model into DataParallel, with the rows of a step once for each GPU."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    plain = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=4)
+    ours = spread_arguments("single", 4, output_dir=str(tmp_path))
+    assert (plain.n_gpu, plain.train_batch_size) == (2, 8)
+    assert (ours.n_gpu, ours.train_batch_size) == (1, 4)
+    assert ours.parallel_mode != ParallelMode.NOT_DISTRIBUTED
