@@ -30,7 +30,7 @@ NUMERIC := align kv fuse distill training latent evaluate stages models stats or
 
 study: $(READY)  ## run the pocket study and print where its report is
 	@start=$$SECONDS; $(BIN)/snakemake --profile $(STUDY_PROFILE) $(LIVE) all && echo "finished in $$((SECONDS - start)) s" \
-	  && echo "report: $(CURDIR)/results/pocket/report/index.html"
+	  && $(BIN)/mtkv summary --brief results/pocket && echo "report: $(CURDIR)/results/pocket/report/index.html"
 
 report: $(READY)  ## rebuild what lies below the predictions
 	$(BIN)/snakemake --profile $(STUDY_PROFILE) --forcerun report -- results/pocket/report/index.html

@@ -7,6 +7,7 @@ mtkv gate --arm oracle                             whether an arm's KV loss pull
 mtkv doctor --profile profiles/slurm               what would keep a study from running here, and how to mend it
 mtkv status --watch                                how far a running study is
 mtkv diff results/a results/b                      what differs between two finished studies
+mtkv summary results/*                             what finished studies found: every claim and its verdict
 mtkv schema                                        the JSON schema of a config
 """
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mtkv.config.study import Study
 from mtkv.ops.plan.command import Overlays, plan, study_or_refusal
@@ -176,6 +178,40 @@ def diff(
         from mtkv.provenance.files import write_json
 
         write_json(json, difference_json(found, confidence))
+
+
+@app.command()
+def summary(
+    studies: Annotated[list[Path], typer.Argument(help="Results of finished studies, for instance results/*.")],
+    brief: Annotated[bool, typer.Option(help="Five lines for each study instead of the table.")] = False,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table as Markdown.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write it as an HTML page.")] = None,
+) -> None:
+    """What finished studies found: every claim with estimate, interval, adjusted p and verdict."""
+    from mtkv.report.findings import (
+        HEADER,
+        NoFindingsError,
+        claim_lines,
+        five_lines,
+        read_findings,
+        write_markdown,
+        write_page,
+    )
+
+    try:
+        found = [read_findings(folder) for folder in studies]
+    except NoFindingsError as error:
+        raise typer.BadParameter(str(error)) from None
+    if brief:
+        typer.echo("\n".join(line for one in found for line in five_lines(one)))
+    else:
+        table = Table(*HEADER)
+        for line in claim_lines(found):
+            table.add_row(*map(Text, line))
+        Console().print(table)
+    for output, write in ((markdown, write_markdown), (html, write_page)):
+        if output:
+            write(found, output)
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

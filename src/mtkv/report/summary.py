@@ -78,10 +78,11 @@ def claim_texts(rows: Iterable[ClaimRow]) -> Iterator[str]:
 
 def claim_rows(results: Results) -> list[ClaimRow]:
     """One row per claim, in the order of claims.parquet (that of the config)."""
-    return [_row(claim, len(results.datasets)) for claim in results.claims.to_dict("records")]
+    return [claim_row(claim, len(results.datasets)) for claim in results.claims.to_dict("records")]
 
 
-def _row(claim: Mapping[Any, Any], datasets: int) -> ClaimRow:
+def claim_row(claim: Mapping[Any, Any], datasets: int) -> ClaimRow:
+    """One row of claims.parquet of a study with so many datasets."""
     unit = UNITS.get(claim["kind"], UNITS["difference"])
     low, high = (text(claim[key], unit.digits, unit.sign) for key in ("low", "high"))
     known = number(claim["delta"]) is not None

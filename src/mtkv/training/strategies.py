@@ -93,7 +93,9 @@ def spread_arguments(strategy: str, batch_size: int, **plain: Any) -> TrainingAr
         per_device_eval_batch_size=batch_size // world_size(),
         use_cpu=world_size() > 1 and on_cpu(),
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one GPU; of all that it sees the Trainer would make DataParallel
+    arguments._n_gpu = min(
+        arguments.n_gpu, 1
+    )  # a process has one GPU; of all that it sees the Trainer would make DataParallel
     if strategy == "fsdp2" and arguments.device.type == "cpu":
         # accelerate makes FSDP of several GPUs only, and on CPUs would use DDP without a word; torch's fully_shard works with gloo.
         arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU
