@@ -52,9 +52,11 @@ def read_findings(folder: Path) -> Findings:
         grade = str(read_json(compared / "card.json")["result"]["grade"])
         arms = [name for name, arm in study["arms"].items() if arm["training"] or arm["model"] == "student"]
         known = cells[(cells["dataset"] == MACRO) & cells["arm"].isin(arms)].dropna(subset=["mean"])
-        macro = known.sort_values("mean", ascending=False, kind="stable").set_index("arm")["mean"] * 100
+        best = known.sort_values("mean", ascending=False, kind="stable")
         rows = [claim_row(claim, len(study["datasets"])) for claim in claims.to_dict("records")]
-        return Findings(str(study["study"]), folder, grade, rows, macro.to_dict())
+        return Findings(
+            str(study["study"]), folder, grade, rows, dict(zip(best["arm"], 100 * best["mean"], strict=True))
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NoFindingsError(
             f"{folder} has no comparison that can be read ({type(error).__name__}: {error}); "
