@@ -134,7 +134,7 @@ class GPUBenchmark:
         """The stage; then capture of K and V against the plain forward, and the store against what the projections put out."""
         scale, teacher, shard = self.scale, self.configs["teacher"], self.store / "shard-0000.safetensors"
         layers, paths = range(self.shapes["teacher"][3]), list(self.rows.values())
-        plan = StorePlan(layers, 1, "float16", scale.batch, likelihood=False)
+        plan = StorePlan(layers, 1, "float16", scale.batch)
         facts = extract_shard(teacher, paths, 0, plan, shard)
         write_index([shard], self.store / "index.parquet")
         model, rows = load_model(teacher), pd.read_parquet(self.rows["train"]).head(scale.batch)
@@ -142,7 +142,7 @@ class GPUBenchmark:
         ids = torch.from_numpy(np.stack([row.input_ids for row in encoded])).to(self.device)
 
         plain = partial(model.base_model, ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        read = partial(read_rows, model, encoded, layers, scale.batch, likelihood=False)
+        read = partial(read_rows, model, encoded, layers, scale.batch)
         with torch.no_grad():
             expected = projections(model, plain).half().cpu()
             forget_peak(self.device)

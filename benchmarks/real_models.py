@@ -93,9 +93,7 @@ def main(
         if not shard.exists():
             print(
                 name,
-                extract_shard(
-                    model, list(paths.values()), 0, StorePlan(layers, 1, "float16", 8, likelihood=False), shard
-                ),
+                extract_shard(model, list(paths.values()), 0, StorePlan(layers, 1, "float16", 8), shard),
             )
         if not (store / "index.parquet").exists():
             write_index([shard], store / "index.parquet")

@@ -173,7 +173,7 @@ def capture_ratio(size: str, device: str, steps: int) -> dict[str, float]:
         student.base_model(tokens, use_cache=False)
 
     def written(select: bool) -> None:
-        readings = list(read_rows(student, rows, layers, ROWS, False, asking if select else None))
+        readings = list(read_rows(student, rows, layers, ROWS, (), asking if select else None))
         stored = [
             StoredRow(str(n), found.kv.half(), ends, ends - 1, importance=found.importance) for n, found in readings
         ]

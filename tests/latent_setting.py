@@ -63,7 +63,7 @@ class Setting:
             asking = [answer_tokens(e, end) for e, end in zip(encoded, ROWS["reasoning_end"], strict=True)]
             found = dict(read_rows(teacher, encoded, [0, 1, 2], 2, asking=asking))
             rows = [
-                StoredRow(row, found[i].kv, e.byte_end, e.byte_start, -0.5 - i, found[i].importance)
+                StoredRow(row, found[i].kv, e.byte_end, e.byte_start, importance=found[i].importance)
                 for i, (row, e) in enumerate(zip(ROWS["id"], encoded, strict=True))
             ]
             shard = folder / name / "shard-0000.safetensors"

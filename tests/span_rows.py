@@ -49,14 +49,18 @@ def stored(folder: Path, spans: dict[str, list], layers: list[int], width: int, 
     rows = []
     for number, (name, row) in enumerate(spans.items()):
         start, end = (np.array(side, dtype=np.int32) for side in zip(*row, strict=True))
-        rows.append(StoredRow(name, kv[name], end, start, -0.5 - number, importance[name]))
+        rows.append(StoredRow(name, kv[name], end, start, {"likelihood": -0.5 - number}, importance[name]))
     shards = [folder / f"shard-{number:04d}.safetensors" for number in range(2)]
     folder.mkdir(parents=True, exist_ok=True)
     for number, shard in enumerate(shards):
         write_shard(shard, rows[number::2], layers, dtype)
     write_index(shards, folder / "index.parquet")
     exact = {name: x.to(getattr(torch, dtype)).double().numpy() for name, x in kv.items()}
-    return KVStore(folder), exact, {name: x.double().numpy() for name, x in importance.items()}
+    return (
+        KVStore(folder, statistics=("likelihood",)),
+        exact,
+        {name: x.double().numpy() for name, x in importance.items()},
+    )
 
 
 def matrix(method: str, student: list, teacher: list, segments: tuple[int, ...] = SEGMENTS) -> np.ndarray:

@@ -89,14 +89,15 @@ class TinyStudy:
         return ModelConfig(source="path", name=str(self.folder / name))
 
     def store(self, teacher: str, dtype: str = "float16") -> Path:
-        """The teacher's store of all layers, in two shards, with the attention that selectors need."""
+        """The teacher's store of all layers, in two shards, with the attention that selectors need and what routers do."""
         folder = self.folder / "stores" / f"{teacher}-{dtype}"
         if not (folder / "index.parquet").exists():
             shards = [folder / f"shard-{i:04d}.safetensors" for i in range(2)]
             layers = range(MODELS[teacher][2])
             for i, shard in enumerate(shards):
                 paths = list(self.paths.values())
-                extract_shard(self.models[teacher], paths, i, StorePlan(layers, 2, dtype, 8, importance=True), shard)
+                plan = StorePlan(layers, 2, dtype, 8, True, ("entropy", "likelihood"))
+                extract_shard(self.models[teacher], paths, i, plan, shard)
             write_index(shards, folder / "index.parquet")
         return folder
 

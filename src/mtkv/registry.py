@@ -40,8 +40,8 @@ class ImportPath(str):
 def needs(*what: str) -> Callable[[T], T]:
     """Decorator of a function or class that a config may name, with what must be prepared for it.
 
-    Selectors: "attention", which extraction then stores. Routers: "likelihood", likewise. Trained maps: "both sides" for a module that
-    also maps the student (`project_student`). Write literal strings: they are read from the source.
+    Selectors: "attention", which extraction then stores. Routers: "likelihood", "entropy" (`mtkv.kv.row_statistics`), likewise. Trained
+    maps: "both sides" for a module that also maps the student (`project_student`). Write literal strings: they are read from the source.
     """
     return lambda thing: thing
 

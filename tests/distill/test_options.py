@@ -31,7 +31,7 @@ OPTIONS = {
     "select count": {"select": {"method": "keep_first", "budget": 5}},
     **{
         f"fusion {name}": {"fusion": {"strategy": name}}
-        for name in ("similarity", "learnable", "teacher_ce", "random", "oracle")
+        for name in ("similarity", "learnable", "teacher_ce", "confidence", "random", "oracle")
     },
     "fusion task": {"fusion": {"strategy": "task", "by_task": {"sums": [1, 0], "apples": [0, 1]}}},
     "fusion weights": {"fusion": {"weights": [0.2, 0.8]}},

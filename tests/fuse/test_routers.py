@@ -1,7 +1,9 @@
 """Routers and fusion: brute force, and the properties every router has."""
 
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -40,9 +42,10 @@ def inputs(batch, teachers, *shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(batch, *shape, generator=generator)
     prototypes = torch.randn(batch, teachers, *shape, generator=generator)
-    likelihood = -3 * torch.rand(batch, teachers, generator=generator)
+    noted = {"likelihood": -3 * torch.rand(batch, teachers, generator=generator)}
+    noted["entropy"] = 2 * torch.rand(batch, teachers, generator=generator)
     task = torch.tensor([task_number(TASK_NAMES[row % 2]) for row in range(batch)])
-    return query, prototypes, {"likelihood": likelihood, "row_seed": torch.arange(batch) + 100 * seed, "task": task}
+    return query, prototypes, noted | {"row_seed": torch.arange(batch) + 100 * seed, "task": task}
 
 
 def trained(router, query, prototypes):
@@ -104,12 +107,12 @@ def test_similarity_is_a_softmax_of_the_named_measure_and_the_best_centroid_coun
         assert several[row].tolist() == pytest.approx(softmax(best).tolist(), rel=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["similarity", "teacher_ce", "oracle"])
+@pytest.mark.parametrize("strategy", ["similarity", "teacher_ce", "confidence", "oracle"])
 def test_permuting_teachers_permutes_weights(strategy):
     (query, prototypes, context), order = inputs(6, 3, 5), [2, 0, 1]
     context["likelihood"][0] = -1.0  # a tie
     router = build_router(config(strategy), 3, 5)
-    moved = context | {"likelihood": context["likelihood"][:, order]}
+    moved = context | {name: context[name][:, order] for name in ("likelihood", "entropy")}
     torch.testing.assert_close(
         router(query, prototypes, **context)[:, order], router(query, prototypes[:, order], **moved)
     )
@@ -128,8 +131,28 @@ def test_teacher_ce_is_a_softmax_of_likelihoods_and_oracle_its_cold_limit():
     assert oracle[1].argmax() == context["likelihood"][1].argmax()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 7.0])
+def test_confidence_is_a_softmax_of_minus_the_entropies(temperature):
+    query, prototypes, context = inputs(5, 3, 4)
+    found = build_router(config("confidence", temperature=temperature), 3, 4)(query, prototypes, **context)
+    for weights, row in zip(found.tolist(), context["entropy"].tolist(), strict=True):
+        shares = [math.exp(-nats / temperature) for nats in row]
+        assert weights == pytest.approx([share / sum(shares) for share in shares], rel=1e-5)
+        assert np.argmax(weights) == np.argmin(row)
+    blind = context | {"likelihood": torch.full((5, 3), torch.nan)}  # sure and wrong is sure
+    assert torch.equal(
+        build_router(config("confidence", temperature=temperature), 3, 4)(query, prototypes, **blind), found
+    )
+
+
 @pytest.mark.parametrize(
-    ("strategy", "name"), [("teacher_ce", "likelihood"), ("oracle", "likelihood"), ("random", "row_seed")]
+    ("strategy", "name"),
+    [
+        ("teacher_ce", "likelihood"),
+        ("confidence", "entropy"),
+        ("oracle", "likelihood"),
+        ("random", "row_seed"),
+    ],
 )
 def test_a_router_without_its_input_says_which_one_is_missing(strategy, name):
     with pytest.raises(ValueError, match=f"{strategy}.*{name}"):

@@ -13,6 +13,7 @@ from mtkv.kv.online_teacher import OnlineTeacher
 from mtkv.kv.store import KVStore, write_index
 
 LAYERS = [0, 2]
+NOTED = ("entropy", "likelihood")
 TOKENIZERS = {"llama": byte_level_bpe, "gpt2": unigram}
 ROWS = pd.DataFrame(
     {
@@ -35,10 +36,14 @@ def both(request, build_model, tmp_path, monkeypatch):
     shards = [tmp_path / f"shard-{i:04d}.safetensors" for i in range(2)]
     for i, shard in enumerate(shards):
         extract_shard(
-            ModelConfig(name="gpt2"), [tmp_path / "rows.parquet"], i, StorePlan(LAYERS, 2, "float32", 4), shard
+            ModelConfig(name="gpt2"),
+            [tmp_path / "rows.parquet"],
+            i,
+            StorePlan(LAYERS, 2, "float32", 4, statistics=NOTED),
+            shard,
         )
     write_index(shards, tmp_path / "index.parquet")
-    return KVStore(tmp_path), OnlineTeacher(model, tokenizer, ROWS, LAYERS, batch_size=3)
+    return KVStore(tmp_path, statistics=NOTED), OnlineTeacher(model, tokenizer, ROWS, LAYERS, 3, NOTED)
 
 
 def test_the_same_numbers_as_the_store(both):
@@ -52,7 +57,8 @@ def test_the_same_numbers_as_the_store(both):
         assert teacher.byte_start(row).tolist() == store.byte_start(row).tolist()
         tokens = np.random.default_rng(0).permutation(len(store.byte_end(row)))
         torch.testing.assert_close(teacher.read(row, tokens), store.read(row, tokens), atol=2e-5, rtol=1e-4)
-        assert teacher.likelihood(row) == pytest.approx(store.likelihood(row), abs=1e-5)
+        assert teacher.statistics(row) == pytest.approx(store.statistics(row), abs=1e-5)
+        assert list(store.statistics(row)) == list(NOTED)
     assert "row-99" not in teacher
     tokens = [np.array([3, 1])] * 5
     torch.testing.assert_close(teacher.read_batch(batch, tokens), store.read_batch(batch, tokens), atol=2e-5, rtol=1e-4)
@@ -71,13 +77,13 @@ def test_one_forward_for_a_batch_and_only_its_rows_are_kept(both, monkeypatch):
     assert (read, len(forwards)) == ([3], 1)
     for row in ("row-1", "row-2", "row-3"):
         teacher.read(row, np.array([0]))
-        teacher.likelihood(row)
+        teacher.statistics(row)
     teacher.prefetch(["row-3", "row-4"])
     assert (read, len(forwards)) == ([3, 1], 2)
     assert sorted(teacher._kept) == ["row-3", "row-4"]
-    teacher.likelihood("row-1")
+    teacher.statistics("row-1")
     assert len(forwards) == 2
-    teacher.likelihood("row-5")
+    teacher.statistics("row-5")
     assert len(forwards) == 3
     assert sorted(teacher._kept) == ["row-3", "row-4"]
     teacher.read("row-1", np.array([0]))

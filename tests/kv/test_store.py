@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +20,9 @@ from safetensors.torch import save_file
 from tokenizers_for_tests import byte_level_bpe
 
 from mtkv.config.models import ModelConfig
-from mtkv.kv import extract, shards
+from mtkv.kv import extract, row_statistics, shards
 from mtkv.kv.extract import StorePlan, extract_shard, read_kv, read_rows
+from mtkv.kv.row_statistics import ROW_STATISTICS, next_entropy
 from mtkv.kv.shards import StoredRow, write_mapped, write_shard
 from mtkv.kv.store import KVStore, MappedStore, mapped_rows, write_index
 from mtkv.models.tokenization import EncodedRow
@@ -44,7 +46,7 @@ def raw(tmp_path):
             torch.randn(n, 2, 2, 6).half(),
             np.arange(n, dtype=np.int32) + 1,
             np.arange(n, dtype=np.int32),
-            -0.5 * i,
+            {"likelihood": -0.5 * i, "entropy": 0.25 * i},
             torch.rand(n, 2, 3).half(),
         )
         for i, n in enumerate(LENGTHS)
@@ -71,21 +73,22 @@ def encoded_rows(lengths, targets=3):
 
 def test_every_row_comes_back(raw):
     folder, rows = raw
-    opened = KVStore(folder, verify=True)
+    opened = KVStore(folder, verify=True, statistics=["entropy", "likelihood"])
     assert opened.layers == LAYERS
     assert opened.width == 6
     for row in rows:
         assert row.id in opened
         assert opened.byte_start(row.id).tolist() == row.byte_start.tolist()
         assert opened.byte_end(row.id).tolist() == row.byte_end.tolist()
-        assert opened.likelihood(row.id) == row.likelihood
+        assert opened.statistics(row.id) == row.statistics
         assert opened.importance(row.id).tolist() == row.importance.tolist()
         assert torch.equal(opened.read(row.id, np.arange(len(row.kv))), row.kv)
     picked = np.array([6, 0, 6])
     assert torch.equal(opened.read("row-2", picked), rows[2].kv[picked])
     batch = opened.read_batch(["row-3", "row-2"], [np.array([1]), picked])
     assert torch.equal(batch, torch.cat([rows[3].kv[[1]], rows[2].kv[picked]]))
-    assert pd.read_parquet(folder / "index.parquet")["likelihood"].tolist() == [row.likelihood for row in rows]
+    written = pd.read_parquet(folder / "index.parquet")[["likelihood", "entropy"]]
+    assert written.to_dict("records") == [row.statistics for row in rows]
 
 
 def test_what_was_not_stored_is_named(tmp_path):
@@ -93,7 +96,9 @@ def test_what_was_not_stored_is_named(tmp_path):
     write_shard(tmp_path / "shard-0000.safetensors", rows, [0])
     index(tmp_path, 1)
     opened = KVStore(tmp_path)
-    assert np.isnan(opened.likelihood("a"))
+    assert opened.statistics("a") == {}
+    with pytest.raises(ValueError, match=f"store of teacher {tmp_path.name} has no entropy"):
+        KVStore(tmp_path, statistics=["entropy"])
     with pytest.raises(ValueError, match="stored without importance"):
         opened.importance("a")
     with pytest.raises(ValueError, match="stored without byte_start"):
@@ -134,9 +139,15 @@ def test_rows_in_two_shards_and_unlike_shards_are_refused(raw):
     write_shard(twice, rows[:1], LAYERS)
     with pytest.raises(ValueError, match="row-0"):
         index(folder, 3)
-    other = StoredRow("new", torch.zeros(2, 2, 2, 6).half(), np.zeros(2, dtype=np.int32))
-    for layers, dtype in (([0, 5], "float16"), (LAYERS, "int8"), (LAYERS, "int4")):
-        write_shard(twice, [other], layers, dtype)
+    other = StoredRow("new", torch.zeros(2, 2, 2, 6).half(), np.zeros(2, dtype=np.int32), statistics=rows[0].statistics)
+    less = replace(other, statistics={"likelihood": -1.0})
+    for row, layers, dtype in (
+        (other, [0, 5], "float16"),
+        (other, LAYERS, "int8"),
+        (other, LAYERS, "int4"),
+        (less, LAYERS, "float16"),
+    ):
+        write_shard(twice, [row], layers, dtype)
         with pytest.raises(ValueError, match=r"shard-0002.*differ from shard-0000"):
             index(folder, 3)
 
@@ -145,7 +156,7 @@ def test_appending_leaves_old_shards_and_open_readers_alone(raw):
     folder, rows = raw
     reader = KVStore(folder)
     before = {path: (path.stat().st_mtime_ns, file_digest(path)) for path in folder.glob("*.safetensors")}
-    new = StoredRow("new", torch.ones(2, 2, 2, 6).half(), np.zeros(2, dtype=np.int32))
+    new = StoredRow("new", torch.ones(2, 2, 2, 6).half(), np.zeros(2, dtype=np.int32), statistics=rows[0].statistics)
     write_shard(folder / "shard-0002.safetensors", [new], LAYERS)
     index(folder, 3)
     assert {path: (path.stat().st_mtime_ns, file_digest(path)) for path in before} == before
@@ -327,8 +338,8 @@ COHERE = {
 
 @pytest.mark.parametrize("chunk", [1, 4, 256])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma3", "cohere", "granite"])
-def test_the_likelihood_is_that_of_the_models_own_logits(build_model, monkeypatch, name, chunk):
-    monkeypatch.setattr(extract, "HEAD_CHUNK", chunk)
+def test_likelihood_and_entropy_are_those_of_the_models_own_logits(build_model, monkeypatch, name, chunk):
+    monkeypatch.setattr(row_statistics, "HEAD_CHUNK", chunk)
     classes = {"cohere": ("CohereConfig", {"logit_scale": 0.3}), "granite": ("GraniteConfig", {"logits_scaling": 0.2})}
     if name in classes:
         class_name, arguments = classes[name]
@@ -342,15 +353,19 @@ def test_the_likelihood_is_that_of_the_models_own_logits(build_model, monkeypatc
     rows.append(encoded_rows((6,), targets=0)[0])
     heads = []
     model.get_output_embeddings().register_forward_hook(lambda module, args, output: heads.append(output.shape))
-    found = {number: reading.likelihood for number, reading in read_rows(model, rows, [0], 3)}
-    assert sum(shape[0] for shape in heads) == 4 * 3
+    found = {number: reading.statistics for number, reading in read_rows(model, rows, [0], 3, list(ROW_STATISTICS))}
+    alone = {number: reading.statistics for number, reading in read_rows(model, rows, [0], 1, ["entropy"])}
+    assert sum(shape[0] for shape in heads) == 2 * 4 * 3  # once for both
     assert max(shape[0] for shape in heads) <= chunk
     for number, row in enumerate(rows):
         logits = model(input_ids=torch.from_numpy(row.input_ids)[None]).logits[0].double()
-        logs = logits.log_softmax(-1)
-        each = [logs[t - 1, row.input_ids[t]].item() for t in np.flatnonzero(row.is_target) if t > 0]
-        want = np.mean(each) if each else float("nan")
-        assert found[number] == pytest.approx(want, abs=1e-5, nan_ok=True)
+        each = []
+        for t in np.flatnonzero(row.is_target):
+            next_token = torch.distributions.Categorical(logits=logits[t - 1])
+            each.append((next_token.log_prob(torch.tensor(row.input_ids[t])).item(), next_token.entropy().item()))
+        want = np.mean(each, 0) if each else [float("nan")] * 2
+        assert [found[number][name] for name in ("likelihood", "entropy")] == pytest.approx(want, abs=1e-5, nan_ok=True)
+        assert alone[number] == {"entropy": pytest.approx(found[number]["entropy"], abs=1e-5, nan_ok=True)}
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
@@ -364,10 +379,34 @@ def test_a_reading_has_the_layers_asked_for(build_model, name):
         assert torch.equal(some[number].kv, reading.kv[:, [2, 1]])
 
 
-def test_a_model_without_a_head_has_no_likelihood(build_model):
+def test_the_entropy_does_not_depend_on_what_follows_and_the_likelihood_does(build_model):
+    model, (row,) = build_model("llama"), encoded_rows((9,))
+    other = replace(row, input_ids=np.where(np.arange(9) == 8, row.input_ids[8] ^ 1, row.input_ids))
+    one, two = (reading.statistics for _, reading in read_rows(model, [row, other], [0], 2, list(ROW_STATISTICS)))
+    assert one["entropy"] == pytest.approx(two["entropy"], rel=1e-6)
+    assert one["likelihood"] != pytest.approx(two["likelihood"], rel=1e-2)
+
+
+def test_the_entropy_at_its_limits_and_without_more_memory_than_the_cross_entropy():
+    """Sure of one token, of half of them, of none; masked logits count nothing. Bytes are all that torch allocates on the way."""
+    logits = torch.zeros(3, 4096)
+    logits[0, 7], logits[1, ::2] = 1e4, -torch.inf
+    torch.testing.assert_close(
+        next_entropy(logits, torch.zeros(3, dtype=torch.long)), torch.tensor([0.0, 2048.0, 4096.0]).clamp_min(1).log()
+    )
+    taken = {}
+    for name, statistic in ROW_STATISTICS.items():
+        large = torch.randn(256, 4096)
+        with torch.profiler.profile(profile_memory=True) as profile, torch.no_grad():
+            statistic(large, torch.zeros(256, dtype=torch.long))
+        taken[name] = sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages())
+    assert large.nbytes < taken["entropy"] <= taken["likelihood"] + 256 * 64
+
+
+def test_a_model_without_a_head_has_no_statistics(build_model):
     headless = build_model("llama").model
-    ((_, reading),) = read_rows(headless, encoded_rows((5,)), [0], 1)
-    assert np.isnan(reading.likelihood)
+    ((_, reading),) = read_rows(headless, encoded_rows((5,)), [0], 1, list(ROW_STATISTICS))
+    assert np.isnan([reading.statistics[name] for name in ROW_STATISTICS]).all()
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_yarn", "gpt2", "mistral", "qwen3", "gemma3"])

@@ -10,6 +10,7 @@ from tokenizers_for_tests import byte_level_bpe
 
 from mtkv.config.models import ModelConfig
 from mtkv.kv.extract import read_rows
+from mtkv.kv.row_statistics import ROW_STATISTICS
 from mtkv.models import device_placement as placement
 from mtkv.models.load import load_model
 from mtkv.models.tokenization import encode_rows
@@ -33,7 +34,7 @@ def saved(build_model, tmp_path):
 
 def readings(config, rows, placed="single"):
     model = load_model(config, placed)
-    return dict(read_rows(model, rows, LAYERS, 2, asking=[row.is_target for row in rows]))
+    return dict(read_rows(model, rows, LAYERS, 2, list(ROW_STATISTICS), asking=[row.is_target for row in rows]))
 
 
 def assert_equal(one, other, **tolerance):
@@ -41,7 +42,7 @@ def assert_equal(one, other, **tolerance):
     for index, reading in one.items():
         torch.testing.assert_close(other[index].kv, reading.kv, **tolerance)
         torch.testing.assert_close(other[index].importance, reading.importance, **tolerance)
-        assert other[index].likelihood == pytest.approx(reading.likelihood, rel=1e-5)
+        assert other[index].statistics == pytest.approx(reading.statistics, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
@@ -74,7 +75,7 @@ def _part(rank, world, port, config, rows, results):
     torch.distributed.init_process_group("gloo")
     model = load_model(config, "tensor_parallel")
     heads = model.model.layers[0].self_attn.k_proj.weight.to_local().shape[0]
-    found = dict(read_rows(model, rows, LAYERS, 2, asking=[row.is_target for row in rows]))
+    found = dict(read_rows(model, rows, LAYERS, 2, list(ROW_STATISTICS), asking=[row.is_target for row in rows]))
     torch.save((heads, found), results / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

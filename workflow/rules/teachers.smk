@@ -25,7 +25,7 @@ rule teacher_kv:
         dtype=STUDY.teachers.raw_dtype,
         batch_size=STUDY.teachers.batch_size,
         importance=lambda wildcards: STUDY.needs_attention(wildcards.teacher),
-        likelihood=lambda wildcards: STUDY.needs_likelihood(wildcards.teacher),
+        statistics=lambda wildcards: STUDY.row_statistics(wildcards.teacher),
         code=code("mtkv.kv.extract", "mtkv.align.layers"),
     script:
         "../scripts/teacher_kv.py"

@@ -9,7 +9,7 @@ from mtkv.checkpointing.store import Checkpoint
 
 student, teacher = (ModelConfig.model_validate(snakemake.params[name]["config"]) for name in ("student", "teacher"))
 sizes = model_layers(teacher), model_layers(student)
-plan = {name: snakemake.params[name] for name in ("shards", "dtype", "batch_size", "importance", "likelihood")}
+plan = {name: snakemake.params[name] for name in ("shards", "dtype", "batch_size", "importance", "statistics")}
 with Card.for_job(snakemake, "teachers") as card, Checkpoint.for_job(snakemake, "teachers") as checkpoint:
     card.result = extract_shard(
         teacher,

@@ -9,6 +9,8 @@ from mtkv.registry import Registry
 
 WEIGHT_TOLERANCE = 1e-6
 ROUTERS = Registry("mtkv.fuse.routers", "ROUTERS")
+ROW_STATISTICS = Registry("mtkv.kv.row_statistics", "ROW_STATISTICS")
+ROUTERS_OF_LOGITS = "fixed, teacher_ce, confidence, task, random, oracle"
 ROUTER_NETWORKS = Registry("mtkv.fuse.routers", "SCORERS")
 
 
@@ -28,8 +30,9 @@ class FusionConfig(Section):
     strategy: Annotated[str, Registered(ROUTERS)] = Field(
         default="fixed",
         description="Where the weights of the teachers come from. fixed: given. similarity: to the student's own KV. learnable: a "
-        "trained router. teacher_ce: each teacher's likelihood of the row's text. task: given, for each training source. Controls: random; "
-        "oracle, the likeliest alone.",
+        "trained router. teacher_ce: each teacher's likelihood of the row's answer. confidence: how sure each teacher is of its own next "
+        "tokens there, right or wrong (minus their entropy). task: given, for each training source. Controls: random; oracle, the "
+        "likeliest alone.",
     )
     weights: list[Annotated[float, Field(ge=0)]] | None = Field(
         default=None, description="Strategy fixed only: one weight per teacher, summing to 1. null: equal weights."
@@ -39,7 +42,9 @@ class FusionConfig(Section):
         description="Strategy task only: one weight per teacher, summing to 1, for the rows of each training source; null takes one out.",
     )
     temperature: float = Field(
-        default=1.0, gt=0, description="Temperature of the softmax over teachers (similarity, learnable, teacher_ce)."
+        default=1.0,
+        gt=0,
+        description="Temperature of the softmax over teachers (similarity, learnable, teacher_ce, confidence).",
     )
     similarity: Literal["cosine", "dot", "l2"] = Field(
         default="cosine", description="Strategy similarity only: measure."
@@ -61,9 +66,17 @@ class FusionConfig(Section):
     entropy: EntropyConfig = Field(default=EntropyConfig(), description="Entropy term of the learnable router.")
 
     @property
-    def needs_likelihood(self) -> bool:
-        """Whether the likelihood that each teacher gives to a row must be stored."""
-        return "likelihood" in ROUTERS.needs(self.strategy)
+    def row_statistics(self) -> list[str]:
+        """What must be noted of each teacher's whole row for the router: names of `ROW_STATISTICS`."""
+        return sorted(ROUTERS.needs(self.strategy))
+
+    @field_validator("strategy")
+    @classmethod
+    def _can_be_noted(cls, strategy: str) -> str:
+        if unknown := ROUTERS.needs(strategy).difference(ROW_STATISTICS.names):
+            known = ", ".join(ROW_STATISTICS.names)
+            raise problem(f"{strategy!r} needs {min(unknown)!r}, which no teacher gives; a router may need: {known}")
+        return strategy
 
     @model_validator(mode="after")
     def _learnable_only(self) -> Self:
@@ -109,7 +122,7 @@ class LogitConfig(Section):
     )
     fusion: FusionConfig = Field(
         default=FusionConfig(),
-        description="How several teachers' distributions are mixed into one, row by row: fixed, teacher_ce, task, random or oracle.",
+        description=f"How several teachers' distributions are mixed into one, row by row: {ROUTERS_OF_LOGITS}.",
     )
     alpha: float = Field(default=0.5, ge=0, le=1, description="Weight of the cross-entropy; the rest is the teacher's.")
     temperature: float = Field(default=2.0, gt=0, description="Temperature of both distributions.")
@@ -118,7 +131,7 @@ class LogitConfig(Section):
     def _fusion_fits(self) -> Self:
         check_fusion(self.fusion, len(self.teachers))
         if self.fusion.strategy in ("similarity", "learnable"):
-            message = f"{self.fusion.strategy!r} weighs teachers by their KV; allowed for logits: fixed, teacher_ce, task, random, oracle"
+            message = f"{self.fusion.strategy!r} weighs teachers by their KV; allowed for logits: {ROUTERS_OF_LOGITS}"
             raise problem(message, "fusion", "strategy")
         return self
 

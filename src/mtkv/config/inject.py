@@ -42,8 +42,8 @@ def check_injection(kv: "KVConfig") -> None:
     if kv.select.method != "full":
         message = f"{kv.select.method!r} chooses among all of a row's tokens, not the question's; allowed with transfer inject: full"
         raise problem(message, "select", "method")
-    if kv.fusion.needs_likelihood:
-        message = f"{kv.fusion.strategy!r} reads the answer's likelihood, which no question has; allowed with transfer inject: the others"
+    if read := kv.fusion.row_statistics:
+        message = f"{kv.fusion.strategy!r} reads the answer's {read[0]}, which no question has; allowed with transfer inject: the others"
         raise problem(message, "fusion", "strategy")
     if kv.fusion.objective != "kv":
         message = f"{kv.fusion.objective!r} given, but transfer inject trains the router by cross-entropy anyway; leave it out"

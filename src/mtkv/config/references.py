@@ -235,13 +235,13 @@ def _stream_problems(study: "Study") -> Iterator[Problem]:
 
 
 def _tier_problems(name: str, kv: KVConfig, tier: str) -> Iterator[Problem]:
-    """Settings that need the raw tier: targets of the others are already selected and have no likelihoods, those of mapped are mapped."""
+    """Settings that need the raw tier: targets of the others are already selected and without statistics, those of mapped are mapped."""
     needs_raw = {
         ("transfer",): kv.injected and kv.transfer,
         ("align", "map"): tier == "mapped" and kv.align.trained and kv.align.map,
         ("loss", "distance"): tier == "mapped" and kv.loss.distance == "relation" and "relation",
         ("select", "method"): kv.select.method != "full" and kv.select.method,
-        ("fusion", "strategy"): kv.fusion.needs_likelihood and kv.fusion.strategy,
+        ("fusion", "strategy"): kv.fusion.row_statistics and kv.fusion.strategy,
     }
     for field, value in needs_raw.items():
         if value:

@@ -107,10 +107,10 @@ class Study(Section):
         arms = (arm.kv for arm in self.arms.values() if arm.kv and teacher in arm.kv.teachers)
         return any(kv.select.needs_attention for kv in arms)
 
-    def needs_likelihood(self, teacher: str) -> bool:
-        """Whether some arm weighs this teacher by the likelihood it gives to a row."""
+    def row_statistics(self, teacher: str) -> list[str]:
+        """What some arm weighs this teacher by: names of `ROW_STATISTICS`, sorted."""
         arms = (arm.kv for arm in self.arms.values() if arm.kv and teacher in arm.kv.teachers)
-        return any(kv.fusion.needs_likelihood for kv in arms)
+        return sorted({name for kv in arms for name in kv.fusion.row_statistics})
 
 
 def read_study(*yaml_paths: str | Path) -> Study:

@@ -86,7 +86,8 @@ class DistillationRows(Dataset[int]):
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         """input_ids, attention_mask, labels `[batch, time]`, task `[batch]`; for KV arms kv_sample, kv_position `[tokens]`, row_seed
-        `[batch]`, likelihood `[batch, teachers]`, teacher_kv, a list of `[tokens, student_layers, 2, teacher_width]` in the stores' dtype.
+        `[batch]`, the row statistics that its router reads `[batch, teachers]`, by name, and teacher_kv, a list of
+        `[tokens, student_layers, 2, teacher_width]` in the stores' dtype.
         """
         batch = self._text_batch([self.encoded[index] for index in indices]) | self._task(indices)
         return batch | (self._teacher_batch(indices) if self.teachers else {})
@@ -105,7 +106,7 @@ class DistillationRows(Dataset[int]):
         matches = [self.matches[index] for index in indices]
         read = [match.row for match in matches]
         sample = np.repeat(np.arange(len(matches)), [len(match.position) for match in matches])
-        return {
+        batch = {
             "kv_sample": torch.from_numpy(sample),
             "kv_position": torch.from_numpy(np.concatenate([match.position for match in matches])),
             "teacher_kv": [
@@ -113,8 +114,10 @@ class DistillationRows(Dataset[int]):
                 for i, teacher in enumerate(self.teachers)
             ],
             "row_seed": torch.tensor([row_seed(self.ids[index]) for index in indices]),
-            "likelihood": torch.tensor([[teacher.likelihood(row) for teacher in self.teachers] for row in read]),
         }
+        for name in self.teachers[0].statistics(read[0]) if self.teachers else ():
+            batch[name] = torch.tensor([[teacher.statistics(row)[name] for teacher in self.teachers] for row in read])
+        return batch
 
     def _match(self, row: str, encoded: EncodedRow, segments: tuple[int, int] | None) -> RowMatch:
         self._check_known(row, self.teachers)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtkv.distill.ragged import full_precision
 from mtkv.fuse.routers import build_router
+from mtkv.kv.row_statistics import ROW_STATISTICS
 from mtkv.models.cross_entropy import row_of_targets, target_logits
 from mtkv.models.load import load_model, load_tokenizer
 
@@ -98,11 +99,13 @@ class LogitTeachers:
     ) -> Float[Tensor, "targets vocabulary"]:
         """Logits whose softmax at the config's temperature is Σᵢ αᵢ·pᵢ, the mixture of the teachers' softened distributions."""
         row, batch = row_of_targets(all_labels), len(all_labels)
-        chosen = theirs.float().log_softmax(-1).gather(-1, labels[:, None, None].expand(-1, theirs.shape[1], 1))[..., 0]
         count = torch.bincount(row, minlength=batch).clamp_min(1)
-        likelihood = chosen.new_zeros(batch, theirs.shape[1]).index_add_(0, row, chosen) / count[:, None]
-        nothing = chosen.new_zeros(batch, 0)  # a router by KV is refused
-        weights = self.router.to(chosen.device)(nothing, nothing[:, None], likelihood=likelihood, **context)[row]
+        own = {}
+        for name in self.config.fusion.row_statistics:
+            each = torch.stack([ROW_STATISTICS[name](logits.float(), labels) for logits in theirs.unbind(1)], 1)
+            own[name] = each.new_zeros(batch, theirs.shape[1]).index_add_(0, row, each) / count[:, None]
+        nothing = torch.zeros(batch, 0, device=theirs.device)  # a router by KV is refused
+        weights = self.router.to(theirs.device)(nothing, nothing[:, None], **context | own)[row]
         soft = (theirs.float()[..., : self.vocabulary] / self.config.temperature).log_softmax(-1)
         return (soft + weights.log()[..., None]).logsumexp(1) * self.config.temperature
 

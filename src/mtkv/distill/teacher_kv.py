@@ -7,7 +7,7 @@ an arm's teachers from their config and files.
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -55,9 +55,9 @@ class TeacherKV:
     def __contains__(self, row: str) -> bool:
         return row in self.store
 
-    def likelihood(self, row: str) -> float:
-        """Mean log-probability that the teacher gives the row's target tokens."""
-        return self.store.likelihood(row)
+    def statistics(self, row: str) -> Mapping[str, float]:
+        """What the arm's router asks of the teacher's whole row, by name."""
+        return self.store.statistics(row)
 
     def match(self, row: str, encoded: EncodedRow, segments: Segments) -> TimeMatch:
         """Teacher tokens for each supervised student token, after selection."""
@@ -120,9 +120,9 @@ class ProjectedTeacherKV:
     def __contains__(self, row: str) -> bool:
         return row in self.store
 
-    def likelihood(self, row: str) -> float:
-        """NaN: the mapped tier keeps no likelihoods."""
-        return float("nan")
+    def statistics(self, row: str) -> Mapping[str, float]:
+        """None: these tiers keep no statistics of rows."""
+        return {}
 
     def match(self, row: str, encoded: EncodedRow, segments: Segments) -> TimeMatch:
         """The stored positions; `tokens` are the numbers 0, 1, … of the row's stored targets, with weight 1."""
@@ -190,13 +190,16 @@ def open_source(teacher: TeacherFiles, kv_map: KVMap, kv: "KVConfig", rows: pd.D
     if teacher.tier in ("mapped", "components") and teacher.store is not None:
         components = Components.load(teacher.store) if teacher.tier == "components" else None
         return ProjectedTeacherKV(MappedStore(teacher.store), components)
-    store = open_store(teacher, kv_map, rows, batch_size)
+    store = open_store(teacher, kv_map, rows, batch_size, kv.fusion.row_statistics)
     return TeacherKV(store, kv_map.layer_weights[:, store.layers], kv.align.time, kv.select)
 
 
-def open_store(teacher: TeacherFiles, kv_map: KVMap, rows: pd.DataFrame, batch_size: int) -> KVStore | OnlineTeacher:
-    """The teacher's own KV: its store, or the teacher itself, which reads the layers that the map combines."""
+def open_store(
+    teacher: TeacherFiles, kv_map: KVMap, rows: pd.DataFrame, batch_size: int, statistics: Sequence[str]
+) -> KVStore | OnlineTeacher:
+    """The teacher's own KV with these row statistics: its store, or the teacher itself, which reads the layers that the map combines."""
     if teacher.store is not None:
-        return KVStore(teacher.store)
+        return KVStore(teacher.store, statistics=statistics)
     needed = kv_map.layer_weights.any(0).nonzero().flatten().tolist()
-    return OnlineTeacher(load_model(teacher.config), load_tokenizer(teacher.config), rows, needed, batch_size)
+    model, tokenizer = load_model(teacher.config), load_tokenizer(teacher.config)
+    return OnlineTeacher(model, tokenizer, rows, needed, batch_size, statistics)

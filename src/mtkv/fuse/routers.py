@@ -1,11 +1,12 @@
 """Weights over teachers for each row, the fused KV Σᵢ αᵢ·KVᵢ, and the entropy term on the weights (method.md §7).
 
-A router is a module `(query, prototypes, *, likelihood=None, row_seed=None) -> weights` whose weights sum to 1 over teachers.
+A router is a module `(query, prototypes, **context) -> weights` whose weights sum to 1 over teachers.
 `query [batch, features]` and `prototypes [batch, teachers, features]` come from `mtkv.fuse.prototypes`; weights are `[batch, teachers]`.
 With `per_layer` all three have a layers axis: `[batch, layers, features]`, `[batch, teachers, layers, features]`, and the weights of
-`learnable` and `similarity` are `[batch, teachers, layers]`. `likelihood [batch, teachers]`: each teacher's mean log-likelihood of the
-row's gold answer, in nats per token. `row_seed [batch]`: a seed that belongs to the row, the same whenever the row is seen.
-`task [batch]`: the `task_number` of the row's training source.
+`learnable` and `similarity` are `[batch, teachers, layers]`. In the context: `likelihood` and `entropy [batch, teachers]`, each teacher's
+mean log-likelihood of the row's gold answer and mean entropy of its next token there, in nats per token (`mtkv.kv.row_statistics`; only
+what the router `@needs`). `row_seed [batch]`: a seed that belongs to the row, the same whenever the row is seen. `task [batch]`: the
+`task_number` of the row's training source.
 """
 
 import hashlib
@@ -222,6 +223,23 @@ class TeacherCERouter(nn.Module):
         return (_given(likelihood, "teacher_ce", "likelihood").float() / self.temperature).softmax(1)
 
 
+class ConfidenceRouter(nn.Module):
+    """softmax(−entropyᵢ / τ): how sure each teacher is of its own next token, mean over the tokens of the row's answer, in nats.
+
+    No label is read but the text that every row has: the entropy at a token is of what the teacher would say after the text before it, and
+    does not depend on what stands there; the answer's last token plays no part at all. So it can be had of any text, one without a gold
+    answer too. What it cannot see is whether a sure teacher is right: one that is sure and wrong, off its field say, gets the weight.
+    `teacher_ce` sees that.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, query: Tensor, prototypes: Tensor, *, entropy: Tensor | None = None, **context: Any) -> Weights:
+        return (_given(entropy, "confidence", "entropy").float() / -self.temperature).softmax(1)
+
+
 class OracleRouter(nn.Module):
     """Control: all weight on the teacher with the highest gold likelihood, shared equally among ties."""
 
@@ -285,6 +303,11 @@ def _teacher_ce(config: "FusionConfig", teachers: int, layers: int, features: in
     return TeacherCERouter(config.temperature)
 
 
+@needs("entropy")
+def _confidence(config: "FusionConfig", teachers: int, layers: int, features: int) -> nn.Module:
+    return ConfidenceRouter(config.temperature)
+
+
 @needs("likelihood")
 def _oracle(config: "FusionConfig", teachers: int, layers: int, features: int) -> nn.Module:
     return OracleRouter()
@@ -295,6 +318,7 @@ ROUTERS: dict[str, Callable[["FusionConfig", int, int, int], nn.Module]] = {
     "similarity": lambda config, teachers, layers, features: SimilarityRouter(config.similarity, config.temperature),
     "learnable": _learnable,
     "teacher_ce": _teacher_ce,
+    "confidence": _confidence,
     "task": lambda config, teachers, layers, features: TaskRouter(config.by_task or {}),
     "random": lambda config, teachers, layers, features: RandomRouter(teachers, config.temperature),
     "oracle": _oracle,

@@ -6,9 +6,8 @@ interrupted extraction can go on: a part is a step of the job's checkpoint with 
 the rows of a damaged one are read again.
 """
 
-import math
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from mtkv.checkpointing.preemption import Preemption
@@ -29,6 +27,7 @@ from mtkv.checkpointing.store import INTERVAL, Checkpoint, steps
 from mtkv.config.models import ModelConfig
 from mtkv.kv.capture import KVCapture, check_keys
 from mtkv.kv.importance import AskedAttention
+from mtkv.kv.row_statistics import target_statistics
 from mtkv.kv.shards import StoredRow, write_shard
 from mtkv.models.device_placement import SINGLE, all_heads, input_device
 from mtkv.models.load import DTYPES, load_model, load_tokenizer, model_kv_heads
@@ -38,10 +37,11 @@ FILE = "rows.safetensors"
 
 
 class RowReading(NamedTuple):
-    """What one forward gives for one row, on the CPU: `kv [time, layers, 2, width]`, likelihood, `importance [time, layers, kv_heads]`."""
+    """What one forward gives for one row, on the CPU: `kv [time, layers, 2, width]`, `statistics` by name (`ROW_STATISTICS`), and
+    `importance [time, layers, kv_heads]`."""
 
     kv: Tensor
-    likelihood: float
+    statistics: Mapping[str, float]
     importance: Tensor | None
 
 
@@ -103,7 +103,8 @@ def write_part(path: Path, rows: Mapping[int, RowReading]) -> None:
         if reading.importance is not None
     }
     tensors["index"] = torch.tensor(list(rows))
-    tensors["likelihood"] = torch.tensor([reading.likelihood for reading in rows.values()], dtype=torch.float64)
+    for name in next(iter(rows.values())).statistics:
+        tensors[name] = torch.tensor([reading.statistics[name] for reading in rows.values()], dtype=torch.float64)
     save_file(tensors, path)
 
 
@@ -111,29 +112,22 @@ def read_part(path: Path) -> Iterator[tuple[int, RowReading]]:
     """(number, reading) of the rows that `write_part` wrote, in the same order."""
     with safe_open(path, "pt") as file:
         names = set(file.keys())
-        for index, likelihood in zip(
-            file.get_tensor("index").tolist(), file.get_tensor("likelihood").tolist(), strict=True
-        ):
+        statistics = {name: file.get_tensor(name).tolist() for name in names if "." not in name and name != "index"}
+        for place, index in enumerate(file.get_tensor("index").tolist()):
             importance = file.get_tensor(f"{index}.importance") if f"{index}.importance" in names else None
-            yield index, RowReading(file.get_tensor(f"{index}.kv"), likelihood, importance)
+            noted = {name: values[place] for name, values in statistics.items()}
+            yield index, RowReading(file.get_tensor(f"{index}.kv"), noted, importance)
 
 
 COLUMNS = ["id", "prompt", "target"]
-HEAD_CHUNK = 256  # target tokens that go through the output head at once
-# What some model families do to the head's output, by the name in their config.
-AFTER_HEAD: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "logit_scale": lambda logits, factor: logits * factor,
-    "logits_scaling": lambda logits, divisor: logits / divisor,
-    "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),
-}
 
 
 @dataclass(frozen=True)
 class StorePlan:
     """What a store holds of each row, in which format, in how many `shards`; the teacher reads `batch_size` rows at once.
 
-    `importance` (attention from a row's `answer_tokens`) and `likelihood` cost a pass over the attention and over the output head: they are
-    for studies whose arms use them.
+    `importance` (attention from a row's `answer_tokens`) and `statistics`, names of `ROW_STATISTICS`, cost a pass over the attention and
+    over the output head: they are for studies whose arms use them.
     """
 
     layers: Sequence[int]
@@ -141,7 +135,7 @@ class StorePlan:
     dtype: str
     batch_size: int
     importance: bool = False
-    likelihood: bool = True
+    statistics: Sequence[str] = ()
 
 
 def extract_shard(
@@ -172,12 +166,12 @@ def extract_shard(
         asking = [answer_tokens(row, end) for row, end in zip(encoded, frame["reasoning_end"], strict=True)]
     with ExtractionParts(checkpoint, len(encoded), plan.batch_size) as parts:
         readings, known = dict(parts.found), parts.found.keys()
-        for index, read in read_rows(model, encoded, plan.layers, plan.batch_size, plan.likelihood, asking, known):
+        for index, read in read_rows(model, encoded, plan.layers, plan.batch_size, plan.statistics, asking, known):
             # Quantised formats need every row first.
             readings[index] = read._replace(kv=read.kv.to(DTYPES.get(plan.dtype, read.kv.dtype)))
             parts.add(index, readings[index])
         stored = [
-            StoredRow(id, read.kv, row.byte_end, row.byte_start, read.likelihood, read.importance)
+            StoredRow(id, read.kv, row.byte_end, row.byte_start, read.statistics, read.importance)
             for id, row, read in zip(frame["id"], encoded, (readings[i] for i in range(len(encoded))), strict=True)
         ]
         write_shard(output, stored, plan.layers, plan.dtype)
@@ -204,7 +198,7 @@ def read_kv(
     model: PreTrainedModel, rows: Sequence[EncodedRow], layers: Sequence[int], batch_size: int
 ) -> Iterator[Float[Tensor, "time layers 2 width"]]:
     """K before RoPE and V of the given layers for each row, in order, on the CPU and without padding; `read_rows` gives more."""
-    found = {index: reading.kv for index, reading in read_rows(model, rows, layers, batch_size, likelihood=False)}
+    found = {index: reading.kv for index, reading in read_rows(model, rows, layers, batch_size)}
     for index in range(len(rows)):
         yield found.pop(index)
 
@@ -215,14 +209,14 @@ def read_rows(
     rows: Sequence[EncodedRow],
     layers: Sequence[int],
     batch_size: int,
-    likelihood: bool = True,
+    statistics: Sequence[str] = (),
     asking: Sequence[Bool[np.ndarray, " time"]] | None = None,
     skip: Container[int] = (),
 ) -> Iterator[tuple[int, RowReading]]:
     """Number and reading of every row. Rows go through the model in batches of similar length, so they do not come in order.
 
-    `asking`: for each row the tokens whose attention is its importance; None for no importance. A batch whose rows are all in `skip` is
-    left out, which changes nothing in the others, to the last bit.
+    `statistics`: names of `ROW_STATISTICS`. `asking`: for each row the tokens whose attention is its importance; None for no importance.
+    A batch whose rows are all in `skip` is left out, which changes nothing in the others, to the last bit.
     """
     check_keys(model)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
@@ -244,43 +238,17 @@ def read_rows(
         with KVCapture(model) as capture, attention or nullcontext():
             output = model.base_model(input_ids=input_ids, attention_mask=mask.long().to(device), use_cache=False)
             kv = packed_kv(capture, layers).cpu()
-        found = target_likelihood(model, output.last_hidden_state, input_ids, is_target) if likelihood else None
+        found = target_statistics(model, output.last_hidden_state, input_ids, is_target, statistics)
         weights = attention.importance.cpu().permute(0, 3, 1, 2).half() if attention else None
         for i, (index, length) in enumerate(zip(batch, lengths, strict=True)):
             yield (
                 index,
                 RowReading(
                     kv[i, :length].clone(),
-                    math.nan if found is None else float(found[i]),
+                    {name: float(values[i]) for name, values in found.items()},
                     None if weights is None else weights[i, :length].clone(),
                 ),
             )
-
-
-def target_likelihood(
-    model: PreTrainedModel,
-    hidden: Float[Tensor, "batch time hidden"],
-    input_ids: Int[Tensor, "batch time"],
-    is_target: Bool[Tensor, "batch time"],
-) -> Float[Tensor, " batch"]:
-    """Mean next-token log-probability (nats) of each row's target tokens; NaN for rows without any and models without a head.
-
-    `hidden`: last states of the base model. Only states that predict a target reach the head, a chunk at a time.
-    """
-    head = model.get_output_embeddings() if model.can_generate() else None
-    if head is None or model.config.is_encoder_decoder:
-        return torch.full((len(input_ids),), math.nan)
-    row, time = torch.nonzero(is_target[:, 1:], as_tuple=True)
-    config = model.config.get_text_config()
-    total = torch.zeros(len(input_ids), device=hidden.device)
-    for rows, times in zip(row.split(HEAD_CHUNK), time.split(HEAD_CHUNK), strict=True):
-        logits = head(hidden[rows, times]).float()
-        for name, change in AFTER_HEAD.items():
-            if value := getattr(config, name, None):
-                logits = change(logits, value)
-        following = input_ids[rows, times + 1].to(logits.device)
-        total.index_add_(0, rows, -F.cross_entropy(logits, following, reduction="none").to(total.device))
-    return total / is_target[:, 1:].sum(1).to(total.device)
 
 
 def packed_kv(capture: KVCapture, layers: Sequence[int]) -> Float[Tensor, "batch time layers 2 width"]:

@@ -3,7 +3,7 @@
 In: a frozen model, its tokenizer and the rows. `prefetch` reads a batch in one forward; only that batch's KV is kept.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,14 +26,19 @@ class OnlineTeacher:
         rows: pd.DataFrame,
         layers: Sequence[int],
         batch_size: int,
+        statistics: Sequence[str] = (),
     ) -> None:
-        """`rows` has the columns id, prompt and target; all of them are tokenized now. Raises what `encode_rows` raises."""
+        """`rows` has the columns id, prompt and target; all of them are tokenized now. `statistics`: names of `ROW_STATISTICS`.
+
+        Raises what `encode_rows` raises.
+        """
         self.model = model.eval()
         self.layers = list(layers)
         self.batch_size = batch_size
+        self._wanted = statistics
         encoded = encode_rows(tokenizer, list(rows["prompt"]), list(rows["target"]))
         self._encoded = dict(zip(rows["id"], encoded, strict=True))
-        self._likelihood: dict[str, float] = {}
+        self._statistics: dict[str, Mapping[str, float]] = {}
         self._kept = self._readings(list(rows["id"][:1]))
         self.width = int(self._kept[rows["id"].iloc[0]].kv.shape[-1])
 
@@ -54,11 +59,11 @@ class OnlineTeacher:
         known = {row: self._kept[row] for row in wanted if row in self._kept}
         self._kept = known | self._readings([row for row in wanted if row not in known])
 
-    def likelihood(self, row: str) -> float:
-        """The teacher's mean log-probability (nats) of the row's target tokens; remembered for every row once read."""
-        if row not in self._likelihood:
+    def statistics(self, row: str) -> Mapping[str, float]:
+        """The row's statistics by name; remembered for every row once read."""
+        if row not in self._statistics:
             self._readings([row])
-        return self._likelihood[row]
+        return self._statistics[row]
 
     def read(self, row: str, tokens: Int[np.ndarray, " picked"]) -> Float[Tensor, "picked layers 2 width"]:
         """KV of the given tokens of one row, in the model's own format. Raises IndexError for a token outside the row.
@@ -81,6 +86,7 @@ class OnlineTeacher:
 
     def _readings(self, rows: list[str]) -> dict[str, RowReading]:
         encoded = [self._encoded[row] for row in rows]
-        found = {rows[i]: reading for i, reading in read_rows(self.model, encoded, self.layers, self.batch_size)}
-        self._likelihood |= {row: reading.likelihood for row, reading in found.items()}
+        read = read_rows(self.model, encoded, self.layers, self.batch_size, self._wanted)
+        found = {rows[i]: reading for i, reading in read}
+        self._statistics |= {row: reading.statistics for row, reading in found.items()}
         return found

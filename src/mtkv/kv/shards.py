@@ -1,8 +1,9 @@
 """One file of the KV store: rows of a teacher's keys and values, written at once, read memory-mapped.
 
 Rows lie one after the other in `kv [tokens, layers, 2, width]` (keys at index 0, values at 1; width = kv_heads·head_dim). The
-quantised formats have `scale` and `offset [layers, 2, width]`, and int4 has two channels in each byte of `kv`. The other
-tensors are columns with one entry per token. The file is a safetensors file; its metadata holds layers, ids and lengths of rows.
+quantised formats have `scale` and `offset [layers, 2, width]`, and int4 has two channels in each byte of `kv`. The other tensors are
+columns with one entry per token, or per row for its statistics. The file is a safetensors file; its metadata holds layers, ids and
+lengths of rows.
 
 There are three plain number formats, and int4, int8 or float8 with a scale and an offset for each channel: quantised x is offset +
 scale·code, for each layer × {K, V} × channel over one shard, because the outliers of keys sit in fixed channels (KIVI, arXiv 2402.02750,
@@ -12,10 +13,9 @@ channel. What lies beyond is clipped, attention sinks too: they are left out of 
 """
 
 import json
-import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,7 +122,7 @@ REDO = "delete it and run the extraction again: only this shard is made anew"
 class StoredRow:
     """One row of the raw tier before it is packed: `kv [time, layers, 2, width]`, `byte_start`, `byte_end [time]`.
 
-    `likelihood`: mean log-probability (nats) of the row's target tokens; NaN for a model without a head. `importance
+    `statistics`: what of `ROW_STATISTICS` was noted of the row, the same names for all rows of a shard. `importance
     [time, layers, kv_heads]`: attention that each token gets from the answer's.
     """
 
@@ -130,7 +130,7 @@ class StoredRow:
     kv: Tensor
     byte_end: np.ndarray
     byte_start: np.ndarray | None = None
-    likelihood: float = math.nan
+    statistics: Mapping[str, float] = field(default_factory=dict)
     importance: Tensor | None = None
 
 
@@ -144,7 +144,9 @@ def write_shard(path: Path, rows: Sequence[StoredRow], layers: Sequence[int], dt
         "byte_start": [row.byte_start for row in rows],
         "byte_end": [row.byte_end for row in rows],
         "importance": [row.importance for row in rows],
-        "likelihood": [likelihoods(rows)],
+    }
+    columns |= {
+        name: [torch.tensor([row.statistics[name] for row in rows], dtype=torch.float32)] for name in rows[0].statistics
     }
     _save(path, [row.id for row in rows], [row.kv for row in rows], columns, layers, dtype, 1)
 
@@ -157,11 +159,6 @@ def write_mapped(path: Path, rows: Iterable[tuple[str, np.ndarray, Tensor]], dty
     ids, positions, kvs = (list(column) for column in zip(*rows, strict=True))
     layers = range(kvs[0].shape[1])
     _save(path, ids, kvs, {"position": [position.astype(np.int32) for position in positions]}, layers, dtype, 0)
-
-
-def likelihoods(rows: Sequence[StoredRow]) -> Float[Tensor, " rows"]:
-    """The rows' likelihoods as they are stored: one float32 tensor."""
-    return torch.tensor([row.likelihood for row in rows], dtype=torch.float32)
 
 
 def _save(

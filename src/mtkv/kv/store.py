@@ -1,9 +1,9 @@
 """A teacher's keys and values on disk: a folder of shards and their index (method.md §12).
 
 Two tiers share the shards' layout (see `mtkv.kv.shards`): `raw` is the teacher's space and time (keys before RoPE; byte_start,
-byte_end, importance), `mapped` the student's, ready for the loss (position). `index.parquet` says where each row lies, its likelihood and
-the sha256 of its shard. In memory it takes 32 bytes a row: ids are kept as digests of eight bytes. Two of a million rows share one in one
-of some forty million stores, which is an error.
+byte_end, importance), `mapped` the student's, ready for the loss (position). `index.parquet` says where each row lies, its statistics and
+the sha256 of its shard. In memory it takes 24 bytes a row and 4 for each statistic asked for: ids are kept as digests of eight bytes.
+Two of a million rows share one in one of some forty million stores, which is an error.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
+from mtkv.kv.row_statistics import ROW_STATISTICS
 from mtkv.kv.shards import REDO, Shard
 from mtkv.provenance.digest import file_digest
 from mtkv.provenance.files import write_parquet
@@ -32,7 +33,7 @@ class StoreIndex:
     """The rows of one store, sorted by the digest of their id.
 
     `shards`: file names, with the `sha256` of each. Entry i of the arrays is one row: `digest` of its id, `shard` (number in `shards`),
-    `start` and `length` (its tokens in that shard), and the teacher's `likelihood` of it.
+    `start` and `length` (its tokens in that shard), and by name those `statistics` of it that were asked for.
     """
 
     shards: list[str]
@@ -41,27 +42,37 @@ class StoreIndex:
     shard: Int[np.ndarray, " rows"]
     start: Int[np.ndarray, " rows"]
     length: Int[np.ndarray, " rows"]
-    likelihood: Float[np.ndarray, " rows"]
+    statistics: dict[str, Float[np.ndarray, " rows"]]
 
     @classmethod
-    def read(cls, path: Path) -> "StoreIndex":
-        """Read `index.parquet`. Raises ValueError when two rows have the same id or digest."""
+    def read(cls, path: Path, statistics: Sequence[str] = ()) -> "StoreIndex":
+        """Read `index.parquet` with the row `statistics` of these names.
+
+        Raises ValueError when one is not there, or two rows have the same id or digest.
+        """
         sums: dict[str, str] = {}
         parts = []
+        columns = {"shard": np.int32, "start": np.int64, "length": np.int32} | dict.fromkeys(statistics, np.float32)
         with pq.ParquetFile(path, buffer_size=READ_BYTES) as file:
-            for batch in file.iter_batches(PIECE):
+            if missing := set(statistics).difference(file.schema_arrow.names):
+                raise ValueError(
+                    f"store of teacher {path.parent.name} has no {min(missing)}, by which an arm weighs its teachers ({path.parent}); run "
+                    "its extraction again (snakemake --forcerun teacher_kv), which notes what the study's arms ask for"
+                )
+            for batch in file.iter_batches(PIECE, columns=["id", "sha256", *columns]):
                 rows = batch.to_pandas()
                 sums |= dict(zip(rows["shard"], rows["sha256"], strict=True))
                 number = {name: i for i, name in enumerate(sums)}
-                columns = {"shard": np.int32, "start": np.int64, "length": np.int32, "likelihood": np.float64}
                 rows["shard"] = rows["shard"].map(number)
                 parts.append((_digests(rows["id"]), *(rows[name].to_numpy(kind) for name, kind in columns.items())))
-        digest, *others = (np.concatenate(part) for part in zip(*parts, strict=True))
-        order = np.argsort(digest, kind="stable")
-        digest = digest[order]
+        joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        order = np.argsort(joined[0], kind="stable")
+        digest, shard, start, length, *noted = (column[order] for column in joined)
         if (digest[1:] == digest[:-1]).any():
             raise ValueError(f"{path}: two of its rows have the same id, or ids with the same digest")
-        return cls(list(sums), list(sums.values()), digest, *(column[order] for column in others))
+        return cls(
+            list(sums), list(sums.values()), digest, shard, start, length, dict(zip(statistics, noted, strict=True))
+        )
 
     def __contains__(self, row: str) -> bool:
         return self._find(row) is not None
@@ -71,9 +82,10 @@ class StoreIndex:
         place = self._place(row)
         return int(self.shard[place]), int(self.start[place]), int(self.length[place])
 
-    def likelihood_of(self, row: str) -> float:
-        """The teacher's mean log-probability of the row's target tokens. Raises KeyError for a row that is not in the store."""
-        return float(self.likelihood[self._place(row)])
+    def statistics_of(self, row: str) -> dict[str, float]:
+        """The row's statistics by name. Raises KeyError for a row that is not in the store."""
+        place = self._place(row)
+        return {name: float(column[place]) for name, column in self.statistics.items()}
 
     def _place(self, row: str) -> int:
         place = self._find(row)
@@ -117,16 +129,17 @@ def mapped_rows(
 
 
 def write_index(shards: Sequence[Path], path: Path) -> dict[str, int]:
-    """Write `index.parquet` (id, shard, start, length, likelihood, sha256) over complete shards; returns rows, tokens, bytes.
+    """Write `index.parquet` (id, shard, start, length, statistics, sha256) over complete shards; returns rows, tokens, bytes.
 
-    Raises ValueError when a row is in two shards, a shard is damaged or shards differ in layers, width or format.
+    Raises ValueError when a row is in two shards, a shard is damaged or shards differ in layers, width, format or statistics.
     """
     frames, forms = [], {}
     for shard in shards:
         opened = Shard(shard)
-        forms[shard.name] = (opened.layers, opened.width, opened.kv.dtype)
+        statistics = {name: opened.columns[name] for name in ROW_STATISTICS if name in opened.columns}
+        forms[shard.name] = (opened.layers, opened.width, opened.kv.dtype, list(statistics))
         if forms[shard.name] != forms[shards[0].name]:
-            raise ValueError(f"{shard}: layers, width or format differ from {shards[0].name}; {REDO}")
+            raise ValueError(f"{shard}: layers, width, format or statistics differ from {shards[0].name}; {REDO}")
         frames.append(
             pd.DataFrame(
                 {
@@ -134,9 +147,9 @@ def write_index(shards: Sequence[Path], path: Path) -> dict[str, int]:
                     "shard": shard.name,
                     "start": np.cumsum(opened.lengths) - opened.lengths,
                     "length": opened.lengths,
-                    "likelihood": opened.columns.get("likelihood", np.full(len(opened.ids), np.nan)),
-                    "sha256": file_digest(shard),
                 }
+                | statistics
+                | {"sha256": file_digest(shard)}
             )
         )
     index = pd.concat(frames, ignore_index=True)
@@ -150,10 +163,13 @@ def write_index(shards: Sequence[Path], path: Path) -> dict[str, int]:
 class _Store:
     """Read access to the shards of one folder. `layers`: the layers stored, ascending; `width`: kv_heads·head_dim."""
 
-    def __init__(self, folder: Path, *, verify: bool = False) -> None:
-        """Open the store; with `verify`, recompute every checksum. Raises ValueError naming a damaged shard and the fix."""
+    def __init__(self, folder: Path, *, verify: bool = False, statistics: Sequence[str] = ()) -> None:
+        """Open the store, with the row `statistics` of these names; with `verify`, recompute every checksum.
+
+        Raises ValueError naming a damaged shard or a missing statistic, and the fix.
+        """
         self.folder = folder
-        self._places = StoreIndex.read(folder / "index.parquet")
+        self._places = StoreIndex.read(folder / "index.parquet", statistics)
         self._shards: list[Shard] = []
         for name, sha256 in zip(self._places.shards, self._places.sha256, strict=True):
             self._shards.append(Shard(folder / name))
@@ -200,9 +216,9 @@ class KVStore(_Store):
         """Attention that each token of one row gets from the row's answer, in each KV head of the teacher."""
         return self._column("importance", row)
 
-    def likelihood(self, row: str) -> float:
-        """The teacher's mean log-probability (nats) of the row's target tokens; NaN for a model without a head."""
-        return self._places.likelihood_of(row)
+    def statistics(self, row: str) -> dict[str, float]:
+        """The row's statistics that the store was opened with, by name; NaN for a model without a head."""
+        return self._places.statistics_of(row)
 
     def read(self, row: str, tokens: Int[np.ndarray, " picked"]) -> Float[Tensor, "picked layers 2 width"]:
         """KV of the given tokens of one row: in the store's format, float32 where it is quantised.

@@ -62,7 +62,7 @@ def _sources(
         return [SelfTeacherKV()]
     found: list[ChainTeacherKV | SelfTeacherKV] = []
     for teacher, kv_map, kv_heads in zip(teachers, maps, heads, strict=True):
-        store = open_store(teacher, kv_map, rows, batch_size)
+        store = open_store(teacher, kv_map, rows, batch_size, kv.fusion.row_statistics)
         weights = kv_map.layer_weights[:, store.layers]
         found.append(ChainTeacherKV(store, weights, kv.align.time, kv.select, kv_heads=kv_heads))
     return found

@@ -22,8 +22,6 @@ class ChainReader(Protocol):
 
     def __contains__(self, row: str) -> bool: ...
 
-    def likelihood(self, row: str) -> float: ...
-
     def chain(self, row: str, start: int, end: int) -> Int[np.ndarray, " chain"]: ...
 
     def keep(self, row: str, tokens: Int[np.ndarray, " chain"], count: int) -> None: ...
@@ -111,10 +109,6 @@ class SelfTeacherKV:
 
     def __contains__(self, row: str) -> bool:
         return row in self.rows
-
-    def likelihood(self, row: str) -> float:
-        """NaN: a likelihood is asked of teachers to choose between them, and the student is the only one."""
-        return float("nan")
 
     def chain(self, row: str, start: int, end: int) -> Int[np.ndarray, " chain"]:
         """The student's tokens of the row's bytes [start, end)."""
