@@ -40,6 +40,11 @@ def test_defaults_and_that_a_matching_arm_is_written_as_before(raw):
             {},
             "arms.inject.kv.fusion.strategy: 'teacher_ce' reads the answer's likelihood",
         ),
+        (
+            {"fusion": {"strategy": "confidence"}},
+            {},
+            "arms.inject.kv.fusion.strategy: 'confidence' reads the answer's entropy",
+        ),
         ({"fusion": {"strategy": "oracle"}}, {}, "arms.inject.kv.fusion.strategy: 'oracle'"),
         (
             {"fusion": {"strategy": "learnable", "objective": "injected_ce"}},

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from mtkv.config.arms import Arm, TrainingConfig
 from mtkv.config.claims import ComparisonConfig
 from mtkv.config.data import DataConfig
+from mtkv.config.errors import ConfigError
 from mtkv.config.evaluation import EvaluationConfig
 from mtkv.config.fusion import FusionConfig
 from mtkv.config.kv import AlignConfig, KVConfig, KVLossConfig
@@ -185,6 +186,34 @@ def test_teachers_and_aligns_that_arms_use(raw: dict[str, Any]) -> None:
     models = raw["teachers"]["models"]
     raw["teachers"]["models"] = {"gpt2": models.pop("gpt2"), "idle": {"name": "gpt2"}} | models
     assert load_study(raw).teachers_used() == ["gpt2", "reasoning", "knowledge", "qwen2"]
+
+
+def test_what_a_store_notes_of_rows_is_what_some_arms_router_reads(config_folder: Path) -> None:
+    """What `teacher_kv` is told, so that an arm more or less makes a store anew only where it reads something else."""
+    study = read_study(config_folder / "config.yaml")
+    assert {name: study.row_statistics(name) for name in study.teachers_used()} == {
+        "reasoning": ["likelihood"],
+        "knowledge": ["likelihood"],
+        "qwen2": [],
+    }
+    routers = read_study(config_folder / "config.yaml", config_folder / "studies/where/routers.yaml")
+    assert routers.row_statistics("knowledge") == ["entropy", "likelihood"]
+    assert (routers.row_statistics("qwen2"), study.arms["oracle"]) == ([], routers.arms["oracle"])
+
+
+def test_a_router_of_ones_own_may_need_only_what_a_teacher_gives(raw, tmp_path, monkeypatch) -> None:
+    (tmp_path / "surest.py").write_text(
+        "from mtkv.registry import needs\n\n\n"
+        '@needs("entropy", "likelihood")\ndef by_both(*given):\n    """A router."""\n\n\n'
+        '@needs("entropi")\ndef misspelt(*given):\n    """A router."""\n'
+    )
+    monkeypatch.setenv("MTKV_PLUGINS", str(tmp_path))
+    raw["arms"]["fixed"]["kv"]["fusion"] = {"strategy": "surest:by_both"}
+    assert load_study(raw).row_statistics("reasoning") == ["entropy", "likelihood"]
+    raw["arms"]["fixed"]["kv"]["fusion"] = {"strategy": "surest:misspelt"}
+    message = r"arms.fixed.kv.fusion.strategy: 'surest:misspelt' needs 'entropi', which no teacher gives; .*: likelihood, entropy"
+    with pytest.raises(ConfigError, match=message):
+        load_study(raw)
 
 
 def test_a_model_folder(raw: dict[str, Any], tmp_path: Path) -> None:

@@ -205,6 +205,38 @@ def test_logits_of_several_teachers_are_mixed_row_by_row(study, references):
     )
 
 
+@pytest.mark.parametrize("strategy", ["confidence", "teacher_ce"])
+def test_routed_logits_are_weighed_by_these_teachers_own_statistics(study, strategy):
+    """A loop over rows, teachers and tokens; an arm with KV too has other teachers' statistics in its batch."""
+    fusion = {"strategy": strategy, "temperature": 0.05}
+    names = ["twin", "student"]
+    config = LogitConfig.model_validate({"teachers": names, "fusion": fusion, "alpha": 0.0, "temperature": 1.0})
+    models = [load_model(study.models[name]) for name in names]
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 300, (2, 7), generator=generator)
+    labels = ids.clone()
+    labels[0, :3] = labels[1, :5] = -100
+    logits = torch.randn(6, models[0].config.vocab_size, generator=generator)
+    following = labels[:, 1:][labels[:, 1:] != -100]
+    foreign = {name: torch.full((2, 3), torch.nan) for name in ("entropy", "likelihood")}
+    found = LogitTeachers(config, models, 300).loss(logits, following, ids, labels, **foreign)
+    own, divergences, shares = softmax(logits[:, :300].double().numpy(), -1), [], []
+    for row, first in ((0, 3), (1, 5)):
+        noted, theirs = [], []
+        for model in models:
+            with torch.no_grad():
+                p = softmax(model(input_ids=ids[row : row + 1]).logits[0, first - 1 : -1].double().numpy(), -1)
+            said = np.log(p[np.arange(len(p)), ids[row, first:].numpy()])
+            noted.append(-np.mean([entropy(each) for each in p]) if strategy == "confidence" else said.mean())
+            theirs.append(softmax(np.log(p[:, :300]), -1))
+        shares.append(np.exp(np.array(noted) / 0.05) / np.exp(np.array(noted) / 0.05).sum())
+        for place in range(7 - first):
+            mixed = sum(share * p[place] for share, p in zip(shares[-1], theirs, strict=True))
+            divergences.append(entropy(mixed, own[len(divergences)]))
+    assert float(found) == pytest.approx(np.mean(divergences), rel=1e-4)
+    assert abs(shares[0] - shares[1]).max() > 0.02  # what makes the case worth it
+
+
 def test_gradient_checkpointing_changes_nothing(study, references):
     checkpointed = TRAINING.model_copy(update={"gradient_checkpointing": True})
     output, _ = study.train("checkpointed", kv(), training=checkpointed)
