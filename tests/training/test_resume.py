@@ -45,6 +45,10 @@ IDENTITY = {"stage": "arms", "config": {"learning_rate": 1e-3}}
 RUN = {"study": "tiny", "stage": "arms"}
 SHORT = TRAINING.model_copy(update={"steps": 4, "eval_steps": 3, "eval_rows": 4, "logging_steps": 3})
 PHASES = [Phase(name="match", share=0.3, ce=0, kv=1), Phase(name="fading", share=0.7, ce=[0, 1], kv=[1, 0])]
+PHASES_OF_THEIR_OWN = [
+    Phase(name="prompts", share=0.5, ce=0, text="prompts", learning_rate=2e-3, layers=[0, 1]),
+    Phase(name="labelled", share=0.5, sources=["sums"], rows=9),
+]
 TABLES = ("training.parquet", "routing.parquet")
 
 
@@ -108,6 +112,8 @@ def test_a_training_killed_100_times_gives_the_very_model_of_an_undisturbed_one(
         ("gaussian", {"control": "gaussian", "fusion": {"strategy": "learnable"}}, {}, 2),
         ("trained map", {"align": {"map": "linear"}, "control": "shuffle_time"}, {}, 3),
         ("phases", {"control": "shuffle_items"}, {"logging_steps": 1, "phases": PHASES}, 2),
+        ("in the middle of prompts", {}, {"logging_steps": 1, "phases": PHASES_OF_THEIR_OWN}, 1),
+        ("in the middle of a phase", {}, {"logging_steps": 1, "phases": PHASES_OF_THEIR_OWN}, 3),
     ],
 )
 def test_every_kind_of_arm_goes_on_to_the_same_result(study, tmp_path, name, arm, changes, cut_at):

@@ -8,7 +8,7 @@ from mtkv.config.base import Name, Section, distinct, problem, without_unset
 from mtkv.config.fusion import LogitConfig
 from mtkv.config.kv import OWN_TEACHER, KVConfig
 from mtkv.config.latent import LatentConfig
-from mtkv.config.phases import Phase
+from mtkv.config.phases import Phase, check_phases
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 SHARE_TOLERANCE = 1e-6
@@ -82,8 +82,9 @@ class TrainingConfig(Section):
     )
     phases: list[Phase] = Field(
         default=[],
-        description="Parts of the training that follow each other inside the same steps, rows and learning rate, each with factors for the "
-        "losses, as KV before cross-entropy; empty: one, with all factors 1. Validation losses have the factors 1.",
+        description="Parts of the training that follow each other inside the same steps, each with factors for the losses, as KV before "
+        "cross-entropy, and if it says so with rows, layers and a learning rate of its own; empty: one, with all factors 1. Validation "
+        "losses have the factors 1, all layers and the targets.",
     )
 
     @model_serializer(mode="wrap")
@@ -154,17 +155,16 @@ class Arm(Section):
     @model_validator(mode="after")
     def _phases_fit(self) -> Self:
         phases = self.training.phases if self.training else []
-        for index, phase in enumerate(phases):
-            place = ("training", "phases", index)
-            if phase.kv is not None and self.kv is None:
-                raise problem(f"{phase.kv} given, but the arm has no kv; allowed: null", *place, "kv")
-            if not any(phase.ce) and not (self.kv and any(phase.kv or [1.0])):
-                raise problem(f"{phase.name!r} trains nothing; ce, or in an arm with kv kv, above 0", *place)
+        if self.training:
+            check_phases(phases, self.kv, self.logits, self.training.steps, self.training.rows)
         if phases and self.kv and self.kv.loss.share is not None:
             message = (
                 f"{self.kv.loss.share} sets the weight of the KV loss at every step; allowed with training.phases: null"
             )
             raise problem(message, "kv", "loss", "share")
+        if self.latent and (prompts := [i for i, phase in enumerate(phases) if phase.text == "prompts"]):
+            message = "'prompts' has no chain that latents could stand for; allowed with student_view latent: labelled"
+            raise problem(message, "training", "phases", prompts[0], "text")
         return self
 
     @model_validator(mode="after")

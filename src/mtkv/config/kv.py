@@ -25,6 +25,17 @@ CONTROLS = Registry("mtkv.distill.controls", "CONTROLS")
 OWN_TEACHER = "student"  # in `teachers` of an arm with latents: the student itself, reading the chain
 
 
+def _range(given: Any) -> Any:
+    if isinstance(given, list) and (len(given) != 2 or given[0] > given[1]):
+        raise problem(f"{given} is no range; two layer numbers, the first not above the last")
+    return given
+
+
+SupervisedLayers = Annotated[
+    Literal["all", "first", "middle", "last"] | list[Annotated[int, Field(ge=0)]], AfterValidator(_range)
+]
+
+
 class AlignConfig(Section):
     """How a teacher's KV is brought to the student's tokens, layers and width."""
 
@@ -172,7 +183,7 @@ class KVLossConfig(Section):
         description="Distance relation only: parts into which the KV channels of student and teachers are cut, each with a relation of its "
         "own (MiniLMv2's relation heads, 48 there). Must divide every model's KV width; 1: all channels at once.",
     )
-    layers: Literal["all", "first", "middle", "last"] | list[Annotated[int, Field(ge=0)]] = Field(
+    layers: SupervisedLayers = Field(
         default="all",
         description="Student layers that are supervised: all, a third of them, or [first, last] by number.",
     )
@@ -199,12 +210,6 @@ class KVLossConfig(Section):
     def _relations_have_heads(self) -> Self:
         if self.relation_heads > 1 and self.distance != "relation":
             raise problem(f"{self.relation_heads} given, but distance is {self.distance}; allowed: 1", "relation_heads")
-        return self
-
-    @model_validator(mode="after")
-    def _layer_range(self) -> Self:
-        if isinstance(self.layers, list) and (len(self.layers) != 2 or self.layers[0] > self.layers[1]):
-            raise problem(f"{self.layers} is no range; two layer numbers, the first not above the last", "layers")
         return self
 
 

@@ -1,7 +1,7 @@
 """Checks between sections: every arm, teacher, dataset and folder that a config names must exist."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,7 @@ def _arm_problems(study: "Study", teachers: list[str]) -> Iterator[Problem]:
         for index, teacher in enumerate(arm.logits.teachers if arm.logits else []):
             if teacher not in teachers:
                 yield Problem(("arms", name, "logits", "teachers", index), unknown(teacher, "a teacher id", teachers))
+        yield from _phase_problems(study, name)
         for part in ("kv", "logits"):
             yield from _task_problems(study, (name, part), getattr(arm, part))
         if arm.kv and arm.kv.own:
@@ -176,15 +177,28 @@ def _task_problems(study: "Study", place: tuple[str, str], part: KVConfig | Logi
     given = part.fusion.by_task if part else None
     if given is None:
         return
-    data = study.data
-    known = (*SOURCES_OF[data.mixture], *data.extra)
-    used = data.sources or (
-        known if data.mixture == "pocket" else ()
-    )  # which real sources are the default, the data's code knows
+    known, used = _sources(study)
     loc: Loc = ("arms", place[0], place[1], "fusion", "by_task")
     yield from (Problem((*loc, task), unknown(task, "a training source", known)) for task in given if task not in known)
     if absent := [source for source in used if source not in given]:
         yield Problem(loc, f"has no weights for {', '.join(absent)}; each training source needs some")
+
+
+def _sources(study: "Study") -> tuple[tuple[str, ...], Sequence[str]]:
+    """All sources that the study's mixture knows, and those that are trained on; none where only the data's code knows the default."""
+    data = study.data
+    known = (*SOURCES_OF[data.mixture], *data.extra)
+    return known, data.sources or (known if data.mixture == "pocket" else ())
+
+
+def _phase_problems(study: "Study", name: str) -> Iterator[Problem]:
+    """Sources of a phase that the study does not train on."""
+    training, (known, used) = study.arms[name].training, _sources(study)
+    for index, phase in enumerate(training.phases if training else []):
+        for number, source in enumerate(phase.sources or []):
+            if source not in (used or known):
+                loc: Loc = ("arms", name, "training", "phases", index, "sources", number)
+                yield Problem(loc, unknown(source, "a training source of this study", used or known))
 
 
 def _dtype_problems(study: "Study") -> Iterator[Problem]:

@@ -25,8 +25,8 @@ from mtkv.training.data_parallel import LossTerm, summed
 if TYPE_CHECKING:
     pass
 
-CE, KD = LossTerm("ce", "targets"), LossTerm("kd", "targets")
-ROUTE_CE = LossTerm("route_ce", "targets", factor=None)  # the router's alone
+CE, KD = LossTerm("ce", "targets"), LossTerm("kd", "targets", factor="logits")
+ROUTE_CE = LossTerm("route_ce", "targets", factor="router")
 
 
 class Distiller(nn.Module):
@@ -105,7 +105,9 @@ class Distiller(nn.Module):
         ce = F.cross_entropy(logits.float(), following) if len(following) else logits.sum()
         if self.logits is None:
             return CE(ce, self.ce_weight)
-        return {"ce": ce} | KD(self.logits.loss(logits, following, input_ids, labels, **context), self.ce_weight)
+        kd = self.logits.loss(logits, following, input_ids, labels, **context)
+        own = CE(ce, self.ce_weight * self.logits.config.alpha) if self.logits.apart else {"ce": ce}
+        return own | KD(kd, self.ce_weight)
 
     def _injected_ce(
         self,

@@ -105,13 +105,19 @@ class KVObjective(nn.Module):
         widths = {name: kv_map.x_mean.shape[-1] for name, kv_map in zip(config.teachers, maps, strict=True)}
         check_heads(config.loss.relation_heads, {"student": self.width} | widths)
         self.reads_units = config.align.trained or config.loss.distance == "relation"
-        self.layers = layer_range(self.student_layers, config.loss.layers)
+        self.restrict(None)
         self.router = build_router(config.fusion, len(maps), self.student_layers, 2 * self.width)
         self.adapters = nn.ModuleList(
             self._adapter(kv_map, theirs)
             for kv_map, theirs in zip(maps, teacher_heads or [1] * len(maps), strict=True)
             if config.align.trained
         )
+
+    def restrict(self, layers: str | Sequence[int] | None) -> None:
+        """Supervise these layers from now on, as `layer_range` takes them; None: those of the config. Raises ValueError for a range outside
+        the model."""
+        self.layers = layer_range(self.student_layers, layers or self.config.loss.layers)
+        layer_schedule(self.student_layers, *self.layers, anneal=0.0, progress=1.0)
 
     @property
     def frozen(self) -> list[FrozenMap]:

@@ -75,20 +75,25 @@ def _id(vocabulary: dict[str, int], token: str) -> str:
 
 class LogitTeachers:
     """Frozen teachers whose next-token distributions, mixed row by row, the student learns; `vocabulary`: how many leading logits all
-    share (`logit_kd`)."""
+    share (`logit_kd`). With `apart` the loss is the KL's part alone, and α·CE is left to the caller, as a phase weighs them apart."""
 
-    def __init__(self, config: "LogitConfig", models: Sequence[PreTrainedModel], vocabulary: int) -> None:
-        self.config, self.models, self.vocabulary = config, list(models), vocabulary
+    def __init__(
+        self, config: "LogitConfig", models: Sequence[PreTrainedModel], vocabulary: int, apart: bool = False
+    ) -> None:
+        self.config, self.models, self.vocabulary, self.apart = config, list(models), vocabulary, apart
         self.router = build_router(config.fusion, len(self.models), layers=1)
 
     def loss(
         self, logits: Tensor, labels: Tensor, input_ids: Tensor, all_labels: Tensor, **context: Tensor
     ) -> Float[Tensor, ""]:
-        """α·CE + (1 − α)·T²·KL on the batch's target tokens; `context` is the router's (row_seed, task)."""
+        """α·CE + (1 − α)·T²·KL on the batch's target tokens, or the second part; `context` is the router's (row_seed, task)."""
         with torch.no_grad():
             theirs = [target_logits(model, input_ids, all_labels)[0] for model in self.models]
             mixed = theirs[0] if len(theirs) == 1 else self._mixed(torch.stack(theirs, 1), labels, all_labels, context)
-        return kd_loss(logits, mixed, labels, self.config.alpha, self.config.temperature, self.vocabulary)
+        alpha, temperature = self.config.alpha, self.config.temperature
+        if self.apart:
+            return (1 - alpha) * kd_loss(logits, mixed, labels, 0.0, temperature, self.vocabulary)
+        return kd_loss(logits, mixed, labels, alpha, temperature, self.vocabulary)
 
     def _mixed(
         self,
@@ -115,8 +120,9 @@ def open_logit_teachers(
     teachers: "Sequence[ModelConfig]",
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    apart: bool = False,
 ) -> LogitTeachers:
-    """The frozen teachers; ValueError when the vocabulary of one is not the student's."""
+    """The frozen teachers, `apart` as in `LogitTeachers`; ValueError when the vocabulary of one is not the student's."""
     models = [load_model(teacher) for teacher in teachers]
     shared = [
         shared_vocabulary(
@@ -126,4 +132,4 @@ def open_logit_teachers(
         )
         for teacher, model in zip(teachers, models, strict=True)
     ]
-    return LogitTeachers(config, models, min(shared))
+    return LogitTeachers(config, models, min(shared), apart)

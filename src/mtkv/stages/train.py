@@ -226,7 +226,8 @@ def text_arm(
     if kv:
         mapped = any(teacher.tier == "mapped" for teacher in run.teachers)
         objective = KVObjective(kv, maps, heads, mapped=mapped)
-    logits = open_logit_teachers(run.logits, run.logit_teachers, model, tokenizer) if run.logits else None
+    apart = any(phase.logits is not None for phase in training.phases)
+    logits = open_logit_teachers(run.logits, run.logit_teachers, model, tokenizer, apart) if run.logits else None
     return Distiller(model, training.ce_weight, objective, logits), datasets
 
 

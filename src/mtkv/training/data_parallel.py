@@ -91,7 +91,7 @@ class LossTerm:
 
     Example: `CE = LossTerm("ce", "targets")`; then `CE(value, weight=0.5)` is {"ce": value, "part.ce": 0.5 · value}, the second
     what it adds to the loss. `owner`: who declares it, where that is not this package; `factor`: which of a phase's factors multiplies it
-    (ce, kv; None: neither). Raises ValueError for another kind, and where the name is another term's already.
+    (ce, kv, logits, router; None: none of them). Raises ValueError for another kind, and where the name is another term's already.
     """
 
     name: str
@@ -145,14 +145,14 @@ def blank(batch: dict[str, Any]) -> dict[str, Any]:
     return batch | nothing | empty
 
 
-def rows_in(labels: Tensor) -> int:
-    """Rows of a batch `[batch, time]` that count: every row has a target, a `blank` one has none."""
-    return int((labels != IGNORED_LABEL).any(1).sum())
+def rows_in(attention_mask: Tensor) -> int:
+    """Rows of a batch `[batch, time]` that count: every row has tokens, a `blank` one has none."""
+    return int(attention_mask.any(1).sum())
 
 
 def amounts(batch: Mapping[str, Any]) -> dict[str, int]:
     """How many rows, supervised tokens and targets (`KINDS`) a part holds; a row's first token is never predicted, a piece's is."""
-    held = {"rows": rows_in(batch["labels"]), "tokens": len(batch.get("kv_sample", ()))}
+    held = {"rows": rows_in(batch["attention_mask"]), "tokens": len(batch.get("kv_sample", ()))}
     for kind, labels in (("targets", "labels"), ("chain_targets", "text_labels")):
         held[kind] = int((batch[labels][:, 1:] != IGNORED_LABEL).sum()) if labels in batch else 0
     held["step_targets"] = int((batch["step_labels"] != IGNORED_LABEL).sum()) if "step_labels" in batch else 0

@@ -12,7 +12,9 @@ import pandas as pd
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Sampler
+from transformers import get_scheduler
 
 from mtkv.training.data_parallel import (
     LOSS_TERMS,
@@ -27,7 +29,15 @@ from mtkv.training.data_parallel import (
 )
 from mtkv.training.gradient_shares import KV_FACTOR, balanced_loss, gradient_log
 from mtkv.training.metrics import MetricAccumulator, sum_metrics
-from mtkv.training.phases import in_phase, phase_weights
+from mtkv.training.phases import (
+    PhaseSampler,
+    factors_of,
+    in_phase,
+    learning_rates,
+    phase_at,
+    phase_weights,
+    prompts_only,
+)
 from mtkv.training.resume import ResumableTrainer
 from mtkv.training.step_statistics import Pooled, looked_at, pooling
 
@@ -42,7 +52,8 @@ TRAINER_NAMES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lea
 
 
 class DistillationTrainer(ResumableTrainer):
-    """Trains a `Distiller`. `teachers` names the columns of the routing weights; `phases` change what its losses weigh."""
+    """Trains a `Distiller`. `teachers` names the columns of the routing weights; `phases` change what its losses weigh, its rows
+    and its learning rate."""
 
     def __init__(self, *, teachers: list[str], phases: Sequence["Phase"] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -55,14 +66,39 @@ class DistillationTrainer(ResumableTrainer):
         self.mean_amounts: dict[str, float] = {}  # of the parts of the step under way
         self.pooled: Pooled | None = None
         self.terms: dict[str, float] = {}  # of the last part
+        for phase in self.phases:  # layers that the student has not are said before the first phase is trained
+            if phase.layers is not None:
+                self.distiller.supervision.restrict(phase.layers)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> DeterministicSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """The same order for every arm, and on whatever number of processes."""
         step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        grouped = self.args.train_sampling_strategy == GROUPED
-        return DeterministicSampler(
-            self.rows.lengths, step if grouped else None, self.args.seed, lambda: int(self.state.epoch or 0)
+        group = step if self.args.train_sampling_strategy == GROUPED else None
+        lengths, seed = self.rows.lengths, self.args.seed
+        if not any(phase.selects_rows for phase in self.phases):
+            return DeterministicSampler(lengths, group, seed, lambda: int(self.state.epoch or 0))
+        return PhaseSampler(
+            self.phases,
+            self.args.max_steps,
+            step,
+            self.rows.datasets,
+            lambda rows, number: DeterministicSampler([lengths[row] for row in rows], group, seed, lambda: number),
         )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's, or where a phase has a learning rate of its own one that is the Trainer's in pieces."""
+        if not any(phase.learning_rate for phase in self.phases):
+            return super().create_scheduler(num_training_steps, optimizer)
+        unused = torch.optim.SGD([torch.zeros(1)])  # a schedule, a function of the step, is made with an optimiser
+
+        def shape(steps: int) -> Any:
+            warmup = self.args.get_warmup_steps(steps)
+            return get_scheduler(self.args.lr_scheduler_type, unused, warmup, steps).lr_lambdas[0]
+
+        rates = learning_rates(self.phases, num_training_steps, self.args.learning_rate, shape)
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: rates[step])
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Of each batch this process's share."""
@@ -73,6 +109,8 @@ class DistillationTrainer(ResumableTrainer):
     def get_batch_samples(self, *arguments: Any) -> Any:
         """The batches of one step. Each counts with what it holds of the whole, in this and the other processes."""
         batches, items = super().get_batch_samples(*arguments)
+        if self._phase and self._phase.text == "prompts":
+            batches = [prompts_only(batch) for batch in batches]
         if batches:
             self.mean_amounts = per_part(batches, self.args.device)
             self.pooled = self._looked_at(batches) if len(batches) > 1 else None
@@ -100,20 +138,24 @@ class DistillationTrainer(ResumableTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The model's `loss`; on the way, keep its terms for the next log line."""
-        supervision, progress = self.distiller.supervision, self.state.global_step / max(1, self.state.max_steps)
+        supervision, progress, phase = self.distiller.supervision, self._progress, self._phase
         if supervision is not None:
             supervision.progress = progress
+            supervision.restrict(phase and phase.layers)
         with pooling(self.pooled):
             terms = model(**inputs)
         weights = phase_weights(self.phases, progress) if model.training else {}
         if weights:
             terms = in_phase(terms, weights)
+            weights = {name: weights[name] for name in weights if name in factors_of(terms).values()}
         here = amounts(inputs)
         terms = of_whole_step(terms, here, self.mean_amounts)
         check_finite(f"step {self.state.global_step + 1}", terms)
         if model.training:
             terms |= self._balanced(terms)
             self.terms = self._readable(terms) | {f"weight.{name}": weight for name, weight in weights.items()}
+            if phase and phase.text == "prompts":  # the mean over no target is not 0
+                self.terms = {name: value for name, value in self.terms.items() if kind_of(name) != "targets"}
             self.counters.add_batch(int(inputs["attention_mask"].sum()), here["rows"], self.terms)
             if self.state.global_step % self.shares_every == 0 and not (
                 self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -122,6 +164,15 @@ class DistillationTrainer(ResumableTrainer):
                 matching = self.distiller.supervision.matching_terms if self.distiller.supervision else ()
                 self.log(gradient_log(parts, self.distiller.student.parameters(), matching))
         return (terms["loss"], terms) if return_outputs else terms["loss"]
+
+    @property
+    def _progress(self) -> float:
+        return self.state.global_step / max(1, self.state.max_steps)
+
+    @property
+    def _phase(self) -> "Phase | None":
+        found = phase_at(self.phases, self._progress)
+        return self.phases[found[0]] if found else None
 
     def _balanced(self, terms: dict[str, Any]) -> dict[str, Any]:
         """`loss` with the KV terms at their share of the gradient, and `kv_factor`; nothing where neither share nor control asks for it.
@@ -167,6 +218,7 @@ class DistillationTrainer(ResumableTrainer):
         self.distiller.eval()
         if self.distiller.supervision is not None:
             self.distiller.supervision.progress = 1.0  # validation is over all layers, whatever is trained now
+            self.distiller.supervision.restrict(None)
         sums: dict[str, float] = defaultdict(float)
         held: dict[str, float] = defaultdict(float)
         loader = self.get_eval_dataloader()
