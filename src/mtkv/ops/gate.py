@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-ALL = -1  # = `mtkv.stages.gate.ALL`; that module imports torch
+from mtkv.report.gates import ALL
+
 COSINES = ("right", "other", "difference")
 
 

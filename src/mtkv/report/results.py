@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mtkv.provenance.files import read_json
+from mtkv.report.gates import Gate, read_gates
 from mtkv.report.latent_results import Latents, read_latents
 from mtkv.report.strings import retold, say
 from mtkv.stats.transfers import Transfer, transfers
@@ -129,6 +130,7 @@ class Results:
     kv: dict[str, dict[str, Any]] = field(default_factory=dict)
     transfers: list[Transfer] = field(default_factory=list)
     latents: Latents | None = None
+    gates: dict[str, Gate] = field(default_factory=dict)
 
     @property
     def alpha(self) -> float:
@@ -246,6 +248,7 @@ def read_results(study: "Study", root: Path) -> Results:
         kv={name: kv_part(arm) for name, arm in study.arms.items() if arm.kv is not None},
         transfers=transfers(study),
         latents=latents,
+        gates=read_gates(root, study.arms, absent),
     )
 
 

@@ -276,7 +276,10 @@ def _scatter(panel: Panel, trace: Trace) -> None:
         marker, lengths = trace["marker"], _whiskers(trace, "x")
         for i, (face, edge) in enumerate(zip(marker["color"], marker["line"]["color"], strict=True)):
             dot: dict[str, Any] = {"fmt": "o", "markersize": 6, "markerfacecolor": face, "markeredgecolor": edge}
-            axes.errorbar(x[[i]], y[[i]], xerr=lengths[:, [i]], ecolor=edge, capsize=3, **dot)
+            high = _whiskers(trace, "y")[:, [i]] if "error_y" in trace else None
+            axes.errorbar(x[[i]], y[[i]], yerr=high, xerr=lengths[:, [i]], ecolor=edge, capsize=3, **dot)
+        for place, name in zip(zip(x, y, strict=True), trace.get("text", ()), strict=False):
+            axes.annotate(plain(name), place, (GAP, GAP), textcoords="offset points")
     else:
         axes.plot(x, y, **_line_style(trace))
         seeds = trace["meta"].get("by_seed", {})
