@@ -112,8 +112,18 @@ def test_a_training_killed_100_times_gives_the_very_model_of_an_undisturbed_one(
         ("gaussian", {"control": "gaussian", "fusion": {"strategy": "learnable"}}, {}, 2),
         ("trained map", {"align": {"map": "linear"}, "control": "shuffle_time"}, {}, 3),
         ("phases", {"control": "shuffle_items"}, {"logging_steps": 1, "phases": PHASES}, 2),
-        ("in the middle of prompts", {}, {"logging_steps": 1, "phases": PHASES_OF_THEIR_OWN}, 1),
-        ("in the middle of a phase", {}, {"logging_steps": 1, "phases": PHASES_OF_THEIR_OWN}, 3),
+        (
+            "in the middle of prompts",
+            {"control": "shuffle_time"},
+            {"logging_steps": 1, "phases": PHASES_OF_THEIR_OWN},
+            1,
+        ),
+        (
+            "in the middle of a phase",
+            {"control": "shuffle_items"},
+            {"logging_steps": 1, "phases": PHASES_OF_THEIR_OWN},
+            3,
+        ),
     ],
 )
 def test_every_kind_of_arm_goes_on_to_the_same_result(study, tmp_path, name, arm, changes, cut_at):

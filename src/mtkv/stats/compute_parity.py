@@ -4,7 +4,8 @@ In: the cards of the training runs. A difference between two arms is due to the 
 same rows with the same weight on the text; where these differ by more than the tolerance, `check_fairness` raises. Arms with latent
 tokens in place of the chain of thought read fewer tokens of the same rows by design: tokens are compared among arms of as many slots,
 and among runs of one seed, which draws the rows that a training of less than a pass has.
-Phases (`training.phases`) lie inside an arm's steps and count in all of these, those of prompts with the tokens of the prompts; its weight on the text is that before their factors.
+Phases (`training.phases`) lie inside an arm's steps and count in all of these, those of prompts with the prompts' tokens; an
+arm's weight on the text is that before their factors.
 """
 
 from collections.abc import Mapping, Sequence
