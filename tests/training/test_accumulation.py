@@ -23,7 +23,7 @@ KV_TERMS = {"ce", "key", "value", "cosine", "attention"}
 TERMS = {
     "closed form, every term": KV_TERMS | {"entropy", "route_ce"},
     "logits": {"ce", "kd"},
-    "its own teacher": KV_TERMS | {"chain_ce", "codi"},
+    "its own teacher": KV_TERMS | {"chain_ce", "codi", "step_ce"},
 }
 ROUTED = {"strategy": "learnable", "entropy": {"strength": 0.1}}
 EVERY = {"beta": 0.3, "gamma": 0.5, "lambda_k": 2}
@@ -37,7 +37,7 @@ ARMS = {
     "logits": {"logits": LogitConfig(teachers=["twin"])},
     "its own teacher": {
         "kv": {"teachers": ["student"], "align": {"map": "identity"}, "select": {"method": "rkv"}, "loss": EVERY},
-        "latent": {"codi_weight": 0.5, "chain_weight": 0.7},
+        "latent": {"codi_weight": 0.5, "chain_weight": 0.7, "step_weight": 0.6},
     },
     "latents and a trained map": {
         "kv": {"teachers": ["qwen3"], "align": {"map": "z_space"}, "select": {"method": "uniform"}},
