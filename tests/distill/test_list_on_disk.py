@@ -212,7 +212,7 @@ def test_arms_that_keep_their_rows_in_memory_are_refused(study):
 def launched(study, folder, monkeypatch, **asked):
     """One run of SFT through the launch of a study; other processes are forks, and rows in memory an error where `stream` is asked for."""
     if asked.get("stream"):
-        monkeypatch.setattr(train, "of_styles", None)
+        monkeypatch.setattr(train, "rows_of", None)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(launch, "start", lambda command, variables: Forked(command, variables, folder / "words.txt"))
     of_study = job(

@@ -201,6 +201,51 @@ def test_one_score_file_needs_its_own_run_only(study):
     }
 
 
+TAUGHT = {"extends": "single", "kv": {"teachers": ["trained"]}, "seeds": [42]}
+
+
+def run_of(study, **names):
+    """Adds a teacher that is a run of arm sft, and an arm that it teaches; returns the arm's card, and the run's folder."""
+    teacher = {"source": "run", "arm": "sft", "seed": 42} | names
+    change_config(study, arms={"taught": TAUGHT}, teachers={"models": {"trained": teacher}})
+    return (
+        "results/pocket/arms/taught/seed42/card.json",
+        study / f"results/{names.get('study', 'pocket')}/arms/sft/seed42",
+    )
+
+
+def test_a_teacher_that_is_a_run_of_the_study_is_trained_first(study):
+    target, _ = run_of(study)
+    above = {"teacher_kv": 2, "teacher_index": 1, "map": 1}
+    assert planned(study, target) == above | {"train": 1}
+    snakemake(study, "--quiet", "all", "--", target)
+    assert planned(study, target) == {}
+    edit(study, "study.yaml", "arms:", "arms:\n  sft: {training: {weight_decay: 0.1}}")
+    shard = "results/pocket/teachers/trained/shard-0001.safetensors"
+    assert planned(study, shard) == {"train": 1, "teacher_kv": 1}
+    assert planned(study, target) == above | {"train": 2}
+    shutil.rmtree(study / "results")
+    assert planned(study, shard) == {"data": 1, "train": 1, "teacher_kv": 1}
+
+
+def test_a_run_of_another_study_is_not_trained_and_its_weights_decide(study):
+    target, folder = run_of(study, study="before")
+    shutil.copytree(study / "results/pocket/arms/sft/seed42", folder)
+    for name in ("config.json", "model.safetensors"):
+        (folder / "model" / name).write_text("{}")
+    (folder / "card.json").write_text("{}")
+    jobs = {"teacher_kv": 2, "teacher_index": 1, "map": 1, "train": 1}
+    assert planned(study, target) == jobs
+    snakemake(study, "--quiet", "all", "--", target)
+    assert planned(study, target) == {}
+    (folder / "model/model.safetensors").write_text("{ }")
+    assert planned(study, target) == jobs
+    (folder / "card.json").unlink()
+    code, said = ended(study, "-n", "--configfile", "study.yaml")
+    assert code != 0
+    assert "teachers.models.trained.study: arm 'sft', seed 42 of study 'before' is not finished" in said
+
+
 def test_a_wrong_config_is_one_message_and_no_traceback(study):
     change_config(study, arms={"fixed": {"kv": {"fusion": {"strategy": "fxed"}}}})
     code, said = ended(study, "-n", "--configfile", "study.yaml")

@@ -15,6 +15,7 @@ rule assets:
                 "student": STUDY.student,
                 **STUDY.teachers.models,
             }.items()
+            if not own_runs(model)
         },
         data=written(STUDY.data),
         datasets=list(MIXTURE_DATASETS),

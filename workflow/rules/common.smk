@@ -72,7 +72,26 @@ def study_params():
 
 def model_params(model):
     """A model's config with the digest of its weights, where those are known before the run."""
-    return {"config": written(model), "content": content_digest(model)}
+    return {"config": written(model), "content": content_digest(model, STUDY.study)}
+
+
+def own_runs(*models):
+    """Folders of the runs of this study that these models are or are made of: they are trained first."""
+    runs = [run for model in models for run in model.runs if run.study == STUDY.study]
+    return list(dict.fromkeys(f"{run.run_folder}/model" for run in runs))
+
+
+def arm_runs(wildcards):
+    """Such runs among what an arm starts from and its teachers."""
+    arm = STUDY.arms[wildcards.arm]
+    names = other_teachers(wildcards.arm) + (arm.logits.teachers if arm.logits else [])
+    models = [STUDY.teachers.models[name] for name in names]
+    return own_runs(model_of(wildcards.arm), *models)
+
+
+def read_runs(wildcards):
+    """Such runs among a teacher and the student."""
+    return own_runs(STUDY.teachers.models[wildcards.teacher], STUDY.student)
 
 
 def model_of(arm):
@@ -130,7 +149,7 @@ def job_resources(stage, saves=False, on_gpu=True):
 
 
 def kv_inputs(wildcards):
-    """Maps of the arm's teachers, in their order, and their stores where they are stored; nothing for arms without KV."""
+    """Maps of the arm's teachers, in their order, their stores where they are stored, and the runs that it and they start from."""
     kv = STUDY.arms[wildcards.arm].kv
     teachers = other_teachers(wildcards.arm)
     if STUDY.teachers.mode == "online":
@@ -144,7 +163,7 @@ def kv_inputs(wildcards):
     maps = [
         f"{ROOT}/maps/{teacher}/{kv.align.slug}.safetensors" for teacher in teachers
     ]
-    return {"stores": stores, "maps": maps}
+    return {"stores": stores, "maps": maps, "runs": arm_runs(wildcards)}
 
 
 def other_teachers(arm):
@@ -199,6 +218,12 @@ def asked_model(wildcards):
     return (
         None if STUDY.trained(wildcards.arm) else model_params(model_of(wildcards.arm))
     )
+
+
+def asked_runs(wildcards):
+    """Such runs among the models that `asked_model` gives."""
+    asks = not STUDY.trained(wildcards.arm) or injected_kv(wildcards)
+    return arm_runs(wildcards) if asks else []
 
 
 def align_of(wildcards):

@@ -8,6 +8,7 @@ PER_JOB = STUDY.datasets if PER_RUN else ["{dataset}"]
 rule predict:
     input:
         model=trained_model,
+        runs=asked_runs,
         test=expand(f"{ROOT}/data/test/{{dataset}}.parquet", dataset=PER_JOB),
         examples=example_files(PER_JOB),
     output:

@@ -5,6 +5,7 @@ ROWS = [f"{ROOT}/data/{split}.parquet" for split in ("train", "val", "calibratio
 rule teacher_kv:
     input:
         rows=ROWS,
+        runs=read_runs,
     output:
         shard=f"{ROOT}/teachers/{{teacher}}/shard-{{shard}}.safetensors",
         card=f"{ROOT}/teachers/{{teacher}}/shard-{{shard}}.card.json",
@@ -54,6 +55,7 @@ rule map:
     input:
         rows=ROWS,
         index=teacher_index,
+        runs=read_runs,
     output:
         map=f"{ROOT}/maps/{{teacher}}/{{align}}.safetensors",
         probe=f"{ROOT}/maps/{{teacher}}/{{align}}.probe.parquet",
@@ -96,6 +98,7 @@ rule targets:
         rows=ROWS[:2],
         index=f"{ROOT}/teachers/{{teacher}}/index.parquet",
         map=f"{ROOT}/maps/{{teacher}}/{{align}}.safetensors",
+        runs=read_runs,
     output:
         targets=directory(f"{ROOT}/maps/{{teacher}}/{{align}}.targets"),
         card=f"{ROOT}/maps/{{teacher}}/{{align}}.targets.card.json",

@@ -4,13 +4,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from mtkv.config.base import Name, Section, distinct, problem, without_unset
+from mtkv.config.base import Name, Section, Seed, distinct, problem, without_unset
 from mtkv.config.fusion import LogitConfig
 from mtkv.config.kv import OWN_TEACHER, KVConfig
 from mtkv.config.latent import LatentConfig
 from mtkv.config.phases import Phase, check_phases
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 SHARE_TOLERANCE = 1e-6
 Seeds = Annotated[list[Seed], AfterValidator(distinct), Field(min_length=1)]
 
@@ -72,13 +71,17 @@ class TrainingConfig(Section):
         default=None, description="Train adapters of low rank only; null: all weights. Needs the extra mtkv[lora]."
     )
 
+    sources: Annotated[list[Name], AfterValidator(distinct), Field(min_length=1)] | None = Field(
+        default=None,
+        description="Training sources whose rows are trained on and give the validation losses; null: all of them.",
+    )
     styles: Annotated[list[Literal["cot", "direct"]], AfterValidator(distinct), Field(min_length=1)] | None = Field(
         default=None, description="Styles of the rows that are trained on, of those in data.styles; null: all of them."
     )
     rows: int | None = Field(
         default=None,
         ge=1,
-        description="How many of the training rows the arm has, the first ones of its styles, for studies of few labels; null: all.",
+        description="How many training rows the arm has, the first ones of its sources and styles, for studies of few labels; null: all.",
     )
     phases: list[Phase] = Field(
         default=[],
@@ -89,7 +92,7 @@ class TrainingConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unset(self, handler(self), "styles", "rows", "phases")
+        return without_unset(self, handler(self), "sources", "styles", "rows", "phases")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -2,6 +2,7 @@
 
 import re
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -13,12 +14,14 @@ from pydantic import (
     model_validator,
 )
 
-from mtkv.config.base import Name, Section, distinct, problem, without_unset
+from mtkv.config.base import Name, Section, Seed, distinct, problem, without_unset
 from mtkv.config.errors import show, unknown
 
 POCKET_MODELS = ("student", "qwen2", "gpt2", "expert_reasoning", "expert_knowledge")
 DATE = "2024-07-26"  # the day that Llama 3's template falls back to
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# Fields that models of one source have and must have.
+OF_A_SOURCE = {"teacher": "pruned", "layers": "pruned", "arm": "run", "seed": "run"}
 
 
 class RopeScaling(Section):
@@ -35,16 +38,16 @@ class RopeScaling(Section):
 class ModelConfig(Section):
     """One language model and its tokenizer."""
 
-    source: Literal["pocket", "path", "hub", "gguf", "merged", "pruned"] = Field(
+    source: Literal["pocket", "path", "hub", "gguf", "merged", "pruned", "run"] = Field(
         default="pocket",
         description="pocket: a small model inside this package. path: a Hugging Face model folder. hub: a model of the Hugging Face "
         "hub, fetched by `snakemake assets`. gguf: a GGUF file, de-quantised on first use. merged: the average of the weights of `merge`. "
-        "pruned, of the student only: some `layers` of a `teacher`.",
+        "pruned, of the student only: some `layers` of a `teacher`. run: what a run of this study or of another has trained.",
     )
     name: str = Field(
         min_length=1,
         description="Pocket model, path of a model folder or of a GGUF file, id on the hub (owner/name), or what a merged or pruned model "
-        "is called.",
+        "is called; a run has a name if none is given.",
     )
     merge: list["ModelConfig"] = Field(
         default=[],
@@ -59,6 +62,12 @@ class ModelConfig(Section):
     layers: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(distinct)] = Field(
         default=[], description="Source pruned only: the teacher's layers that are kept, by number from 0, ascending."
     )
+    study: Name | None = Field(
+        default=None,
+        description="Source run only: the study whose run it is, as trained there; null: this one, which then trains it first.",
+    )
+    arm: Name | None = Field(default=None, description="Source run only: the arm of the run.")
+    seed: Seed | None = Field(default=None, description="Source run only: the seed of the run.")
     revision: str | None = Field(
         default=None, min_length=1, description="Branch, tag or commit of a hub model; null for its main branch."
     )
@@ -88,7 +97,15 @@ class ModelConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unset(self, handler(self), "merge", "teacher", "layers")
+        return without_unset(self, handler(self), "merge", "teacher", "layers", "study", "arm", "seed")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _run_is_called_by_what_it_is(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("source") != "run" or "name" in given:
+            return given
+        parts = [given.get("study"), given.get("arm"), f"seed{given.get('seed')}"]
+        return given | {"name": "/".join(str(part) for part in parts if part is not None)}
 
     @field_validator("date")
     @classmethod
@@ -117,15 +134,12 @@ class ModelConfig(Section):
             raise problem(f"given, but source is {self.source}; only merged models have it", "merge")
         if self.layers != sorted(self.layers):
             raise problem(f"{self.layers} is not in the teacher's order; allowed: ascending", "layers")
-        for field in ("teacher", "layers"):
-            if bool(getattr(self, field)) != (self.source == "pruned"):
-                need = (
-                    "source pruned needs it"
-                    if self.source == "pruned"
-                    else f"source is {self.source}; only pruned has it"
-                )
-                raise problem(f"{'not ' if self.source == 'pruned' else ''}given, but {need}", field)
-        for field, source in (("revision", "hub"), ("gguf_file", "gguf")):
+        for field, source in OF_A_SOURCE.items():
+            given = getattr(self, field) not in (None, [])
+            if given != (self.source == source):
+                lacking = f"not given, but source {source} needs it"
+                raise problem(f"given, but source is {self.source}; only {source} has it" if given else lacking, field)
+        for field, source in (("revision", "hub"), ("gguf_file", "gguf"), ("study", "run")):
             if getattr(self, field) is not None and self.source != source:
                 raise problem(f"given, but source is {self.source}; only {source} models have one", field)
         return self
@@ -134,6 +148,16 @@ class ModelConfig(Section):
     def parts(self) -> list["ModelConfig"]:
         """The models that this one is made of: those merged, or the teacher that it is cut from."""
         return [*self.merge, *([self.teacher] if self.teacher else [])]
+
+    @property
+    def runs(self) -> list["ModelConfig"]:
+        """The trained runs that this model is, or is made of."""
+        return [self] if self.source == "run" else [run for part in self.parts for run in part.runs]
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the results of a run lie: its model, its card."""
+        return Path("results", str(self.study), "arms", str(self.arm), f"seed{self.seed}")
 
     @property
     def chat_date(self) -> str | None:
@@ -185,7 +209,10 @@ class TeachersConfig(Section):
         for name, model in models.items():
             if isinstance(model, dict) and model.get("source") == "pruned":
                 raise problem(
-                    "'pruned' is for the student; allowed: pocket, path, hub, gguf, merged", "models", name, "source"
+                    "'pruned' is for the student; allowed: pocket, path, hub, gguf, merged, run",
+                    "models",
+                    name,
+                    "source",
                 )
             parts = model.get("merge") if isinstance(model, dict) else None
             if isinstance(parts, list):

@@ -118,7 +118,7 @@ def _arm_problems(study: "Study", teachers: list[str]) -> Iterator[Problem]:
         for index, teacher in enumerate(arm.logits.teachers if arm.logits else []):
             if teacher not in teachers:
                 yield Problem(("arms", name, "logits", "teachers", index), unknown(teacher, "a teacher id", teachers))
-        yield from _phase_problems(study, name)
+        yield from _source_problems(study, name)
         for part in ("kv", "logits"):
             yield from _task_problems(study, (name, part), getattr(arm, part))
         if arm.kv and arm.kv.own:
@@ -178,9 +178,11 @@ def _task_problems(study: "Study", place: tuple[str, str], part: KVConfig | Logi
     if given is None:
         return
     known, used = _sources(study)
+    training = study.arms[place[0]].training
+    used = (training and training.sources) or used
     loc: Loc = ("arms", place[0], place[1], "fusion", "by_task")
     yield from (Problem((*loc, task), unknown(task, "a training source", known)) for task in given if task not in known)
-    if absent := [source for source in used if source not in given]:
+    if absent := [source for source in used if source in known and source not in given]:
         yield Problem(loc, f"has no weights for {', '.join(absent)}; each training source needs some")
 
 
@@ -191,14 +193,21 @@ def _sources(study: "Study") -> tuple[tuple[str, ...], Sequence[str]]:
     return known, data.sources or (known if data.mixture == "pocket" else ())
 
 
-def _phase_problems(study: "Study", name: str) -> Iterator[Problem]:
-    """Sources of a phase that the study does not train on."""
+def _source_problems(study: "Study", name: str) -> Iterator[Problem]:
+    """Sources of an arm that the study does not train on, and those of a phase that the arm does not."""
     training, (known, used) = study.arms[name].training, _sources(study)
-    for index, phase in enumerate(training.phases if training else []):
-        for number, source in enumerate(phase.sources or []):
-            if source not in (used or known):
-                loc: Loc = ("arms", name, "training", "phases", index, "sources", number)
-                yield Problem(loc, unknown(source, "a training source of this study", used or known))
+    if training is None:
+        return
+    places: dict[Loc, Sequence[str] | None] = {("sources",): training.sources}
+    places |= {("phases", index, "sources"): phase.sources for index, phase in enumerate(training.phases)}
+    for place, sources in places.items():
+        whose, allowed = ("study", used or known)
+        if training.sources and place != ("sources",):
+            whose, allowed = "arm", training.sources
+        for number, source in enumerate(sources or []):
+            if source not in allowed:
+                loc: Loc = ("arms", name, "training", *place, number)
+                yield Problem(loc, unknown(source, f"a training source of this {whose}", allowed))
 
 
 def _dtype_problems(study: "Study") -> Iterator[Problem]:

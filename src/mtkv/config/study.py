@@ -24,6 +24,7 @@ from mtkv.config.pydantic_errors import config_loc, problems_of
 from mtkv.config.raw_tree import plain_tree
 from mtkv.config.references import reference_problems
 from mtkv.config.resources import Resources
+from mtkv.config.runs import run_problems, with_own_study
 from mtkv.registry import look_beside
 
 
@@ -85,6 +86,12 @@ class Study(Section):
         """Arms whose student has latent tokens."""
         return [name for name, arm in self.arms.items() if arm.latent is not None and arm.latent.tokens > 0]
 
+    def arms_that_teach(self) -> list[str]:
+        """Arms whose runs are models of this study: its student, teachers, or parts of them."""
+        models = [self.student, *self.teachers.models.values()]
+        found = {run.arm for model in models for run in model.runs if run.study == self.study}
+        return [name for name in self.arms if name in found]
+
     def teachers_used(self) -> list[str]:
         """Teachers whose KV any arm reads, in the order of the config."""
         used = {teacher for arm in self.arms.values() if arm.kv for teacher in arm.kv.teachers}
@@ -121,7 +128,7 @@ def read_study(*yaml_paths: str | Path) -> Study:
 
 def load_study(config: Mapping[str, Any]) -> Study:
     """The study that a mapping describes. Raises ConfigError with every problem found."""
-    tree = without_deleted(plain_tree(config))
+    tree = with_own_study(without_deleted(plain_tree(config)))
     problems: list[Problem] = []
     ancestors: dict[str, list[str]] = {}
     names = {loc: _entry_names(tree, loc) for loc in ENTRY_SECTIONS}
@@ -136,6 +143,7 @@ def load_study(config: Mapping[str, Any]) -> Study:
     problems += [problem for problem in found if problem.loc != no_arm_left]
     if study is not None:
         problems += reference_problems(study, names["arms",], names["teachers", "models"])
+        problems += run_problems(study, names["arms",])
     if problems:
         raise ConfigError(_without_inherited(problems, ancestors))
     assert study is not None

@@ -142,12 +142,13 @@ READ_BYTES = 1 << 20  # without a buffer, pyarrow reads a whole column of a row 
 
 @dataclass(frozen=True)
 class RowFile:
-    """The rows of a parquet file that are written in one of `styles` (None: all), the first `limit` of them (None: all)."""
+    """The rows of a parquet file from one of `sources` that are written in one of `styles`, the first `limit` of them; None: all."""
 
     path: Path
     styles: Sequence[str] | None = None
     limit: int | None = None
     piece: int = PIECE
+    sources: Sequence[str] | None = None
 
     def pieces(self) -> Iterator[pd.DataFrame]:
         """The rows in the file's order, as frames of at most `piece` rows with those of `COLUMNS` that the file has."""
@@ -155,14 +156,20 @@ class RowFile:
         with pq.ParquetFile(self.path, buffer_size=READ_BYTES) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
             for batch in file.iter_batches(self.piece, columns=columns):
-                frame = batch.to_pandas()
-                kept = frame if self.styles is None else frame[frame["style"].isin(self.styles)]
+                kept = chosen(batch.to_pandas(), self.styles, self.sources)
                 kept = kept.head(len(kept) if left is None else left).reset_index(drop=True)
                 if len(kept):
                     yield kept
                 left = None if left is None else left - len(kept)
                 if left == 0:
                     return
+
+
+def chosen(rows: pd.DataFrame, styles: Sequence[str] | None, sources: Sequence[str] | None) -> pd.DataFrame:
+    """Those of `rows` that are written in one of `styles` and come from one of `sources`; None: from all."""
+    for column, allowed in (("style", styles), ("dataset", sources)):
+        rows = rows if allowed is None else rows[rows[column].isin(allowed)]
+    return rows
 
 
 def check_rows(rows: pd.DataFrame, where: str) -> None:

@@ -168,6 +168,7 @@ FOLDERS: dict[str, Callable[[ModelConfig], Path]] = {
     "gguf": converted_folder,
     "merged": merged_folder,
     "pruned": pruned_folder,
+    "run": lambda config: config.run_folder / "model",
 }
 
 

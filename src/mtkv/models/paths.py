@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mtkv.config.models import ModelConfig
+from mtkv.config.runs import FUSER_FILE, LATENT_FILE
 
 MAIN = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}")
-LATENT_FILE = "latent.safetensors"
-FUSER_FILE = "fuser.safetensors"
 
 
 def models_folder() -> Path:
@@ -90,6 +89,7 @@ BLOCKS = 16
 
 
 MISSING = "missing"
+INPUT = "input"
 
 
 def pocket_folder(name: str) -> Path:
@@ -97,8 +97,10 @@ def pocket_folder(name: str) -> Path:
     return POCKET / name
 
 
-def content_digest(config: ModelConfig) -> str:
+def content_digest(config: ModelConfig, study: str | None = None) -> str:
     """Digest of the model's files: hexadecimal digits, or "missing" for a model that is not there (yet).
+
+    `study`: the study whose jobs are planned: the digest of one of its own runs, which is an input of the job that reads it, is "input".
 
     Pocket models: from the digests in `recipe.json`. Hub models: the commit that was fetched. Folders and GGUF files: from names,
     sizes and `BLOCKS` evenly spread blocks of each file, because reading many gigabytes at every plan would take minutes.
@@ -111,12 +113,14 @@ def content_digest(config: ModelConfig) -> str:
         card = read_card(hub_folder(config))
         return card["commit"] if card else cached_commit(config) or MISSING
     if config.source in ("merged", "pruned"):
-        parts = [*map(content_digest, config.parts), *map(str, config.layers)]
+        parts = [*(content_digest(part, study) for part in config.parts), *map(str, config.layers)]
         return MISSING if MISSING in parts else hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     if config.source == "gguf":
         path = gguf_path(config)
         return sampled_digest([path]) if path.is_file() else MISSING
-    folder = Path(config.name)
+    if config.source == "run" and config.study == study:
+        return INPUT
+    folder = config.run_folder / "model" if config.source == "run" else Path(config.name)
     return (
         sampled_digest(sorted(entry for entry in folder.iterdir() if entry.is_file())) if folder.is_dir() else MISSING
     )

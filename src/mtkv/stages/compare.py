@@ -32,7 +32,8 @@ def compare(study: Study, scores: Sequence[Path], train_cards: Sequence[Path], f
     """
     settings = study.comparison
     confidence, margin = settings.confidence, settings.equivalence_margin / 100
-    compute = check_fairness([read_json(path) for path in train_cards], settings.tolerance)
+    cards, apart = [read_json(path) for path in train_cards], only_teachers(study)
+    compute = check_fairness([card for card in cards if card["wildcards"]["arm"] not in apart], settings.tolerance)
     seeds = {arm: study.seeds_of(arm) for arm in study.arms}
     answers = read_scores(scores, study.study, seeds, study.datasets, settings.min_clusters)
     resamples = Resamples(answers, settings.resamples, settings.seed)
@@ -67,8 +68,19 @@ def compare(study: Study, scores: Sequence[Path], train_cards: Sequence[Path], f
 
 def contenders(study: Study) -> list[str]:
     """Arms that can be the best of a column: the students. A teacher's own scores are a reference, not a rival."""
-    students = [name for name, arm in study.arms.items() if arm.model == "student"]
+    teachers = only_teachers(study)
+    students = [name for name, arm in study.arms.items() if arm.model == "student" and name not in teachers]
     return students or list(study.arms)
+
+
+def only_teachers(study: Study) -> set[str]:
+    """Arms that are trained to teach other arms and that nothing is claimed of but what may be said of any teacher: that an arm `reaches`
+    it. They may have more compute than the arms that are compared."""
+    compared: set[str | None] = {study.comparison.baseline}
+    for claim in study.claims.values():
+        compared |= {claim.arm, *(getattr(claim, field, None) for field in ("baseline", "twin", "reference"))}
+        compared |= {*getattr(claim, "baselines", [])} if claim.kind != "reaches" else set()
+    return set(study.arms_that_teach()) - compared
 
 
 def without_twin(study: Study) -> dict[str, str]:

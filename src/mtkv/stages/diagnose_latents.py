@@ -20,7 +20,7 @@ from mtkv.latent.model.student import LatentStudent
 from mtkv.models.tokenization import dated_template
 from mtkv.provenance.files import write_parquet
 from mtkv.stages.predict import ModelSource, answer_tasks, study_tasks
-from mtkv.stages.train import of_styles
+from mtkv.stages.train import rows_of
 
 QUESTIONS = 100  # of each dataset, the first ones: each is asked five times
 TOP = 5
@@ -68,7 +68,7 @@ def diagnose_latents(
             continue
         accuracy.append(rows.assign(dataset=name))
         decoded.append(said.assign(dataset=name))
-    frame = of_styles(data_folder / "val.parquet", taught.training.styles)
+    frame = rows_of(data_folder / "val.parquet", taught.training)
     kept = kept_places(student, tokenizer, taught, frame.head(taught.training.eval_rows))
     empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in ACCURACY.items()})
     write_parquet(output / "accuracy.parquet", pd.concat(accuracy)[list(ACCURACY)] if accuracy else empty)

@@ -21,7 +21,7 @@ from mtkv.config.fusion import LogitConfig
 from mtkv.config.kv import KVConfig
 from mtkv.config.latent import LatentConfig
 from mtkv.config.models import ModelConfig
-from mtkv.data.rows import RowFile, check_files, check_rows
+from mtkv.data.rows import RowFile, check_files, check_rows, chosen
 from mtkv.distill.dataset import DistillationRows, check_streamable
 from mtkv.distill.distiller import Distiller
 from mtkv.distill.kv_objective import KVObjective
@@ -183,21 +183,22 @@ def quantized(training: TrainingConfig) -> bool:
 
 
 def training_rows(run: ArmInputs, stream: bool) -> tuple[list[RowFile], list[pd.DataFrame]]:
-    """Training and validation rows of the arm's styles: as files and, unless they are to stay there (`stream`), in memory.
+    """Training and validation rows of the arm's sources and styles: as files and, unless they are to stay there (`stream`), in memory.
 
     Raises ValueError for rows that cannot be trained on, NotImplementedError for an arm whose rows must be in memory.
     """
-    styles, limits = run.training.styles, (run.training.rows, run.training.eval_rows)
+    training = run.training
+    limits = (run.train_rows, training.rows), (run.validation_rows, training.eval_rows)
     where = f"{run.train_rows} and {run.validation_rows.name}"
-    files = [
-        RowFile(path, styles, most) for path, most in zip((run.train_rows, run.validation_rows), limits, strict=True)
-    ]
+    files = [RowFile(path, training.styles, most, sources=training.sources) for path, most in limits]
     if stream:
         check_streamable(run.teachers, run.latent)
         check_files(files, where)
         return files, []
-    frames = [of_styles(file.path, styles).iloc[: file.limit] for file in files]
+    frames = [rows_of(file.path, training).iloc[: file.limit] for file in files]
     check_rows(pd.concat(frames), where)
+    if frames[0].empty:
+        raise ValueError(f"{run.train_rows}: none of the rows is of training.sources and training.styles")
     return files, frames
 
 
@@ -231,10 +232,9 @@ def text_arm(
     return Distiller(model, training.ce_weight, objective, logits), datasets
 
 
-def of_styles(rows: Path, styles: Sequence[str] | None) -> pd.DataFrame:
-    """The rows of a file that are written in one of `styles`; None: all."""
-    frame = pd.read_parquet(rows)
-    return frame if styles is None else frame[frame["style"].isin(styles)].reset_index(drop=True)
+def rows_of(rows: Path, training: TrainingConfig) -> pd.DataFrame:
+    """The rows of a file from the sources and in the styles of a training."""
+    return chosen(pd.read_parquet(rows), training.styles, training.sources).reset_index(drop=True)
 
 
 def untrained(

@@ -111,6 +111,8 @@ def local_folder(config: "ModelConfig") -> Path | None:
         return pocket_folder(config.name)
     if config.source == "path":
         return Path(config.name)
+    if config.source == "run":
+        return config.run_folder / "model"
     if config.source == "gguf":
         return gguf_path(config).parent
     fetched = hub_folder(config)

@@ -144,7 +144,7 @@ def job_work(job: PlannedJob, amounts: Amounts) -> Work:
 
 
 def _teacher_kv(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
-    reader, student = _size(params["teacher"]), _size(params["student"])
+    reader, student = _size(params["teacher"], amounts), _size(params["student"], amounts)
     tokens = amounts.read / params["shards"] * amounts.tokens(teacher)
     from mtkv.align.layers import stored_layers  # numpy, which `mtkv status` does without
 
@@ -156,7 +156,7 @@ def _teacher_kv(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str,
 
 
 def _map(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
-    reader, student = _size(params["teacher"]), _size(params["student"])
+    reader, student = _size(params["teacher"], amounts), _size(params["student"], amounts)
     rows = amounts.calibration + amounts.validation
     tokens = rows * amounts.tokens(STUDENT)
     fit = 4 * tokens * reader.kv_width * (reader.kv_width + student.kv_width) * student.layers
@@ -165,14 +165,14 @@ def _map(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], 
 
 
 def _targets(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
-    student = _size(params["student"])
+    student = _size(params["student"], amounts)
     tokens = (amounts.train + amounts.validation) * amounts.tokens(STUDENT)
     values = tokens * student.layers * 2 * student.kv_width
     return Work(values * 2 * student.kv_width, "float32", written=values * BYTES[params["dtype"]])
 
 
 def _train(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...], teacher: str) -> Work:
-    arm, student = params["arm"], _size(params["student"])
+    arm, student = params["arm"], _size(params["student"], amounts)
     training, kv = arm["training"], arm["kv"]
     per_row = min(amounts.tokens(STUDENT), training["max_length"])
     rows = training["batch_size"] * training["gradient_accumulation"]
@@ -193,7 +193,7 @@ def _train(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ...]
     checked = (steps // training["eval_steps"] + 1) * min(training["eval_rows"], amounts.validation) * per_row
     readers = arm["teachers"] if kv and arm["tier"] == "online" else []
     readers = [*readers, *arm["logit_teachers"]]
-    along = 2 * sum(_size(reader).parameters for reader in readers) * (tokens + checked)
+    along = 2 * sum(_size(reader, amounts).parameters for reader in readers) * (tokens + checked)
     state = ADAM_NUMBERS * 4 * student.parameters * CHECKPOINTS_KEPT
     written = student.parameters * BYTES[params["student"]["config"]["dtype"]]
     flops = student.parameters * (factor * tokens + 2 * (checked + looked)) + along
@@ -204,8 +204,10 @@ def _predict(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ..
     evaluation = params["evaluation"]
     asked = params["model"] or {}
     given = asked if "config" in asked else amounts.student
-    along = sum(_size(reader).parameters for reader in asked.get("teachers", {}).values())  # read each question once
-    size, dtype = _size(given), given["config"]["dtype"]
+    along = sum(
+        _size(reader, amounts).parameters for reader in asked.get("teachers", {}).values()
+    )  # read each question once
+    size, dtype = _size(given, amounts), given["config"]["dtype"]
     datasets = [path.stem for path in map(Path, outputs) if path.suffix == ".parquet"]
     shots = 1 + (evaluation["num_fewshot"] or 0)
     tokens, steps, written = 0.0, 0, 0.0
@@ -228,7 +230,9 @@ def _latents(params: Mapping[str, Any], amounts: Amounts, outputs: tuple[str, ..
     asked = {name: min(count, DIAGNOSED) for name, count in amounts.questions.items()}
     files = tuple(f"{name}.parquet" for name in asked)
     one = _predict({**params, "model": None}, replace(amounts, questions=asked), files, teacher)
-    refined = 2 * _size(amounts.student).parameters * sum(asked.values()) * latent["tokens"] * latent["iterations"]
+    refined = (
+        2 * _size(amounts.student, amounts).parameters * sum(asked.values()) * latent["tokens"] * latent["iterations"]
+    )
     return replace(one, flops=times * (one.flops + refined), steps=times * one.steps, written=times * one.written)
 
 
@@ -242,9 +246,12 @@ WORK: dict[str, Callable[[Mapping[str, Any], Amounts, tuple[str, ...], str], Wor
 }
 
 
-def _size(model: Mapping[str, Any]) -> ModelSize:
+def _size(model: Mapping[str, Any], amounts: Amounts) -> ModelSize:
+    """The size of a model; of a run that is not trained yet, or what is made of one, that of the student, which it starts from."""
     config = ModelConfig.model_validate(model["config"])
     size = model_size(config)
+    if size is None and config.runs:
+        size = model_size(ModelConfig.model_validate(amounts.student["config"]))
     if size is None:
         raise UnknownSizeError(config.name)
     return size
