@@ -1,5 +1,6 @@
 """Trained runs as models, and training on some sources: what is resolved, and what is refused before any compute."""
 
+import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,18 @@ def test_unknown_training_sources_are_refused_with_the_known_ones(raw: dict[str,
     raw["arms"]["sft"]["training"]["sources"] = ["pocket_bbh", "pocket_gpqa"]
     raw["data"]["sources"] = ["pocket_bbh"]
     with pytest.raises(ConfigError, match=r"sources\[1\]: 'pocket_gpqa' is not a training source of this study"):
+        load_study(raw)
+
+
+def test_a_phase_reads_none_but_its_arms_sources(raw: dict[str, Any]) -> None:
+    training = raw["arms"]["sft"]["training"]
+    training |= {"sources": ["pocket_bbh"], "phases": [{"name": "all", "share": 1.0, "sources": ["pocket_bbh"]}]}
+    assert load_study(json.loads(json.dumps(raw))).arms["sft"].training is not None
+    training["phases"][0]["sources"] = ["pocket_gsm8k"]
+    with pytest.raises(
+        ConfigError,
+        match=r"phases\[0\]\.sources\[0\]: 'pocket_gsm8k' is not a training source of this arm; allowed: pocket_bbh",
+    ):
         load_study(raw)
 
 

@@ -192,6 +192,24 @@ def test_a_model_that_is_not_here_is_said_and_not_guessed(monkeypatch, tmp_path)
     assert "owner/large" in found.note
 
 
+def test_a_run_that_is_not_trained_yet_has_the_students_size():
+    run = ModelConfig(source="run", study="later", arm="sft", seed=1)
+    mix = ModelConfig(source="merged", name="mix", merge=[run, run])
+    found = []
+    for config in (run, mix, ModelConfig(name="student"), ModelConfig(name="gpt2")):
+        model = {"config": config.model_dump(mode="json"), "content": ""}
+        reads = {
+            "teacher": model,
+            "student": POCKET,
+            "layers": ["ratio"],
+            "shards": 1,
+            "dtype": "float16",
+            "importance": False,
+        }
+        found.append(work_of("teacher_kv", reads, AMOUNTS, ()))
+    assert found[0] == found[1] == found[2] != found[3]
+
+
 def test_without_past_runs_a_time_is_the_model_on_the_device():
     work = work_of("train", planned().params, AMOUNTS, ())
     for gpu, name, count in ((0, "cpu", 2), (4, "h100", 4)):

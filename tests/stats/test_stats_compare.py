@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from mtkv.provenance.files import write_json
-from mtkv.stages.compare import compare
+from mtkv.stages.compare import compare, contenders
 from mtkv.stats import ranks
 from mtkv.stats.bootstrap import Resamples
 from mtkv.stats.compute_parity import UnfairComparison
@@ -229,6 +229,44 @@ def test_unfair_training_stops_the_stage(compared, tmp_path):
     with pytest.raises(UnfairComparison, match="steps: sft/seed42 has 300, kv/seed42 has 306"):
         compared(cards=cards)
     assert not (tmp_path / "compare").exists()
+
+
+RUN = {"source": "run", "arm": "expert", "seed": 42}
+WITH_EXPERT = ARMS | {"expert": {"training": {"steps": 99}}, "taught": {"extends": "kv", "kv": {"teachers": ["own"]}}}
+
+
+@pytest.mark.parametrize(
+    ("claim", "teaches", "held"),
+    [
+        (None, True, False),
+        ({"kind": "reaches", "arm": "taught", "baselines": ["expert"]}, True, False),
+        ({"kind": "difference", "arm": "taught", "baseline": "expert"}, True, True),
+        ({"kind": "difference", "arm": "expert", "baseline": "raw"}, True, True),
+        ({"kind": "recovers", "arm": "taught", "baseline": "sft", "reference": "expert"}, True, True),
+        ({"kind": "differ", "arm": "taught", "baselines": ["sft", "expert"]}, True, True),
+        (None, False, True),
+    ],
+)
+def test_an_expert_of_more_steps_is_held_to_the_others_where_a_claim_compares_it(made, tmp_path, claim, teaches, held):
+    models = {"qwen2": {"name": "qwen2"}, "own": RUN if teaches else {"name": "gpt2"}}
+    claims = {"made": claim | {"statement": "Said."}} if claim else {}
+    study = made.make_study(arms=WITH_EXPERT, teachers={"models": models}, claims=claims)
+    cards = [tmp_path / f"{arm}.json" for arm in ("sft", "taught", "expert")]
+    for path in cards:
+        facts = {
+            "steps": 99 if path.stem == "expert" else 10,
+            "tokens": 9,
+            "rows_seen": 9,
+            "batch_size": 8,
+            "ce_weight": 1.0,
+        }
+        write_json(path, {"wildcards": {"arm": path.stem, "seed": "42"}, "result": facts})
+    assert ("expert" in contenders(study)) == held
+    if held:
+        with pytest.raises(UnfairComparison, match="steps: sft/seed42 has 10, expert/seed42 has 99"):
+            compare(study, [], cards, tmp_path / "c")
+    else:
+        assert compare(study, [], cards, tmp_path / "c")["compute"]["steps"] == [10, 10]
 
 
 def test_statistics_need_no_torch():

@@ -204,13 +204,13 @@ def test_one_score_file_needs_its_own_run_only(study):
 TAUGHT = {"extends": "single", "kv": {"teachers": ["trained"]}, "seeds": [42]}
 
 
-def run_of(study, **names):
+def run_of(folder, **names):
     """Adds a teacher that is a run of arm sft, and an arm that it teaches; returns the arm's card, and the run's folder."""
     teacher = {"source": "run", "arm": "sft", "seed": 42} | names
-    change_config(study, arms={"taught": TAUGHT}, teachers={"models": {"trained": teacher}})
+    change_config(folder, arms={"taught": TAUGHT}, teachers={"models": {"trained": teacher}})
     return (
         "results/pocket/arms/taught/seed42/card.json",
-        study / f"results/{names.get('study', 'pocket')}/arms/sft/seed42",
+        folder / f"results/{names.get('study', 'pocket')}/arms/sft/seed42",
     )
 
 

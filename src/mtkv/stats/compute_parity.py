@@ -4,13 +4,9 @@ In: the cards of the training runs. A difference between two arms is due to the 
 same rows with the same weight on the text; where these differ by more than the tolerance, `check_fairness` raises. Arms with latent
 tokens in place of the chain of thought read fewer tokens of the same rows by design: tokens are compared among arms of as many slots,
 and among runs of one seed, which draws the rows that a training of less than a pass has.
-<<<<<<< HEAD
 Phases (`training.phases`) lie inside an arm's steps and count in all of these, those of prompts with the prompts' tokens; an
 arm's weight on the text is that before their factors.
-=======
 Arms that only teach others are not among the cards (`mtkv.stages.compare.only_teachers`).
-Phases (`training.phases`) lie inside an arm's steps and count in all of these; its weight on the text is that before their factors.
->>>>>>> 7224adf (Trained runs as models (source: run), of this study or of a finished other one; training.sources; a study of other experts)
 """
 
 from collections.abc import Mapping, Sequence
