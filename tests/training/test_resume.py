@@ -357,7 +357,7 @@ def test_the_trainer_is_told_the_order(grouped, strategy, tmp_path):
     training = TrainingConfig(steps=1, group_by_length=grouped, batch_size=3, gradient_accumulation=4)
     arguments = training_arguments(training, 0, str(tmp_path))
     assert arguments.train_sampling_strategy == strategy
-    trainer = SimpleNamespace(args=arguments, rows=SimpleNamespace(lengths=[4, 2, 3]), state=TrainerState())
+    trainer = SimpleNamespace(args=arguments, rows=SimpleNamespace(lengths=[4, 2, 3]), state=TrainerState(), phases=[])
     assert DistillationTrainer._get_train_sampler(trainer).group == (12 if grouped else None)
 
 
