@@ -5,7 +5,6 @@ vocabulary α·CE + (1 − α)·T²·KL in place of CE. Saving `student` alone g
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -21,9 +20,6 @@ from mtkv.kv.patch import KVInjection, scattered
 from mtkv.models.cross_entropy import target_logits, target_loss
 from mtkv.models.tokenization import end_answers, frame_of
 from mtkv.training.data_parallel import LossTerm, summed
-
-if TYPE_CHECKING:
-    pass
 
 CE, KD = LossTerm("ce", "targets"), LossTerm("kd", "targets", factor="logits")
 ROUTE_CE = LossTerm("route_ce", "targets", factor="router")

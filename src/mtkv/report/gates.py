@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mtkv.provenance.files import read_json
 
-ALL = -1  # = `mtkv.stages.gate.ALL`; that module imports torch
+ALL = -1  # in place of a layer's number
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ from mtkv.inject.training import InjectionDistiller
 from mtkv.kv.shards import KEY, VALUE
 from mtkv.latent.training.objective import LatentDistiller
 from mtkv.provenance.files import write_parquet
+from mtkv.report.gates import ALL
 from mtkv.stages.train import ArmInputs, arm_parts
 from mtkv.training.data_parallel import PART
 from mtkv.training.gradient_shares import gradients
 
 OTHER_ROW = "shuffle_items"
 KINDS = {KEY: "key", VALUE: "value"}
-ALL = -1  # in place of a layer's number
 
 
 def measure_gate(run: ArmInputs, steps: int, batches: int, output: Path) -> dict[str, Any]:

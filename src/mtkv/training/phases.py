@@ -74,7 +74,7 @@ def learning_rates(
     return found
 
 
-def rows_of(datasets: Sequence[str], sources: Sequence[str] | None, most: int | None) -> list[int]:
+def phase_rows(datasets: Sequence[str], sources: Sequence[str] | None, most: int | None) -> list[int]:
     """Numbers of the first `most` rows (None: all) whose dataset is one of `sources` (None: any). Raises ValueError where there is none."""
     found = [number for number, dataset in enumerate(datasets) if sources is None or dataset in sources]
     if not found:
@@ -99,7 +99,7 @@ class PhaseSampler(Sampler[int]):
     ) -> None:
         self.passes = passes
         self.parts = [
-            (rows_of(datasets, phase.sources, phase.rows), length * size)
+            (phase_rows(datasets, phase.sources, phase.rows), length * size)
             for phase, length in phase_steps(phases, steps)
         ]
 
